@@ -1,0 +1,175 @@
+"""What the code needs to know of a checkpoint, as frozen dataclasses.
+
+`read_checkpoint` reads a checkpoint folder (either layout); export writes the result as `florence2.json` beside every
+model that needs it, and the server reads that file back with `ModelConfig.load`. No I/O happens at import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florence2.errors import CheckpointError, InvalidOption
+
+FILE_NAME = "florence2.json"
+LOCATION_BINS = 1000
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The picture as the vision encoder takes it: uint8 [height, width, 3], normalised inside the ONNX graph."""
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: int  # Pillow's number of the filter: 3 is bicubic
+    tokens: int  # feature rows per picture, for base 1 + 24 * 24
+    max_pixels: int = 100_000_000  # of the encoded picture, checked before it is decoded
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The BART language model's geometry."""
+
+    vocab_size: int  # rows of the embedding, padding included
+    d_model: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_heads: int
+    decoder_heads: int
+    encoder_ffn: int
+    decoder_ffn: int
+    max_positions: int
+    scale_embedding: bool
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """Token ids, taken from the tokenizer: the ids in the configs of fine-tunes are often stale."""
+
+    bos: int
+    pad: int
+    eos: int
+    decoder_start: int
+    first_location: int
+    known: int  # ids from here on are padding rows of the embedding and must never be generated
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """The checkpoint's defaults of what a request may set, and its forced tokens."""
+
+    num_beams: int
+    no_repeat_ngram_size: int
+    length_penalty: float
+    early_stopping: bool
+    forced_bos: int | None
+    forced_eos: int | None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All of an exported model."""
+
+    image: ImageConfig
+    text: TextConfig
+    tokens: TokenConfig
+    generation: GenerationDefaults
+    banned_phrases: tuple[str, ...]  # dropped from phrase grounding
+    source: str  # what the checkpoint was called when it was exported
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of a prompt, `<s>` and `</s>` included: what the positions leave beside the picture's."""
+        return self.text.max_positions - self.image.tokens
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The last generated token is never fed back, so exactly all positions can be generated."""
+        return self.text.max_positions
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> ModelConfig:
+        """Reads what `save` wrote. Raises CheckpointError on a missing file and on unknown or missing keys."""
+        return cls.from_dict(read_json(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        parts = {
+            "image": ImageConfig,
+            "text": TextConfig,
+            "tokens": TokenConfig,
+            "generation": GenerationDefaults,
+        }
+        try:
+            read = {key: parts[key](**value) if key in parts else value for key, value in values.items()}
+            config = cls(**read)
+        except TypeError as error:
+            raise CheckpointError(f"{FILE_NAME} does not fit this version: {error}") from error
+        image = dataclasses.replace(config.image, mean=tuple(config.image.mean), std=tuple(config.image.std))
+        return dataclasses.replace(config, image=image, banned_phrases=tuple(config.banned_phrases))
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """One request's options, complete and within range. Build it with `resolve`."""
+
+    max_new_tokens: int
+    num_beams: int
+    no_repeat_ngram_size: int
+    length_penalty: float
+    early_stopping: bool
+
+    MAX_BEAMS = 16
+
+    @classmethod
+    def resolve(
+        cls,
+        config: ModelConfig,
+        *,
+        max_new_tokens: int | None = None,
+        num_beams: int | None = None,
+        no_repeat_ngram_size: int | None = None,
+        length_penalty: float | None = None,
+        early_stopping: bool | None = None,
+    ) -> GenerationOptions:
+        """Fills what the caller left out from the checkpoint. Raises InvalidOption on a value out of range."""
+        defaults = config.generation
+        options = cls(
+            config.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            defaults.num_beams if num_beams is None else num_beams,
+            defaults.no_repeat_ngram_size if no_repeat_ngram_size is None else no_repeat_ngram_size,
+            defaults.length_penalty if length_penalty is None else length_penalty,
+            defaults.early_stopping if early_stopping is None else early_stopping,
+        )
+        _require_range("MAX_NEW_TOKENS", options.max_new_tokens, 1, config.max_new_tokens)
+        _require_range("NUM_BEAMS", options.num_beams, 1, cls.MAX_BEAMS)
+        _require_range("NO_REPEAT_NGRAM_SIZE", options.no_repeat_ngram_size, 0, config.max_new_tokens)
+        _require_range("LENGTH_PENALTY", options.length_penalty, -10.0, 10.0)
+        return options
+
+
+def _require_range(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidOption(f"{name} must be between {low} and {high}, not {value}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError if there is no such file or it holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.name} is missing in {path.parent}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path.name} in {path.parent} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} in {path.parent} is not a JSON object")
+    return value

@@ -1,0 +1,90 @@
+"""TASKS: the one table of what Florence-2 can be asked. Prompts, parsers, command line and docs derive from it.
+
+Prompts are those of transformers' `Florence2Processor` (`task_prompts_without_inputs`, `task_prompts_with_input`).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class TaskInput(enum.Enum):
+    """What a task takes beside the picture."""
+
+    NONE = "none"
+    TEXT = "text"
+    REGION = "region"
+
+
+class Grammar(enum.Enum):
+    """How the generated text is to be read; the values are transformers' post-processing types."""
+
+    TEXT = "pure_text"
+    OCR = "ocr"
+    LABELLED_BOXES = "description_with_bboxes"
+    BARE_BOXES = "bboxes"
+    GROUNDING = "phrase_grounding"
+    POLYGONS = "polygons"
+    BOXES_OR_POLYGONS = "description_with_bboxes_or_polygons"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table. `prompt` holds `{input}` exactly where the caller's text or region goes."""
+
+    token: str
+    summary: str
+    prompt: str
+    input: TaskInput
+    grammar: Grammar
+
+    @property
+    def name(self) -> str:
+        """The token without its brackets in lower case, as typed on the command line: `od`."""
+        return self.token.strip("<>").lower()
+
+
+def _table(*rows: Task) -> dict[str, Task]:
+    return {row.token: row for row in rows}
+
+
+NONE, TEXT, REGION = TaskInput.NONE, TaskInput.TEXT, TaskInput.REGION
+
+TASKS: dict[str, Task] = _table(
+    Task("<CAPTION>", "one sentence about the picture",
+         "What does the image describe?", NONE, Grammar.TEXT),
+    Task("<DETAILED_CAPTION>", "a few sentences about the picture",
+         "Describe in detail what is shown in the image.", NONE, Grammar.TEXT),
+    Task("<MORE_DETAILED_CAPTION>", "a paragraph about the picture",
+         "Describe with a paragraph what is shown in the image.", NONE, Grammar.TEXT),
+    Task("<OD>", "objects with their categories",
+         "Locate the objects with category name in the image.", NONE, Grammar.LABELLED_BOXES),
+    Task("<DENSE_REGION_CAPTION>", "objects with a short description each",
+         "Locate the objects in the image, with their descriptions.", NONE, Grammar.LABELLED_BOXES),
+    Task("<REGION_PROPOSAL>", "boxes of whatever stands out, without labels",
+         "Locate the region proposals in the image.", NONE, Grammar.BARE_BOXES),
+    Task("<CAPTION_TO_PHRASE_GROUNDING>", "the phrases of a caption, each with its boxes",
+         "Locate the phrases in the caption: {input}", TEXT, Grammar.GROUNDING),
+    Task("<REFERRING_EXPRESSION_SEGMENTATION>", "the outline of what a phrase refers to",
+         "Locate {input} in the image with mask", TEXT, Grammar.POLYGONS),
+    Task("<REGION_TO_SEGMENTATION>", "the outline of the object in a region",
+         "What is the polygon mask of region {input}", REGION, Grammar.POLYGONS),
+    Task("<OPEN_VOCABULARY_DETECTION>", "all places that fit a phrase, as boxes or outlines",
+         "Locate {input} in the image.", TEXT, Grammar.BOXES_OR_POLYGONS),
+    Task("<REGION_TO_CATEGORY>", "the category of a region",
+         "What is the region {input}?", REGION, Grammar.TEXT),
+    Task("<REGION_TO_DESCRIPTION>", "a description of a region",
+         "What does the region {input} describe?", REGION, Grammar.TEXT),
+    Task("<REGION_TO_OCR>", "the text in a region",
+         "What text is in the region {input}?", REGION, Grammar.TEXT),
+    Task("<OCR>", "the text in the picture",
+         "What is the text in the image?", NONE, Grammar.TEXT),
+    Task("<OCR_WITH_REGION>", "each line of text with its four corners",
+         "What is the text in the image, with regions?", NONE, Grammar.OCR),
+)  # fmt: skip
+
+
+def task_from_name(name: str) -> Task | None:
+    """The task of a token (`<OD>`) or a bare name in any case (`od`, `region-to-ocr`); None if there is none."""
+    return TASKS.get("<" + name.strip().strip("<>").upper().replace("-", "_") + ">")
