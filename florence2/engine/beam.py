@@ -1,0 +1,165 @@
+"""Greedy and beam search over one request's hypotheses, token for token as transformers' `generate`. Pure Python.
+
+A search says what the next tokens may be (`constraints`); the engine scores them, and `advance` takes the candidates.
+Sources: transformers `generation/utils.py` `_sample` and `_beam_search`, `generation/logits_process.py`.
+A hypothesis' tokens begin with the decoder's start token; lengths below count it, as there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from florence2.config import GenerationOptions, ModelConfig, TokenConfig
+
+NEVER = -1e9  # transformers' score of a beam that must not be chosen
+
+
+class Candidate(NamedTuple):
+    """One way to go on: `score` is the hypothesis' sum of log-probs with this token, `log_prob` the token's own."""
+
+    score: float
+    beam: int
+    token: int
+    log_prob: float
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]  # of all tokens but the start token
+    score: float  # sum of log_probs, in the float32 arithmetic of the logits
+
+    def extend(self, candidate: Candidate) -> Hypothesis:
+        return Hypothesis(
+            (*self.tokens, candidate.token), (*self.log_probs, candidate.log_prob), candidate.score
+        )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The answer: generated tokens without the start token, `<s>` and `</s>` included, and their log-probs."""
+
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    score: float  # sum of log_probs / len(tokens) ** length_penalty
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What the next token of a hypothesis may be: the `forced` one if any, else all but the `banned` ones."""
+
+    forced: int | None
+    banned: list[int]
+
+
+class Search(ABC):
+    """What greedy and beam search share: the running hypotheses and the rules of the next token."""
+
+    def __init__(self, options: GenerationOptions, config: ModelConfig) -> None:
+        self.options = options
+        self.tokens: TokenConfig = config.tokens
+        self.forced_bos = config.generation.forced_bos
+        self.forced_eos = config.generation.forced_eos
+        self.running = [Hypothesis((config.tokens.decoder_start,), (), 0.0)]
+        self.running += [Hypothesis((config.tokens.decoder_start,), (), NEVER)] * (options.num_beams - 1)
+        self.finished: list[tuple[float, Hypothesis]] = []  # best first
+
+    @property
+    def length(self) -> int:
+        """Tokens of every running hypothesis, the start token included."""
+        return len(self.running[0].tokens)
+
+    @property
+    def max_length(self) -> int:
+        return 1 + self.options.max_new_tokens
+
+    @property
+    def last_tokens(self) -> list[int]:
+        return [hypothesis.tokens[-1] for hypothesis in self.running]
+
+    def constraints(self) -> list[Constraint]:
+        """One per running hypothesis."""
+        forced = self._forced_token()
+        if forced is not None:
+            return [Constraint(forced, [])] * len(self.running)
+        size = self.options.no_repeat_ngram_size
+        return [Constraint(None, repeating_tokens(hypothesis.tokens, size)) for hypothesis in self.running]
+
+    def _forced_token(self) -> int | None:
+        if self.length == self.max_length - 1 and self.forced_eos is not None:
+            return self.forced_eos
+        return self.forced_bos if self.length == 1 else None
+
+    def result(self) -> Generation:
+        score, best = self.finished[0]
+        reason: Literal["stop", "length"] = "length" if len(best.tokens) == self.max_length else "stop"
+        return Generation(best.tokens[1:], best.log_probs, score, reason)
+
+    def _is_complete(self, hypothesis: Hypothesis) -> bool:
+        return hypothesis.tokens[-1] == self.tokens.eos or len(hypothesis.tokens) >= self.max_length
+
+    def _final_score(self, hypothesis: Hypothesis) -> float:
+        return hypothesis.score / (len(hypothesis.tokens) - 1) ** self.options.length_penalty
+
+    @abstractmethod
+    def advance(self, candidates: list[Candidate]) -> list[int] | None:
+        """Takes the scored candidates, best first. Returns each running beam's parent, or None at the end."""
+
+
+class GreedySearch(Search):
+    """The best token each time. The engine offers one candidate a step."""
+
+    def advance(self, candidates: list[Candidate]) -> list[int] | None:
+        hypothesis = self.running[0].extend(candidates[0])
+        self.running = [hypothesis]
+        if not self._is_complete(hypothesis):
+            return [0]
+        self.finished = [(self._final_score(hypothesis), hypothesis)]
+        return None
+
+
+class BeamSearch(Search):
+    """The engine offers the best 2 * num_beams candidates a step, so that num_beams go on even if all others end."""
+
+    def advance(self, candidates: list[Candidate]) -> list[int] | None:
+        extended = [self.running[candidate.beam].extend(candidate) for candidate in candidates]
+        complete = [self._is_complete(hypothesis) for hypothesis in extended]
+        self._collect(extended, complete)
+        if all(complete):
+            return None
+        # Stable sort: of equal scores the earlier candidate goes on, complete ones only for want of others.
+        order = sorted(range(len(extended)), key=lambda i: -extended[i].score - (NEVER if complete[i] else 0))
+        kept = order[: self.options.num_beams]
+        self.running = [extended[i] for i in kept]
+        return None if self._is_over() else [candidates[i].beam for i in kept]
+
+    def _collect(self, extended: list[Hypothesis], complete: list[bool]) -> None:
+        """Only the first num_beams candidates may finish; the others are spares for the running beams."""
+        beams = self.options.num_beams
+        new = [(self._final_score(h), h) for h, done in zip(extended[:beams], complete[:beams], strict=True) if done]
+        self.finished = sorted(self.finished + new, key=lambda scored: -scored[0])[:beams]
+
+    def _is_over(self) -> bool:
+        if len(self.finished) < self.options.num_beams:
+            return False
+        return self.options.early_stopping or self._best_possible() <= self.finished[-1][0]
+
+    def _best_possible(self) -> float:
+        """transformers' estimate: the best running beam's score as if it ended here."""
+        return self._final_score(self.running[0])
+
+
+def start_search(options: GenerationOptions, config: ModelConfig) -> Search:
+    return (GreedySearch if options.num_beams == 1 else BeamSearch)(options, config)
+
+
+def repeating_tokens(tokens: tuple[int, ...], size: int) -> list[int]:
+    """Tokens that would make an n-gram of `size` occur twice in `tokens` (0: none)."""
+    if size == 0 or len(tokens) < size:
+        return []
+    context = tokens[len(tokens) - size + 1 :]
+    starts = range(len(tokens) - size + 1)
+    return [tokens[i + size - 1] for i in starts if tokens[i : i + size - 1] == context]

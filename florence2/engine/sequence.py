@@ -1,0 +1,46 @@
+"""One request in the engine: what it asks, and the state of its decoding. Pure Python; owned by the scheduler.
+
+    waiting --admit--> live --retire--> done
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from florence2.config import GenerationOptions, ModelConfig
+from florence2.engine.beam import Generation, Search, start_search
+from florence2.errors import Florence2Error
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks of the decoder; checked before it gets here (`Engine.check`)."""
+
+    image_features: Any  # float32 [image tokens, d_model], numpy
+    prompt_ids: list[int]  # `<s>` … `</s>`
+    options: GenerationOptions
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request on its way through the engine. It is done when `outcome` is set, and that happens once."""
+
+    request: Request
+    search: Search
+    rows: range = range(0)  # of the self-attention cache; empty while waiting
+    cross: Any = None  # CrossKV, made by prefill
+    outcome: Generation | Florence2Error | None = field(default=None)
+
+    @classmethod
+    def start(cls, request: Request, config: ModelConfig) -> Sequence:
+        return cls(request, start_search(request.options, config))
+
+    @property
+    def done(self) -> bool:
+        return self.outcome is not None
+
+    def finish(self, outcome: Generation | Florence2Error) -> None:
+        assert self.outcome is None, "a request has one outcome"
+        self.outcome = outcome
+        self.cross = None

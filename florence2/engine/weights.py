@@ -1,0 +1,30 @@
+"""From a folder of an exported decoder (`florence2.json`, `model.safetensors`) to a ready `LanguageModel`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from florence2.config import ModelConfig
+from florence2.engine.model import LanguageModel
+from florence2.errors import CheckpointError
+
+FILE_NAME = "model.safetensors"
+
+
+def load_language_model(directory: Path, config: ModelConfig, device: torch.device) -> LanguageModel:
+    """Raises CheckpointError if the file is missing or damaged, or its tensors are not those of `config`."""
+    try:
+        tensors = load_file(directory / FILE_NAME, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{FILE_NAME} in {directory} cannot be read: {error}") from error
+    with torch.device("meta"):  # no memory is filled with random weights only to be overwritten
+        model = LanguageModel(config, tied="lm_head.weight" not in tensors)
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{FILE_NAME} does not fit {config.source}: {error}") from error
+    return model.eval().requires_grad_(False)
