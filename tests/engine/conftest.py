@@ -1,0 +1,53 @@
+"""A small language model with random weights, and its config, for tests that need no reference."""
+
+import numpy as np
+import pytest
+import torch
+
+from florence2.config import (
+    GenerationDefaults,
+    GenerationOptions,
+    ImageConfig,
+    ModelConfig,
+    TextConfig,
+    TokenConfig,
+)
+from florence2.engine.engine import Engine
+from florence2.engine.model import LanguageModel
+from florence2.engine.sequence import Request
+
+
+@pytest.fixture(scope="session")
+def config() -> ModelConfig:
+    return ModelConfig(
+        image=ImageConfig(32, 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 3, tokens=5),
+        text=TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=48, scale_embedding=False),
+        tokens=TokenConfig(bos=0, pad=1, eos=2, decoder_start=2, first_location=20, known=37),
+        generation=GenerationDefaults(3, 3, 1.0, True, forced_bos=0, forced_eos=2),
+        banned_phrases=(),
+        source="random weights",
+    )
+
+
+@pytest.fixture(scope="session")
+def model(config: ModelConfig) -> LanguageModel:
+    torch.manual_seed(0)
+    return LanguageModel(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def engine(model: LanguageModel, config: ModelConfig) -> Engine:
+    return Engine(model, config, rows=6, max_waiting=4)
+
+
+@pytest.fixture(scope="session")
+def make_request(config: ModelConfig):
+    """make_request(seed, num_beams=…, max_new_tokens=…): a request that differs by its seed."""
+
+    def make(seed: int = 0, **options) -> Request:
+        random = np.random.default_rng(seed)
+        features = random.standard_normal((config.image.tokens, config.text.d_model)).astype(np.float32)
+        prompt = [0, *random.integers(3, config.tokens.known, 1 + seed % 7).tolist(), 2]
+        return Request(features, prompt, GenerationOptions.resolve(config, **options))
+
+    return make

@@ -1,0 +1,65 @@
+"""The search rules that can be seen without a model; the whole search is compared with transformers in test_exactness."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import NoRepeatNGramLogitsProcessor
+
+from florence2.config import GenerationOptions
+from florence2.engine.beam import Candidate, repeating_tokens, start_search
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.integers(1, 6))
+def test_repeating_tokens_are_those_that_transformers_bans(tokens, size):
+    """Over a small alphabet, where n-grams repeat all the time."""
+    scores = NoRepeatNGramLogitsProcessor(size)(torch.tensor([tokens]), torch.zeros(1, 5))
+    assert set(repeating_tokens(tuple(tokens), size)) == {i for i in range(5) if scores[0, i] == -torch.inf}
+
+
+def test_size_zero_bans_nothing():
+    """0 switches the rule off."""
+    assert repeating_tokens((1, 1, 1, 1), 0) == []
+
+
+def search(config, **options):
+    return start_search(GenerationOptions.resolve(config, **options), config)
+
+
+def test_the_first_token_is_forced_to_bos_and_the_last_to_eos(config):
+    """The start token and the forced ones are no choice of the model."""
+    greedy = search(config, num_beams=1, max_new_tokens=3)
+    assert [constraint.forced for constraint in greedy.constraints()] == [0]
+    greedy.advance([Candidate(0.0, 0, 0, 0.0)])
+    assert [constraint.forced for constraint in greedy.constraints()] == [None]
+    greedy.advance([Candidate(-1.0, 0, 9, -1.0)])
+    assert [constraint.forced for constraint in greedy.constraints()] == [2]
+    assert greedy.advance([Candidate(-1.0, 0, 2, 0.0)]) is None
+    assert greedy.result().tokens == (0, 9, 2)
+    assert greedy.result().finish_reason == "length"
+
+
+def test_one_token_is_eos_since_the_end_is_forced_after_the_beginning(config):
+    """MAX_NEW_TOKENS 1: both rules apply, and the last one wins, as in transformers."""
+    assert search(config, num_beams=1, max_new_tokens=1).constraints()[0].forced == 2
+
+
+def test_an_early_eos_is_a_stop(config):
+    """The finish reason tells an answer that ended from one that was cut."""
+    greedy = search(config, num_beams=1)
+    greedy.advance([Candidate(0.0, 0, 0, 0.0)])
+    assert greedy.advance([Candidate(-0.5, 0, 2, -0.5)]) is None
+    assert greedy.result().finish_reason == "stop"
+    assert greedy.result().score == pytest.approx(-0.5 / 2)
+
+
+def test_only_the_first_candidates_may_finish(config):
+    """An EOS among the spare candidates is neither an answer nor a running beam."""
+    beams = search(config, num_beams=2, max_new_tokens=20)
+    beams.advance([Candidate(0.0, 0, 0, 0.0), Candidate(-1e9, 1, 0, 0.0), *[Candidate(-2e9, 0, 5, -2e9)] * 2])
+    parents = beams.advance(
+        [Candidate(-1.0, 0, 7, -1.0), Candidate(-2.0, 0, 8, -2.0), Candidate(-3.0, 0, 2, -3.0), Candidate(-4.0, 0, 9, -4.0)]
+    )
+    assert parents == [0, 0]
+    assert beams.last_tokens == [7, 8]
+    assert beams.finished == []

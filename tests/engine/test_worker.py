@@ -1,0 +1,200 @@
+"""Every job gets exactly one answer: in the ordinary way, late, cancelled, refused, failed, or when the engine dies."""
+
+import threading
+import time
+
+import pytest
+
+from florence2.engine.beam import Generation
+from florence2.engine.worker import Job, Worker
+from florence2.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    QueueFull,
+    Unavailable,
+)
+
+
+class Client:
+    """Collects the answers of one job."""
+
+    def __init__(self, request, **extra):
+        self.outcomes = []
+        self._answered = threading.Event()
+        self.job = Job(request, self._answer, **extra)
+
+    def _answer(self, outcome):
+        self.outcomes.append(outcome)
+        self._answered.set()
+
+    def wait(self):
+        assert self._answered.wait(10), "nobody may wait for ever"
+        return self.outcomes[0]
+
+
+@pytest.fixture
+def worker(engine):
+    worker = Worker(engine)
+    yield worker
+    worker.stop()
+
+
+def slow_down(engine, monkeypatch, seconds=0.02):
+    """A step that takes its time, so that requests overlap."""
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (time.sleep(seconds), step())[1])
+
+
+def test_requests_that_overlap_get_the_answers_they_get_alone(worker, engine, make_request):
+    """Batching changes nothing for the caller, and each is answered once."""
+    options = [dict(num_beams=1), dict(num_beams=3), dict(num_beams=2, max_new_tokens=7), dict(num_beams=1, max_new_tokens=3)]
+    clients = [Client(make_request(seed, **option)) for seed, option in enumerate(options)]
+    for client in clients:
+        worker.submit(client.job)
+    together = [client.wait() for client in clients]
+    worker.stop()
+    assert [len(client.outcomes) for client in clients] == [1] * 4
+    alone = [engine.generate([client.job.request])[0] for client in clients]
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+
+
+def test_a_short_request_overtakes_a_long_one(worker, engine, make_request, monkeypatch):
+    """In-flight batching: who comes late and asks little does not wait for the others."""
+    slow_down(engine, monkeypatch)
+    monkeypatch.setattr("florence2.engine.scoring._best_token", never_eos)
+    long, short = Client(make_request(1, num_beams=1)), Client(make_request(2, num_beams=1, max_new_tokens=2))
+    worker.submit(long.job)
+    time.sleep(0.1)
+    worker.submit(short.job)
+    assert isinstance(short.wait(), Generation)
+    assert not long.outcomes
+    assert isinstance(long.wait(), Generation)
+
+
+def never_eos(logits, constraint, running, known_tokens):
+    from florence2.engine.beam import Candidate
+
+    return Candidate(running, 0, 5 if constraint.forced is None else constraint.forced, 0.0)
+
+
+def test_a_deadline_ends_a_request_and_no_other(worker, engine, make_request, monkeypatch):
+    """The late one is told so; its neighbour is answered."""
+    slow_down(engine, monkeypatch)
+    monkeypatch.setattr("florence2.engine.scoring._best_token", never_eos)
+    late = Client(make_request(1, num_beams=1), deadline=time.monotonic() + 0.1)
+    neighbour = Client(make_request(2, num_beams=1))
+    worker.submit(late.job)
+    worker.submit(neighbour.job)
+    assert isinstance(late.wait(), DeadlineExceeded)
+    assert isinstance(neighbour.wait(), Generation)
+
+
+def test_a_caller_who_goes_away_frees_the_batch(worker, engine, make_request, monkeypatch):
+    """`cancelled` is asked until it says yes, and never again after the answer."""
+    slow_down(engine, monkeypatch)
+    monkeypatch.setattr("florence2.engine.scoring._best_token", never_eos)
+    asked = []
+    gone = Client(make_request(1, num_beams=1), cancelled=lambda: asked.append(len(gone.outcomes)) or True)
+    worker.submit(gone.job)
+    assert isinstance(gone.wait(), Cancelled)
+    assert asked == [0]
+    assert engine.scheduler.idle
+
+
+def test_a_full_queue_refuses_at_once(worker, engine, make_request, monkeypatch):
+    """Six rows and four waiting places: of twenty requests some are refused, all are answered."""
+    slow_down(engine, monkeypatch)
+    clients = [Client(make_request(seed, num_beams=1, max_new_tokens=4)) for seed in range(20)]
+    for client in clients:
+        worker.submit(client.job)
+    outcomes = [client.wait() for client in clients]
+    refused = [outcome for outcome in outcomes if isinstance(outcome, QueueFull)]
+    assert refused and len(refused) < 20
+    assert sum(isinstance(outcome, Generation) for outcome in outcomes) == 20 - len(refused)
+
+
+def test_a_failed_step_costs_the_batch_but_not_the_engine(worker, engine, make_request, monkeypatch):
+    """Out of memory, say: the live ones are told, the next one is served."""
+    decode = engine.model.decode
+    monkeypatch.setattr(engine.model, "decode", lambda *args: 1 / 0)
+    victim = Client(make_request(1))
+    worker.submit(victim.job)
+    assert isinstance(victim.wait(), InternalError)
+    monkeypatch.setattr(engine.model, "decode", decode)
+    survivor = Client(make_request(2))
+    worker.submit(survivor.job)
+    assert isinstance(survivor.wait(), Generation)
+
+
+def test_a_failed_prefill_costs_that_request_alone(worker, engine, make_request, monkeypatch):
+    """The neighbour in the batch never notices."""
+    slow_down(engine, monkeypatch)
+    encode = engine.model.encode
+    monkeypatch.setattr(engine.model, "encode", lambda features, ids: 1 / 0 if len(ids) == 3 else encode(features, ids))
+    neighbour, victim = Client(make_request(1)), Client(make_request(7))
+    assert len(victim.job.request.prompt_ids) == 3
+    worker.submit(neighbour.job)
+    worker.submit(victim.job)
+    assert isinstance(victim.wait(), InternalError)
+    assert isinstance(neighbour.wait(), Generation)
+
+
+def test_a_dead_engine_answers_everybody_and_refuses_the_rest(worker, engine, make_request, monkeypatch):
+    """Even SystemExit inside the thread leaves nobody waiting."""
+
+    def die():
+        raise SystemExit
+
+    monkeypatch.setattr(engine, "step", die)
+    victim = Client(make_request(1))
+    worker.submit(victim.job)
+    assert isinstance(victim.wait(), InternalError)
+    with pytest.raises(Unavailable, match="must be restarted"):
+        for _ in range(100):
+            worker.submit(Client(make_request(2)).job)
+            time.sleep(0.01)
+
+
+def test_stop_answers_whoever_is_left(engine, make_request, monkeypatch):
+    """Shutdown loses nobody."""
+    slow_down(engine, monkeypatch, 0.1)
+    worker = Worker(engine)
+    clients = [Client(make_request(seed)) for seed in range(8)]
+    for client in clients:
+        worker.submit(client.job)
+    worker.stop()
+    assert all(len(client.outcomes) == 1 for client in clients)
+    with pytest.raises(Unavailable, match="shutting down"):
+        worker.submit(clients[0].job)
+
+
+def test_an_answer_that_cannot_be_sent_harms_no_other(worker, make_request):
+    """The sender goes on after a caller's connection broke."""
+    broken = Job(make_request(1), lambda outcome: 1 / 0)
+    client = Client(make_request(2))
+    worker.submit(broken)
+    worker.submit(client.job)
+    assert isinstance(client.wait(), Generation)
+
+
+def test_hostile_requests_are_refused_before_they_reach_the_engine(worker, make_request, config):
+    """Direct calls to the decoder model can hold anything."""
+    import dataclasses
+
+    import numpy as np
+
+    good = make_request(1)
+    bad_features = [
+        np.zeros((3, 3), np.float32),
+        np.full((config.image.tokens, config.text.d_model), np.nan, np.float32),
+        np.full((config.image.tokens, config.text.d_model), np.inf, np.float32),
+    ]
+    bad_prompts = [[], [0] * 1000, [0, -1, 2], [0, 10**6, 2]]
+    hostile = [dataclasses.replace(good, image_features=features) for features in bad_features]
+    hostile += [dataclasses.replace(good, prompt_ids=prompt) for prompt in bad_prompts]
+    hostile.append(make_request(1, num_beams=7))
+    for request in hostile:
+        with pytest.raises(InvalidRequest):
+            worker.submit(Client(request).job)
