@@ -1,0 +1,186 @@
+"""What the model generated -> an answer, one small function per grammar. Called by the postprocess model.
+
+The grammars are those of transformers' `Florence2PostProcessor`. What its patterns lose or garble is kept
+here: fractions of pixels, labels beyond ASCII, line breaks, `<` in a label, bare locations, boxes behind
+polygons. An unfinished box or line at the end is dropped, an unclosed polygon kept; the finish reason tells.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeAlias
+
+from florence2.locations import to_pixel
+from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
+from florence2.tasks import Grammar
+
+Size: TypeAlias = tuple[int, int]  # width, height
+
+
+class Kind(enum.Enum):
+    TEXT = "text"
+    LOCATION = "location"
+    SEPARATOR = "<sep>"
+    POLYGON = "<poly>"
+    POLYGON_END = "</poly>"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text, or one structural token with its bin (locations) and log probability (if known)."""
+
+    kind: Kind
+    text: str
+    location: int = 0
+    log_prob: float | None = None
+
+
+_IGNORED = re.compile(r"<s>|</s>|<pad>")
+_STRUCTURE = re.compile(r"(<loc_[0-9]{1,9}>|<sep>|<poly>|</poly>)")
+_STRAY_MARKUP = re.compile(r"<ground>|<obj>")
+
+
+def token_piece(token: str) -> Piece:
+    """The piece of one token: structural if it is a location, `<sep>`, `<poly>` or `</poly>`, else text."""
+    if not _STRUCTURE.fullmatch(token):
+        return Piece(Kind.TEXT, token)
+    if token.startswith("<loc_"):
+        return Piece(Kind.LOCATION, token, int(token[len("<loc_") : -1]))
+    return Piece(Kind(token), token)
+
+
+def pieces_from_text(text: str) -> list[Piece]:
+    """Pieces of decoded text, without log probabilities; `<s>`, `</s>` and `<pad>` are left out."""
+    return [token_piece(part) for part in _STRUCTURE.split(_IGNORED.sub("", text)) if part]
+
+
+def parse(grammar: Grammar, pieces: Sequence[Piece], size: Size, banned_phrases: Collection[str]) -> Answer:
+    """The answer in pixels of a picture of `size`. Never fails: what fits no structure is left out.
+
+    `banned_phrases` are dropped from phrase grounding. Boxes have scores if the log probabilities are known.
+    """
+    match grammar:
+        case Grammar.TEXT:
+            return TextAnswer("".join(piece.text for piece in pieces).strip())
+        case Grammar.OCR:
+            return _quads(pieces, size)
+        case Grammar.LABELLED_BOXES:
+            return _boxes(list(_labelled_corners(pieces)), size)
+        case Grammar.BARE_BOXES:
+            return _boxes([("", corners) for _, corners in _labelled_corners(pieces)], size)
+        case Grammar.GROUNDING:
+            found = _labelled_corners(pieces)
+            return _boxes([(label, corners) for label, corners in found if label not in banned_phrases], size)
+        case Grammar.POLYGONS:
+            return _polygons(pieces, size)
+        case Grammar.BOXES_OR_POLYGONS:
+            return _boxes_and_polygons(pieces, size)
+
+
+def _boxes(found: list[tuple[str, list[Piece]]], size: Size) -> Boxes:
+    corners = [four for _, four in found]
+    return Boxes([_pixels(four, size) for four in corners], [label for label, _ in found], _scores(corners))
+
+
+def _quads(pieces: Sequence[Piece], size: Size) -> Quads:
+    """A line of text and its first eight locations; corners without a line name nothing."""
+    runs = [(text.strip(), next(_location_stretches(run), [])) for text, run in _phrases(pieces) if text]
+    found = [(line, stretch[:8]) for line, stretch in runs if len(stretch) >= 8]
+    return Quads([_pixels(corners, size) for _, corners in found], [line for line, _ in found])
+
+
+def _polygons(pieces: Sequence[Piece], size: Size) -> Polygons:
+    """The instances between the polygon marks of a run, or the whole run if it has none. Labels are empty."""
+    instances: list[list[Piece]] = []
+    for _, run in _phrases(pieces):
+        parts = _parts(run)
+        marked = [part for inside, part in parts if inside]
+        instances += marked or [part for _, part in parts]
+    polygons = [outlines for outlines in (_outlines(part, size) for part in instances) if outlines]
+    return Polygons(polygons, [""] * len(polygons))
+
+
+def _boxes_and_polygons(pieces: Sequence[Piece], size: Size) -> BoxesAndPolygons:
+    """What stands between polygon marks is polygons, all other locations are boxes."""
+    corners: list[tuple[str, list[Piece]]] = []
+    instances: list[tuple[str, list[list[float]]]] = []
+    for text, run in _phrases(pieces):
+        label = _label(text)
+        for inside, part in _parts(run):
+            outlines = _outlines(part, size) if inside else []
+            if outlines:
+                instances.append((label, outlines))
+            elif not inside:
+                corners += [(label, four) for four in _fours(part)]
+    boxes = _boxes(corners, size)
+    polygons, polygons_labels = [outlines for _, outlines in instances], [label for label, _ in instances]
+    return BoxesAndPolygons(boxes.bboxes, boxes.labels, polygons, polygons_labels, boxes.scores)
+
+
+def _phrases(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece]]]:
+    """(text, the run of structural pieces behind it). A run of fewer than four is unfinished and left out."""
+    text = ""
+    for is_text, group in groupby(pieces, lambda piece: piece.kind is Kind.TEXT):
+        stretch = list(group)
+        if is_text:
+            text = "".join(piece.text for piece in stretch)
+        elif len(stretch) >= 4:
+            yield text, stretch
+
+
+def _parts(run: list[Piece]) -> list[tuple[bool, list[Piece]]]:
+    """Cuts a run at its polygon marks: (whether behind a `<poly>`, locations and separators)."""
+    parts: list[tuple[bool, list[Piece]]] = [(False, [])]
+    for piece in run:
+        if piece.kind in (Kind.POLYGON, Kind.POLYGON_END):
+            parts.append((piece.kind is Kind.POLYGON, []))
+        else:
+            parts[-1][1].append(piece)
+    return parts
+
+
+def _location_stretches(run: list[Piece]) -> Iterator[list[Piece]]:
+    for is_location, group in groupby(run, lambda piece: piece.kind is Kind.LOCATION):
+        if is_location:
+            yield list(group)
+
+
+def _labelled_corners(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece]]]:
+    for text, run in _phrases(pieces):
+        for four in _fours(run):
+            yield _label(text), four
+
+
+def _fours(run: list[Piece]) -> Iterator[list[Piece]]:
+    """The corners of each box: every four neighbouring locations, leftovers dropped."""
+    for stretch in _location_stretches(run):
+        for start in range(0, len(stretch) - 3, 4):
+            yield stretch[start : start + 4]
+
+
+def _outlines(part: list[Piece], size: Size) -> list[list[float]]:
+    """One instance's polygons, cut at its separators; a last odd coordinate is dropped."""
+    outlines = [_pixels(stretch[: len(stretch) // 2 * 2], size) for stretch in _location_stretches(part)]
+    return [outline for outline in outlines if outline]
+
+
+def _pixels(locations: list[Piece], size: Size) -> list[float]:
+    """x, y, x, y, ... in pixels."""
+    return [to_pixel(piece.location, size[i % 2]) for i, piece in enumerate(locations)]
+
+
+def _label(text: str) -> str:
+    return _STRAY_MARKUP.sub("", text).strip()
+
+
+def _scores(boxes: list[list[Piece]]) -> list[float] | None:
+    """exp of the mean log probability of each box's four locations; None where they are unknown."""
+    log_probs = [[piece.log_prob for piece in four if piece.log_prob is not None] for four in boxes]
+    if any(len(four) < 4 for four in log_probs):
+        return None
+    return [math.exp(sum(four) / 4) for four in log_probs]

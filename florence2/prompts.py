@@ -1,0 +1,108 @@
+"""TASK and TEXT of a request -> what the model reads. Called by the preprocess model.
+
+The words are those of transformers' `Florence2Processor`; what it lets through and the model cannot make
+sense of (an empty phrase, a control token, half a region) is refused here in one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from florence2.errors import InvalidPrompt
+from florence2.locations import region_tokens
+from florence2.tasks import TASKS, Task, TaskInput
+
+CONTROL_TOKENS = ("<s>", "</s>", "<pad>", "<unk>", "<mask>", "<image>")
+MAX_CHARACTERS = 100_000  # far beyond any model's positions; spares the tokenizer absurd input
+
+_LEADING_TOKEN = re.compile(r"\s*(<[A-Z_]+>)")
+_REGION_TOKENS = re.compile(r"(<loc_(0|[1-9][0-9]{0,2})>){4}")
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+
+_TAKES = {
+    TaskInput.NONE: "takes no text",
+    TaskInput.TEXT: "takes a phrase or a caption as its text",
+    TaskInput.REGION: "takes a region as its text, <loc_x1><loc_y1><loc_x2><loc_y2> or x1,y1,x2,y2 in pixels",
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`key` names the answer in RESULT; `text` is what the model reads, without `<s>` and `</s>`."""
+
+    task: Task | None
+    key: str
+    text: str
+
+
+def build_prompt(task: str, text: str | None, size: tuple[int, int]) -> Prompt:
+    """`task` is a task token, or `<TASK>text` with no further text, or any other words, which the model reads
+    as they are with `text` behind them. `size` is the picture's (width, height). Raises InvalidPrompt.
+    """
+    _require_readable("TASK", task)
+    _require_readable("TEXT", text or "")
+    leading = _LEADING_TOKEN.match(task)
+    row = TASKS.get(leading[1]) if leading else None
+    if leading is None or row is None:
+        return Prompt(None, task, _raw_prompt(task, text))
+    behind = task[leading.end() :].strip()
+    if behind and text is not None:
+        raise InvalidPrompt(f"{row.token} got a text both behind the task token and in TEXT; give it once")
+    return Prompt(row, row.token, _task_prompt(row, behind or text, size))
+
+
+def _require_readable(name: str, words: str) -> None:
+    if len(words) > MAX_CHARACTERS:
+        raise InvalidPrompt(f"{name} has {len(words):,} characters; at most {MAX_CHARACTERS:,} are read")
+    if any("\ud800" <= character <= "\udfff" for character in words):
+        raise InvalidPrompt(f"{name} is not valid Unicode")
+    for token in CONTROL_TOKENS:
+        if token in words:
+            raise InvalidPrompt(f"{name} holds the control token {token}, which only the server may write")
+
+
+def _raw_prompt(task: str, text: str | None) -> str:
+    if not task.strip():
+        raise InvalidPrompt("TASK is empty; it takes a task token such as <OD>, or a prompt of your own")
+    if text is not None and not text.strip():
+        raise InvalidPrompt("TEXT is blank; leave it out or give it words")
+    _refuse_task_tokens("a prompt of your own", task + (text or ""))
+    return task + (text or "")
+
+
+def _task_prompt(task: Task, text: str | None, size: tuple[int, int]) -> str:
+    takes = f"{task.token} {_TAKES[task.input]}"
+    if task.input is TaskInput.NONE:
+        if text is not None:
+            raise InvalidPrompt(f"{takes}, but some was given")
+        return task.prompt
+    words = (text or "").strip()
+    if not words:
+        raise InvalidPrompt(f"{takes}, but {'none was given' if text is None else 'it is blank'}")
+    _refuse_task_tokens(f"the text of {task.token}", words)
+    if task.input is TaskInput.REGION:
+        words = _region(takes, words, size)
+    return task.prompt.replace("{input}", words)
+
+
+def _refuse_task_tokens(where: str, words: str) -> None:
+    for token in TASKS:
+        if token in words:
+            raise InvalidPrompt(f"{where} holds the task token {token}; one request asks one task")
+
+
+def _region(takes: str, words: str, size: tuple[int, int]) -> str:
+    """Location tokens as they are; pixels clamped to the picture and named as location tokens."""
+    if _REGION_TOKENS.fullmatch(words):
+        return words
+    numbers = words.split(",")
+    if len(numbers) != 4 or not all(_NUMBER.fullmatch(number) for number in numbers):
+        raise InvalidPrompt(takes)
+    x1, y1, x2, y2 = box = [float(number) for number in numbers]
+    if not all(map(math.isfinite, box)) or x1 > x2 or y1 > y2:
+        raise InvalidPrompt(f"{takes}, the upper left corner first")
+    if x1 >= size[0] or y1 >= size[1] or x2 < 0 or y2 < 0:
+        raise InvalidPrompt(f"the region lies outside the picture, which is {size[0]} by {size[1]} pixels")
+    return region_tokens(box, size)

@@ -1,0 +1,89 @@
+"""Answers as typed values, and their JSON, shaped as by transformers' `post_process_generation`.
+
+The parser makes them, the postprocess model sends `to_json()`, the client reads them by `answer_from_json`.
+All coordinates are floats in pixels of the picture as displayed. Flat lists alternate x and y.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from florence2.errors import InternalError
+from florence2.tasks import Grammar
+
+
+@dataclass(frozen=True)
+class TextAnswer:
+    """Captions, OCR and region answers. Region answers keep the location tokens in their text."""
+
+    text: str
+
+    def to_json(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """An answer made of lists; its fields are the keys of its JSON, where absent scores have no key."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Boxes(_Lists):
+    """`bboxes`: [x1, y1, x2, y2] each; `scores`: exp of the mean log probability of a box's four tokens."""
+
+    bboxes: list[list[float]]
+    labels: list[str]
+    scores: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Quads(_Lists):
+    """`quad_boxes`: [x1, y1, ..., x4, y4] each, the corners of a line of text; `labels`: the line."""
+
+    quad_boxes: list[list[float]]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class Polygons(_Lists):
+    """`polygons`: per instance a list of polygons, each a flat list of x and y."""
+
+    polygons: list[list[list[float]]]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class BoxesAndPolygons(_Lists):
+    """Of open-vocabulary detection, which answers with boxes, polygons or both; `scores` are the boxes'."""
+
+    bboxes: list[list[float]]
+    bboxes_labels: list[str]
+    polygons: list[list[list[float]]]
+    polygons_labels: list[str]
+    scores: list[float] | None = None
+
+
+Answer: TypeAlias = TextAnswer | Boxes | Quads | Polygons | BoxesAndPolygons
+
+_SHAPES: dict[Grammar, type[Boxes] | type[Quads] | type[Polygons] | type[BoxesAndPolygons]] = {
+    Grammar.LABELLED_BOXES: Boxes,
+    Grammar.BARE_BOXES: Boxes,
+    Grammar.GROUNDING: Boxes,
+    Grammar.OCR: Quads,
+    Grammar.POLYGONS: Polygons,
+    Grammar.BOXES_OR_POLYGONS: BoxesAndPolygons,
+}
+
+
+def answer_from_json(grammar: Grammar, value: Any) -> Answer:
+    """What `to_json` made. Raises InternalError if the value does not have the grammar's shape."""
+    try:
+        if grammar is Grammar.TEXT and isinstance(value, str):
+            return TextAnswer(value)
+        return _SHAPES[grammar](**value)
+    except (KeyError, TypeError) as error:
+        raise InternalError(f"the server's answer is not of the form {grammar.value}") from error

@@ -1,0 +1,68 @@
+"""Text <-> token ids, by a checkpoint's `tokenizer.json` alone. For the preprocess and postprocess models.
+
+A thin layer over the `tokenizers` library that gives what transformers' `Florence2Processor` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import tokenizers
+
+from florence2.config import LOCATION_BINS
+from florence2.errors import CheckpointError
+from florence2.parsing import Kind, Piece, token_piece
+
+_LEFT_OUT = ("<s>", "</s>", "<pad>")
+_NEEDED = (*_LEFT_OUT, "<loc_0>", f"<loc_{LOCATION_BINS - 1}>")
+
+
+class Tokenizer:
+    """Raises CheckpointError if the file is missing, damaged, or lacks Florence-2's tokens."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no narrower type
+            raise CheckpointError(f"the tokenizer {path} cannot be read: {error}") from error
+        self._tokenizer.no_truncation()  # fine-tunes are often saved with these on
+        self._tokenizer.no_padding()
+        ids = {token.content: id for id, token in self._tokenizer.get_added_tokens_decoder().items()}
+        missing = [token for token in _NEEDED if token not in ids]
+        if missing:
+            raise CheckpointError(f"the tokenizer {path} lacks {', '.join(missing)}")
+        self._left_out = frozenset(ids[token] for token in _LEFT_OUT)
+        pieces = {id: token_piece(token) for token, id in ids.items()}
+        self._structure = {id: piece for id, piece in pieces.items() if piece.kind is not Kind.TEXT}
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of `<s>` text `</s>`: what stands behind the image tokens in the language model's input."""
+        return self._tokenizer.encode(f"<s>{text}</s>", add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, location tokens kept, `<s>`, `</s>` and `<pad>` left out."""
+        kept = [id for id in ids if id not in self._left_out]
+        return self._tokenizer.decode(kept, skip_special_tokens=False)
+
+    def pieces(self, ids: Sequence[int], log_probs: Sequence[float]) -> list[Piece]:
+        """Generated ids, each with its log probability, for the parser.
+
+        Neighbouring text ids are decoded together: one character may be spread over several of them.
+        """
+        pieces: list[Piece] = []
+        text: list[int] = []
+        for id, log_prob in zip(ids, log_probs, strict=True):
+            mark = self._structure.get(id)
+            if mark is None:
+                text.append(id)
+                continue
+            pieces += self._text_pieces(text)
+            pieces.append(replace(mark, log_prob=log_prob))
+            text = []
+        return pieces + self._text_pieces(text)
+
+    def _text_pieces(self, ids: list[int]) -> list[Piece]:
+        text = self.decode(ids)
+        return [Piece(Kind.TEXT, text)] if text else []
