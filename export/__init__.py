@@ -1,0 +1,1 @@
+"""`python -m export CHECKPOINT`: from a Florence-2 checkpoint to a complete, servable Triton model repository."""

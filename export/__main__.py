@@ -1,0 +1,44 @@
+"""The command line: one sentence and exit code 1 when an export fails or its parity report does not pass."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from florence2.errors import Florence2Error
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m export", description="Turns a Florence-2 checkpoint into a Triton model repository."
+    )
+    parser.add_argument("checkpoint", help="a directory, or a Hugging Face hub id")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("build/model_repository"),
+        metavar="DIR",
+        help="where the repository goes (default: %(default)s); models of other names in it stay",
+    )
+    parser.add_argument(
+        "--name", default="florence2", help="what the five model names begin with (default: %(default)s)"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    from export.pipeline import export_checkpoint  # torch and transformers load for seconds, --help does not wait
+
+    try:
+        passed = export_checkpoint(options.checkpoint, options.repository, options.name)
+    except Florence2Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

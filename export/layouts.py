@@ -1,0 +1,94 @@
+"""Microsoft's layout of a checkpoint (`microsoft/Florence-2-*`) told in the native one of transformers.
+
+The two name the same weights and settings differently. `export.checkpoint` calls this module; everything after it
+knows the native layout only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from torch import Tensor
+
+from florence2.config import LOCATION_BINS
+
+# Every rule is tried, in this order.
+RENAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^image_projection$", "model.multi_modal_projector.image_projection.weight"),
+        (r"^image_pos_embed\.", "model.multi_modal_projector.image_position_embed."),
+        (r"^(image_proj_norm|visual_temporal_embed)\.", r"model.multi_modal_projector.\1."),
+        (r"^vision_tower\.", "model.vision_tower."),
+        (r"(\.convs\.\d+)\.proj\.", r"\1.conv."),
+        (r"(\.conv[12])\.fn\.dw\.", r"\1."),
+        (r"\.(window|channel)_attn\.norm\.", ".norm1."),
+        (r"\.(window|channel)_attn\.fn\.", r".\1_attn."),
+        (r"\.ffn\.norm\.", ".norm2."),
+        (r"\.ffn\.fn\.net\.", ".ffn."),
+    )
+)
+TRANSPOSED = "image_projection"
+DROPPED = "language_model.final_logits_bias"  # zeros in every checkpoint; the native head has no bias
+
+# Microsoft's processor adds these to the tokenizer each time it starts; the tokenizer.json on disk lacks them.
+ADDED_TOKENS = (
+    "<od>", "</od>", "<ocr>", "</ocr>",
+    *(f"<loc_{bin}>" for bin in range(LOCATION_BINS)),
+    "<cap>", "</cap>", "<ncap>", "</ncap>", "<dcap>", "</dcap>", "<grounding>", "</grounding>", "<seg>", "</seg>",
+    "<sep>", "<region_cap>", "</region_cap>", "<region_to_desciption>", "</region_to_desciption>",
+    "<proposal>", "</proposal>", "<poly>", "</poly>", "<and>",
+)  # fmt: skip
+
+# The same list that native checkpoints keep in processor_config.json; Microsoft's is in its remote code.
+BANNED_PHRASES = (
+    "it", "I", "me", "mine", "you", "your", "yours", "he", "him", "his", "she", "her", "hers", "they", "them",
+    "their", "theirs", "one", "oneself", "we", "us", "our", "ours", "its", "myself", "yourself", "himself",
+    "herself", "itself", "ourselves", "yourselves", "themselves", "this", "that", "these", "those", "who", "whom",
+    "whose", "which", "what", "all", "another", "any", "anybody", "anyone", "anything", "each", "everybody",
+    "everyone", "everything", "few", "many", "nobody", "none", "several", "some", "somebody", "someone",
+    "something", "each other", "one another", "the image", "image", "images", "the", "a", "an", "a group",
+    "other objects", "lots", "a set",
+)  # fmt: skip
+
+
+def is_microsoft(names: set[str]) -> bool:
+    """Whether these are weight names of Microsoft's layout."""
+    return any(name.startswith("language_model.model.") for name in names)
+
+
+def native_name(name: str) -> str:
+    for pattern, replacement in RENAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def native_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under native names; nothing is copied."""
+    return {
+        native_name(name): tensor.T if name == TRANSPOSED else tensor
+        for name, tensor in weights.items()
+        if name != DROPPED
+    }
+
+
+def native_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the native names of Microsoft's vision settings. Native configs come back as they are."""
+    vision = dict(config.get("vision_config") or {})
+    if "dim_embed" in vision:
+        vision.setdefault("embed_dim", vision["dim_embed"])
+        vision.setdefault("max_position_embeddings", vision["image_pos_embed"]["max_pos_embeddings"])
+        temporal = vision["visual_temporal_embedding"]["max_temporal_embeddings"]
+        vision.setdefault("max_temporal_embeddings", temporal)
+    text = {**(config.get("text_config") or {}), "model_type": "bart"}
+    kept = {key: value for key, value in config.items() if key not in ("auto_map", "vocab_size", "projection_dim")}
+    return {**kept, "vision_config": {**vision, "model_type": "florence_vision"}, "text_config": text}
+
+
+def complete_tokenizer(tokenizer: Tokenizer) -> None:
+    """Adds what Microsoft's processor would; tokens that are there already keep their ids."""
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ADDED_TOKENS])

@@ -1,0 +1,90 @@
+"""The export, a step a line: read, vision, language model, configs, parity, swap. Called by `python -m export`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from export import repository, vision
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.language import export_language_model
+from export.parity import parity_report
+from florence2.config import FILE_NAME
+from florence2.errors import CheckpointError
+
+Say = Callable[[str], None]
+
+
+def export_checkpoint(
+    source: str, target: Path, name: str = "florence2", output: Say = functools.partial(print, flush=True)
+) -> bool:
+    """True if the parity report passed and `target` holds the new models; otherwise `target` is as it was.
+
+    Raises CheckpointError if the checkpoint cannot be exported or the target not be written.
+    """
+    say = _with_time(output)
+    _quiet_libraries()
+    repository.check_target(target, name)
+    say(f"reading {source}")
+    checkpoint = read_checkpoint(source)
+    for note in checkpoint.notes:
+        say(f"  note: {note}")
+    with repository.staging(target) as stage:
+        _build(checkpoint, stage, name, say)
+        say("comparing with the checkpoint, as transformers runs it")
+        if not _compare(checkpoint, stage, name, say):
+            say(f"the comparison did not pass; {target} is as it was")
+            return False
+        size = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
+        repository.install(stage, target)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # Linux counts in KiB
+    say(f"{target} is ready: {size / 1e6:.0f} MB written, peak memory {peak:.1f} GiB")
+    return True
+
+
+def _build(checkpoint: Checkpoint, stage: Path, name: str, say: Say) -> None:
+    config = checkpoint.config
+    preprocess, encoder, decoder, postprocess, _ = (
+        repository.version_directory(stage, name, role) for role in repository.ROLES
+    )
+    try:
+        repository.copy_template(stage, name, repository.true_dims(config.image, config.text.d_model))
+        for directory in (preprocess, decoder, postprocess):
+            config.save(directory / FILE_NAME)
+        for directory in (preprocess, postprocess):
+            (directory / "tokenizer.json").write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
+        say("writing the vision encoder as ONNX")
+        vision.export_vision(checkpoint, encoder / "model.onnx")
+        say("writing the language model as safetensors")
+        export_language_model(checkpoint.weights, decoder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{stage.parent} cannot be written: {error}") from error
+
+
+def _compare(checkpoint: Checkpoint, stage: Path, name: str, say: Say) -> bool:
+    encoder, decoder = (repository.version_directory(stage, name, role) for role in ("vision", "decoder"))
+    passed = True
+    for line in parity_report(checkpoint, encoder / "model.onnx", decoder):
+        say(f"  {line}")
+        passed = passed and line.passed
+    return passed
+
+
+def _with_time(output: Say) -> Say:
+    """Every line tells when its step began."""
+    started = time.monotonic()
+    return lambda line: output(f"[{time.monotonic() - started:6.1f} s] {line}")
+
+
+def _quiet_libraries() -> None:
+    """Their bars and warnings are about loading twice and about exporting; ours say what matters."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -1,0 +1,191 @@
+"""From a checkpoint's JSON files and tokenizer to `ModelConfig`, the little that serving needs to know.
+
+Called by `export.checkpoint`. What files say twice and differently is settled here, and every surprise becomes a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import Florence2Config
+
+from export import layouts
+from florence2.config import (
+    LOCATION_BINS,
+    GenerationDefaults,
+    ImageConfig,
+    ModelConfig,
+    TextConfig,
+    TokenConfig,
+    read_json,
+)
+from florence2.errors import CheckpointError
+
+# Florence-2's own, for checkpoints that say nothing.
+STOCK_GENERATION: Mapping[str, Any] = {
+    "num_beams": 3,
+    "no_repeat_ngram_size": 3,
+    "length_penalty": 1.0,
+    "early_stopping": True,
+}
+
+
+def read_model_config(
+    directory: Path, name: str, architecture: Florence2Config, tokenizer: Tokenizer, microsoft: bool, notes: list[str]
+) -> ModelConfig:
+    """`name`: what the checkpoint is called. Raises CheckpointError on settings that are missing or foreign."""
+    text = text_config(architecture)
+    tokens = token_config(tokenizer, text.vocab_size)
+    whole, generation = read_json(directory / "config.json"), read_optional(directory, "generation_config.json")
+    inner: Mapping[str, Any] = whole.get("text_config") or {}
+    notes.extend(stale_ids({"config.json": whole, "text_config": inner, "generation_config.json": generation}, tokens))
+    # Microsoft's generate() runs the inner language model, which knows its own config alone.
+    sources = [inner, generation] if microsoft else [generation, inner]
+    try:
+        return ModelConfig(
+            image=image_config(read_image_processor(directory), architecture, notes),
+            text=text,
+            tokens=tokens,
+            generation=generation_defaults(sources, tokens),
+            banned_phrases=banned_phrases(directory),
+            source=name,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"a setting of the checkpoint is missing or of the wrong kind: {error}") from error
+
+
+def read_optional(directory: Path, name: str) -> dict[str, Any]:
+    return read_json(directory / name) if (directory / name).exists() else {}
+
+
+def read_image_processor(directory: Path) -> dict[str, Any]:
+    """transformers 5 keeps it inside processor_config.json, earlier ones in preprocessor_config.json."""
+    inside: dict[str, Any] | None = read_optional(directory, "processor_config.json").get("image_processor")
+    return inside or read_json(directory / "preprocessor_config.json")
+
+
+def image_config(processor: Mapping[str, Any], architecture: Florence2Config, notes: list[str]) -> ImageConfig:
+    """Raises CheckpointError on preprocessing that the server would not do in the same way."""
+    height, width = int(processor["size"]["height"]), int(processor["size"]["width"])
+    red, green, blue = processor["image_mean"]
+    spread_red, spread_green, spread_blue = processor["image_std"]
+    unusual = [key for key in ("do_resize", "do_rescale", "do_normalize") if not processor.get(key, True)]
+    if abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+        unusual.append("rescale_factor")
+    if processor.get("do_center_crop") and processor.get("crop_size") != processor["size"]:
+        unusual.append("do_center_crop")
+    if unusual:
+        raise CheckpointError(f"the image processor's {', '.join(unusual)} is not as Florence-2 has it")
+    tokens = image_tokens(architecture, height, width)
+    if processor.get("image_seq_length", tokens) != tokens:
+        said = processor["image_seq_length"]
+        notes.append(f"image_seq_length is {said}, but the vision encoder makes {tokens} tokens, which is used")
+    return ImageConfig(
+        height=height,
+        width=width,
+        mean=(red, green, blue),
+        std=(spread_red, spread_green, spread_blue),
+        resample=int(processor.get("resample", 3)),
+        tokens=tokens,
+    )
+
+
+def image_tokens(architecture: Florence2Config, height: int, width: int) -> int:
+    """One mean token and one for every cell of the last feature map."""
+    vision = architecture.vision_config
+    for size, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
+        height = (height + 2 * padding - size) // stride + 1
+        width = (width + 2 * padding - size) // stride + 1
+    if not 0 < max(height, width) <= vision.max_position_embeddings:
+        raise CheckpointError(
+            f"pictures would give a feature map of {height} x {width}, "
+            f"but there are {vision.max_position_embeddings} image positions"
+        )
+    return 1 + height * width
+
+
+def text_config(architecture: Florence2Config) -> TextConfig:
+    text = architecture.text_config
+    if text.activation_function != "gelu":
+        raise CheckpointError(f"the language model's activation is {text.activation_function}, not gelu")
+    return TextConfig(
+        vocab_size=text.vocab_size,
+        d_model=text.d_model,
+        encoder_layers=text.encoder_layers,
+        decoder_layers=text.decoder_layers,
+        encoder_heads=text.encoder_attention_heads,
+        decoder_heads=text.decoder_attention_heads,
+        encoder_ffn=text.encoder_ffn_dim,
+        decoder_ffn=text.decoder_ffn_dim,
+        max_positions=text.max_position_embeddings,
+        scale_embedding=text.scale_embedding,
+    )
+
+
+def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
+    """The ids Florence-2 lives by. Raises CheckpointError if the tokenizer is not Florence-2's."""
+
+    def id_of(token: str) -> int:
+        found = tokenizer.token_to_id(token)
+        if found is None or found >= vocab_size:
+            raise CheckpointError(f"the tokenizer is not Florence-2's: {token} is missing or beyond the embedding")
+        return found
+
+    first = id_of("<loc_0>")
+    if id_of(f"<loc_{LOCATION_BINS - 1}>") != first + LOCATION_BINS - 1:
+        raise CheckpointError("the tokenizer's location tokens are not in one row")
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    # `<image>` is the native layout's placeholder in prompts: a row of the padding, never trained.
+    known = 1 + max(id for token, id in vocabulary.items() if token != "<image>")
+    eos = id_of("</s>")
+    return TokenConfig(
+        bos=id_of("<s>"),
+        pad=id_of("<pad>"),
+        eos=eos,
+        decoder_start=eos,  # BART's habit: a sequence begins with the token that ends it
+        first_location=first,
+        known=min(known, vocab_size),
+    )
+
+
+def generation_defaults(sources: list[Mapping[str, Any]], tokens: TokenConfig) -> GenerationDefaults:
+    """The first of `sources` that sets a value wins, then Florence-2's own; forced tokens are the tokenizer's."""
+    values = {key: _first(sources, key, stock) for key, stock in STOCK_GENERATION.items()}
+    return GenerationDefaults(
+        num_beams=int(values["num_beams"]),
+        no_repeat_ngram_size=int(values["no_repeat_ngram_size"]),
+        length_penalty=float(values["length_penalty"]),
+        early_stopping=values["early_stopping"] is True,
+        forced_bos=tokens.bos,
+        forced_eos=tokens.eos,
+    )
+
+
+def _first(sources: list[Mapping[str, Any]], key: str, otherwise: Any) -> Any:
+    return next((source[key] for source in sources if source.get(key) is not None), otherwise)
+
+
+def stale_ids(sources: Mapping[str, Mapping[str, Any]], tokens: TokenConfig) -> Iterator[str]:
+    """A sentence for every id in the configs that contradicts the tokenizer: many fine-tunes carry old ones."""
+    truth = {
+        "bos_token_id": tokens.bos,
+        "pad_token_id": tokens.pad,
+        "eos_token_id": tokens.eos,
+        "decoder_start_token_id": tokens.decoder_start,
+        "forced_bos_token_id": tokens.bos,
+        "forced_eos_token_id": tokens.eos,
+    }
+    for name, source in sources.items():
+        for key, expected in truth.items():
+            if source.get(key) not in (None, expected):
+                yield f"{key} is {source[key]} in {name}; the tokenizer's {expected} is used"
+
+
+def banned_phrases(directory: Path) -> tuple[str, ...]:
+    """What phrase grounding drops; the checkpoint's own list, or Microsoft's where it has none."""
+    parsers = read_optional(directory, "processor_config.json").get("post_processor_config") or {}
+    listed = parsers.get("phrase_grounding", {}).get("banned_grounding_tokens", layouts.BANNED_PHRASES)
+    return tuple(dict.fromkeys(listed))

@@ -1,0 +1,239 @@
+"""Reading a checkpoint: what it says is believed where it is right, and refused in one sentence where it is broken."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
+
+from export.__main__ import main
+from export.checkpoint import EMBEDDING, HEAD, TIED, locate, read_checkpoint
+from florence2.errors import CheckpointError
+
+LAST_NORM = "model.multi_modal_projector.image_proj_norm.weight"
+
+
+def test_the_config_is_what_transformers_reads_from_the_same_files(demo, checkpoint):
+    """Ids, image size, tokens a picture, geometry and generation defaults."""
+    processor, generation = Florence2Processor.from_pretrained(demo), GenerationConfig.from_pretrained(demo)
+    tokenizer, config = AutoTokenizer.from_pretrained(demo), checkpoint.config
+    assert (config.tokens.bos, config.tokens.pad, config.tokens.eos) == tuple(
+        tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>"])
+    )
+    assert config.tokens.first_location == tokenizer.convert_tokens_to_ids("<loc_0>")
+    assert config.tokens.known == tokenizer.convert_tokens_to_ids("<image>")
+    assert config.image.tokens == processor.image_processor.image_seq_length
+    assert config.image.mean == tuple(processor.image_processor.image_mean)
+    assert set(config.banned_phrases) == processor.post_processor.banned_grounding_tokens
+    assert config.generation.num_beams == generation.num_beams
+    assert config.generation.no_repeat_ngram_size == generation.no_repeat_ngram_size
+    assert config.generation.early_stopping == generation.early_stopping
+    assert config.generation.forced_bos == generation.forced_bos_token_id
+    assert config.tokens.decoder_start == generation.decoder_start_token_id
+    assert not checkpoint.notes
+
+
+def test_shards_are_one_checkpoint(demo, checkpoint, tmp_path):
+    """transformers splits large checkpoints into files under an index."""
+    Florence2ForConditionalGeneration.from_pretrained(demo).save_pretrained(tmp_path, max_shard_size="2MB")
+    for name in ("tokenizer.json", "processor_config.json"):
+        shutil.copy(demo / name, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    read = read_checkpoint(str(tmp_path))
+    assert read.weights.keys() == checkpoint.weights.keys()
+    assert all(torch.equal(read.weights[name], checkpoint.weights[name]) for name in read.weights)
+
+
+@pytest.mark.parametrize("stored", TIED)
+def test_any_copy_of_the_embedding_will_do(copy, checkpoint, stored):
+    """Checkpoints store some of the four tied matrices; which ones depends on who saved them."""
+    copy.reweigh(lambda weights: weights.update({stored: weights.pop(EMBEDDING)}))
+    assert torch.equal(copy.read().weights[EMBEDDING], checkpoint.weights[EMBEDDING])
+
+
+def test_a_head_of_its_own_is_kept_and_an_equal_one_is_not(copy):
+    """Some fine-tunes untie the output head; most store a copy of the embedding."""
+    copy.reweigh(lambda weights: weights.update({HEAD: weights[EMBEDDING]}))
+    assert HEAD not in copy.read().weights
+    copy.reweigh(lambda weights: weights.update({HEAD: weights[EMBEDDING] * 1.5}))
+    assert HEAD in copy.read().weights
+
+
+def test_two_different_embeddings_are_refused(copy):
+    """The engine, like Florence-2, has one; a fine-tune that trained its copies apart would answer wrongly."""
+    copy.reweigh(lambda weights: weights.update({TIED[2]: weights[EMBEDDING] * 2}))
+    with pytest.raises(CheckpointError, match="has one embedding"):
+        copy.read()
+
+
+def test_ids_come_from_the_tokenizer_not_from_stale_configs(copy, checkpoint):
+    """Many fine-tunes carry the ids of Florence-2's first, wrong configs."""
+    copy.edit("config.json", lambda config: config.update(bos_token_id=2, eos_token_id=1, pad_token_id=0))
+    read = copy.read()
+    assert read.config.tokens == checkpoint.config.tokens
+    assert len(read.notes) == 3 and "pad_token_id is 0 in config.json" in " ".join(read.notes)
+
+
+def test_generation_defaults_fall_back_file_by_file(copy):
+    """generation_config.json, then the language model's own config, then Florence-2's."""
+    (copy.path / "generation_config.json").unlink()
+    copy.edit("config.json", lambda config: config["text_config"].update(num_beams=5))
+    defaults = copy.read().config.generation
+    assert (defaults.num_beams, defaults.no_repeat_ngram_size, defaults.early_stopping) == (5, 3, True)
+    (copy.path / "generation_config.json").write_text(json.dumps({"num_beams": 1, "no_repeat_ngram_size": 0}))
+    defaults = copy.read().config.generation
+    assert (defaults.num_beams, defaults.no_repeat_ngram_size) == (1, 0)
+
+
+def test_the_older_pair_of_processor_files_is_read_too(copy, checkpoint):
+    """transformers 4 keeps the image settings in preprocessor_config.json."""
+    processor = json.loads((copy.path / "processor_config.json").read_text())
+    (copy.path / "preprocessor_config.json").write_text(json.dumps(processor.pop("image_processor")))
+    (copy.path / "processor_config.json").write_text(json.dumps(processor))
+    read = copy.read().config
+    assert (read.image, read.banned_phrases) == (checkpoint.config.image, checkpoint.config.banned_phrases)
+
+
+def test_the_embedding_knows_the_vocabulary_better_than_the_config(copy, checkpoint):
+    """Added tokens often leave config.json behind."""
+    copy.edit("config.json", lambda config: config["text_config"].update(vocab_size=1600))
+    read = copy.read()
+    assert read.config.text == checkpoint.config.text
+    assert "config.json says 1600 tokens" in read.notes[0]
+
+
+def test_truncation_and_padding_left_by_training_are_switched_off(copy):
+    """A saved tokenizer may still cut prompts at the length of somebody's training batches."""
+    cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    copy.edit("tokenizer.json", lambda tokenizer: tokenizer.update(truncation=cut))
+    assert len(copy.read().tokenizer.encode("What does the image describe?").ids) > 4
+
+
+def test_weights_of_something_else_are_noted(copy):
+    """An extra head does not stop an export, but it is not silent either."""
+    copy.reweigh(lambda weights: weights.update({"classifier.weight": torch.zeros(3)}))
+    assert "classifier.weight" in copy.read().notes[0]
+
+
+def write(name, text):
+    return lambda copy: (copy.path / name).write_text(text)
+
+
+def remove(name):
+    return lambda copy: (copy.path / name).unlink()
+
+
+def only_a_pickle(copy):
+    (copy.path / "model.safetensors").rename(copy.path / "pytorch_model.bin")
+
+
+def truncate(copy):
+    data = (copy.path / "model.safetensors").read_bytes()
+    (copy.path / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def lose_a_shard(copy):
+    index = {"weight_map": {EMBEDDING: "model.safetensors", LAST_NORM: "model-00002-of-00002.safetensors"}}
+    (copy.path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+DAMAGE = {
+    "no config": (remove("config.json"), "config.json is missing"),
+    "broken config": (write("config.json", "{"), "cannot be read"),
+    "a list for a config": (write("config.json", "[]"), "not a JSON object"),
+    "another model": (write("config.json", '{"model_type": "bart"}'), "'bart'"),
+    "a config of nonsense": (
+        lambda copy: copy.edit("config.json", lambda config: config["vision_config"].update(depths="many")),
+        "not a Florence-2 configuration",
+    ),
+    "a config that fits no model": (
+        lambda copy: copy.edit("config.json", lambda config: config["vision_config"].update(num_heads=[5])),
+        "not describe a working model",
+    ),
+    "a default of nonsense": (write("generation_config.json", '{"num_beams": "some"}'), "wrong kind"),
+    "no image size": (
+        lambda copy: copy.edit("processor_config.json", lambda values: values["image_processor"].pop("size")),
+        "'size'",
+    ),
+    "no weights": (remove("model.safetensors"), "holds no model.safetensors"),
+    "pickled weights": (only_a_pickle, "holds no model.safetensors"),
+    "half a file": (truncate, "damaged or incomplete"),
+    "text for weights": (write("model.safetensors", "<html>404</html>"), "damaged or incomplete"),
+    "a lost shard": (lose_a_shard, "model-00002-of-00002.safetensors is missing"),
+    "a missing weight": (lambda copy: copy.reweigh(lambda weights: weights.pop(LAST_NORM)), f"among them {LAST_NORM}"),
+    "no embedding": (lambda copy: copy.reweigh(lambda weights: weights.pop(EMBEDDING)), "no token embedding"),
+    "a weight of another size": (
+        lambda copy: copy.reweigh(lambda weights: weights.update({LAST_NORM: torch.zeros(7)})),
+        "is [7]",
+    ),
+    "another model's weights": (
+        lambda copy: copy.reweigh(lambda weights: [weights.pop(name) for name in list(weights)[1:]]),
+        "the checkpoint",
+    ),
+    "no tokenizer": (remove("tokenizer.json"), "tokenizer.json is missing"),
+    "a broken tokenizer": (write("tokenizer.json", "{}"), "cannot be read"),
+    "a tokenizer without locations": (
+        lambda copy: copy.edit("tokenizer.json", lambda values: values["added_tokens"].clear()),
+        "not Florence-2's",
+    ),
+    "no image settings": (remove("processor_config.json"), "preprocessor_config.json is missing"),
+    "another crop": (
+        lambda copy: copy.edit(
+            "processor_config.json", lambda values: values["image_processor"].update(do_resize=False)
+        ),
+        "do_resize",
+    ),
+    "too large a picture": (
+        lambda copy: copy.edit(
+            "processor_config.json", lambda values: values["image_processor"].update(size={"height": 768, "width": 768})
+        ),
+        "24 x 24",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_one_sentence_and_exit_code_1(copy, case, capsys, tmp_path):
+    """No traceback, no export: whatever is wrong with the files is said in a line."""
+    damage, sentence = DAMAGE[case]
+    damage(copy)
+    assert main([str(copy.path), "--repository", str(tmp_path / "repository")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_typing_mistake_is_not_sought_on_the_hub(tmp_path):
+    """Only what looks like OWNER/NAME is a hub id."""
+    for source in ("nothing-here", "./no/where", "a/b/c", str(tmp_path / "none")):
+        with pytest.raises(CheckpointError, match="there is no directory"):
+            locate(source)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        locate(str(tmp_path / "file"))
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    """Offline, a hub id that is not in the cache is refused without a traceback."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="cannot be had from the hub") as caught:
+        locate("nobody/no-such-checkpoint")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_checkpoint_is_called_by_its_id(monkeypatch, demo):
+    """What is downloaded is read from huggingface_hub's cache and keeps the hub's name."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, allow_patterns: str(demo))
+    assert read_checkpoint("somebody/florence-2").config.source == "somebody/florence-2"
+
+
+def test_nothing_in_a_checkpoint_is_executed(copy, tmp_path):
+    """Code files and auto_map entries of Microsoft's repositories are never touched."""
+    trace = tmp_path / "executed"
+    (copy.path / "modeling_florence2.py").write_text(f"open({str(trace)!r}, 'w')")
+    (copy.path / "configuration_florence2.py").write_text(f"open({str(trace)!r}, 'w')")
+    code = {"AutoConfig": "configuration_florence2.Florence2Config", "AutoModelForCausalLM": "modeling_florence2.X"}
+    copy.edit("config.json", lambda config: config.update(auto_map=code))
+    copy.read()
+    assert not trace.exists()
