@@ -1,0 +1,45 @@
+# make demo and make test work from a clean clone on Linux with Python 3.10 to 3.12 and pip, without Docker, GPU or hub.
+
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+# The first interpreter of the right version; make PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# torch's usual wheel for Linux is a CUDA build of gigabytes. Without an NVIDIA driver the CPU build is enough.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: install demo test check up clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' && '$(PYTHON)' -c '$(SUPPORTED)' || { \
+		echo 'Python 3.10, 3.11 or 3.12 is needed; name one with: make install PYTHON=/path/to/python3.12'; exit 1; }
+	@'$(PYTHON)' -c 'import sys; from florence2.server.wheel import what_is_missing as ask; sys.exit(ask())'
+	@echo "Creating $(VENV) with $$('$(PYTHON)' --version)"
+	@'$(PYTHON)' -m venv $(VENV)
+	@if [ "$$(uname -sm)" = 'Linux x86_64' ] && [ ! -e /proc/driver/nvidia/version ] \
+		&& $(BIN)/python -c 'import urllib.request as r; r.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; then \
+		echo 'Installing torch for the CPU'; $(PIP) torch --index-url $(TORCH_CPU_INDEX); fi
+	@echo 'Installing everything else; this takes some minutes the first time'
+	@$(PIP) --editable '.[serve,export,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/python -m demo
+
+test: install
+	$(BIN)/python -m pytest -q
+
+check: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+up:
+	docker compose up
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

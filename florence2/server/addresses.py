@@ -1,0 +1,74 @@
+"""Where a server listens. EmbeddedServer checks it before loading models, so a taken port costs nobody any time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import socket
+from dataclasses import dataclass
+
+from florence2.errors import ServerError
+
+# The kernel hands out ports for outgoing connections from 32768 on; below, nobody takes one by accident between our
+# looking and tritonserver's binding.
+FREE_PORTS = range(15000, 32000)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """An IPv4 address and tritonserver's three ports."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    @property
+    def client_host(self) -> str:
+        """Where a client on this machine finds it: 0.0.0.0 is for listening only."""
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+
+
+def choose_addresses(host: str, http_port: int, grpc_port: int, metrics_port: int) -> Addresses:
+    """Replaces each port 0 by a free one. Raises ServerError when the host or a port cannot be had."""
+    try:
+        address = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+    except OSError as error:
+        raise ServerError(f"cannot listen on {host}: it is no IPv4 address or name of this machine") from error
+    chosen: list[int] = []
+    for option, port in (("--http-port", http_port), ("--grpc-port", grpc_port), ("--metrics-port", metrics_port)):
+        if port in chosen:
+            raise ServerError(f"port {port} is given twice; {option} needs another")
+        chosen.append(port if port else _free_port(str(address), chosen))
+        _require_bindable(str(address), chosen[-1], option)
+    return Addresses(str(address), *chosen)
+
+
+def _free_port(host: str, taken: list[int]) -> int:
+    for port in random.sample(FREE_PORTS, 100):
+        if port not in taken:
+            with contextlib.suppress(OSError):
+                _bind(host, port)
+                return port
+    raise ServerError(f"no free port found on {host}")
+
+
+def _require_bindable(host: str, port: int, option: str) -> None:
+    try:
+        _bind(host, port)
+    except OverflowError as error:
+        raise ServerError(f"port {port} does not exist; {option} takes 1 to 65535, or 0 for any free one") from error
+    except PermissionError as error:
+        raise ServerError(f"port {port} needs root's rights; choose one from 1024 on with {option}") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServerError(f"port {port} is already in use; choose another with {option}") from error
+        raise ServerError(f"cannot listen on {host}: {error.strerror}") from error
+
+
+def _bind(host: str, port: int) -> None:
+    """As tritonserver binds: a port whose last connections are still closing is free."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))

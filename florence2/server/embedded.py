@@ -1,0 +1,155 @@
+"""EmbeddedServer: a Triton Inference Server for as long as a `with` block lasts.
+
+Called by `serve`, the demo and the live tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from florence2.errors import ServerError
+from florence2.server import supervisor
+from florence2.server.addresses import choose_addresses
+from florence2.server.folder import assemble, models_of
+from florence2.server.launch import command_line, environment, require_shared_memory
+from florence2.server.log import LogReader
+from florence2.server.wheel import Wheel, find_wheel
+
+
+class EmbeddedServer:
+    """Tritonserver with an exported repository. Entering waits until all models are ready, leaving stops it.
+
+    A port of 0 takes a free one. `report` gets a line for every step and every problem, from another thread.
+    Entering raises ServerError when the server cannot start; its sentence tells why.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        host: str = "127.0.0.1",
+        http_port: int = 8000,
+        grpc_port: int = 8001,
+        metrics_port: int = 8002,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.repository = Path(repository)
+        self._asked_addresses = (host, http_port, grpc_port, metrics_port)
+        self._report = report
+        self._log = LogReader()
+        self._shm_prefix = f"florence2_{os.getpid()}_{secrets.token_hex(4)}_"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://{self._addresses.client_host}:{self._addresses.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self._addresses.client_host}:{self._addresses.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self._addresses.client_host}:{self._addresses.metrics_port}/metrics"
+
+    def __enter__(self) -> EmbeddedServer:
+        models_of(self.repository)
+        wheel = find_wheel()
+        require_shared_memory()
+        self._addresses = choose_addresses(*self._asked_addresses)
+        self._folder = Path(tempfile.mkdtemp(prefix="florence2-server-"))
+        with contextlib.ExitStack() as undo:
+            undo.callback(supervisor.remove_leftovers, self._folder, self._shm_prefix)
+            assemble(self._folder, wheel, self.repository)
+            self._process = self._launch(wheel)
+            undo.callback(self._end_process)
+            self._reader = threading.Thread(target=self._pass_log_on, name="tritonserver log", daemon=True)
+            self._reader.start()
+            self._wait_until_ready()
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Running requests are answered first; another Ctrl-C meanwhile stops at once. Nothing is left either way."""
+        self._undo.close()
+
+    def wait(self) -> None:
+        """Blocks while the server runs. Raises ServerError when it stops by itself."""
+        code = self._process.wait()
+        raise ServerError(f"tritonserver stopped by itself: {_end(code)}")
+
+    def _launch(self, wheel: Wheel) -> subprocess.Popen[bytes]:
+        """The supervisor has a session of its own: Ctrl-C in a terminal is for us alone, and we stop it in order."""
+        supervise = [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix]
+        return subprocess.Popen(
+            supervise + command_line(wheel, self._folder, self._shm_prefix, self._addresses),
+            env=environment(wheel, self._folder),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def _pass_log_on(self) -> None:
+        """Reads to the end whatever `report` does: a full pipe would make tritonserver stand still."""
+        assert self._process.stdout is not None
+        mirror = str(self._folder / "repository")
+        for line in self._process.stdout:
+            shown = self._log.read(line.decode(errors="replace").replace(mirror, str(self.repository)))
+            if shown is not None:
+                with contextlib.suppress(Exception):
+                    self._report(shown)
+
+    def _wait_until_ready(self) -> None:
+        while not self._is_ready():
+            code = self._process.poll()
+            if code is not None:
+                self._reader.join()
+                raise ServerError("; ".join(self._log.failures or self._log.errors[-1:]) or
+                                  f"tritonserver stopped before it was ready: {_end(code)}")  # fmt: skip
+            time.sleep(0.05)
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(self._addresses.client_host, self._addresses.http_port, timeout=5)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _end_process(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(supervisor.STOP_SECONDS + supervisor.KILL_SECONDS)
+        except KeyboardInterrupt:
+            self._process.terminate()
+            self._process.wait(supervisor.KILL_SECONDS)
+            raise
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        self._reader.join(supervisor.KILL_SECONDS)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _end(code: int) -> str:
+    """In words: the supervisor's exit code is 128 + N when signal N ended tritonserver, and -N when it ended itself."""
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-code if code < 0 else code - 128).name}"
+    return f"exit code {code}"

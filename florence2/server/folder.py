@@ -1,0 +1,66 @@
+"""The private folder that a server runs in, assembled for one run and removed after it.
+
+    backends/python/       NVIDIA's Python backend with the stub of this Python version
+    backends/onnxruntime/  our stand-in; a real C++ backend of that name would need no change in the repository
+    lib/                   libpython, alone: the rest of its folder must not come before the system's libraries
+    repository/            a mirror of the model repository. The stub writes __pycache__ beside every model.py and cannot
+                           be told not to, so code is copied; weights, which may be gigabytes, are linked
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from florence2.errors import ServerError
+from florence2.server.wheel import Wheel
+
+STAND_IN = Path(__file__).with_name("onnxruntime_backend.py")
+NEEDS_ONNX_FILE = re.compile(r'^\s*backend\s*:\s*"onnxruntime"', re.MULTILINE)
+
+
+def assemble(folder: Path, wheel: Wheel, repository: Path) -> None:
+    """Fills the empty `folder`. Tritonserver refuses backends that are links, so those are copies (3 MB)."""
+    python_backend = folder / "backends" / "python"
+    shutil.copytree(wheel.python_backend, python_backend, ignore=shutil.ignore_patterns("__pycache__"))
+    stub = shutil.copy(wheel.stub, python_backend)
+    os.chmod(stub, 0o755)
+    stand_in = folder / "backends" / "onnxruntime"
+    stand_in.mkdir()
+    shutil.copyfile(STAND_IN, stand_in / "model.py")
+    (folder / "lib").mkdir()
+    (folder / "lib" / wheel.libpython.name).symlink_to(wheel.libpython)
+    for model in models_of(repository):
+        _mirror(model, folder / "repository" / model.name)
+
+
+def models_of(repository: Path) -> list[Path]:
+    """The folders of all models. Raises ServerError when this is no repository that can be served."""
+    how = f"python -m export CHECKPOINT --repository {repository}"
+    if not repository.is_dir():
+        raise ServerError(f"there is no model repository {repository}; make it with: {how}")
+    models = sorted(path for path in repository.iterdir() if (path / "config.pbtxt").is_file())
+    if not models:
+        raise ServerError(f"{repository} holds no models; make them with: {how}")
+    for model in models:
+        config = (model / "config.pbtxt").read_text(encoding="utf-8")
+        if NEEDS_ONNX_FILE.search(config) and not list(model.glob("*/model.onnx")):
+            raise ServerError(f"{repository} holds no weights, it is not exported yet; make a repository with: "
+                              "python -m export CHECKPOINT --repository DIR")  # fmt: skip
+    return models
+
+
+def _mirror(source: Path, target: Path) -> None:
+    """Code and configs are copied, all other files are links; empty folders count (an ensemble's version)."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name == "__pycache__":
+            continue
+        if path.is_dir():
+            _mirror(path, target / path.name)
+        elif path.suffix in (".py", ".pbtxt"):
+            shutil.copyfile(path, target / path.name)
+        else:
+            (target / path.name).symlink_to(path.resolve())

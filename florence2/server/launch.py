@@ -1,0 +1,96 @@
+"""What tritonserver is started with: its command line, its environment, and the shared memory it needs."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from florence2.errors import ServerError
+from florence2.server.addresses import Addresses
+from florence2.server.supervisor import REQUESTS_GRACE_SECONDS, SHARED_MEMORY
+from florence2.server.wheel import Wheel
+
+MIB = 2**20
+# Loading the large checkpoint from a slow disk must fit in. A stub that dies is noticed at once all the same.
+LOAD_SECONDS = 600
+# The biggest tensor, a full batch of the large model's features, is 8 * 577 * 1024 * 4 bytes = 18 MiB; a region that
+# grows by less grows again and again.
+SHM_GROWTH = 32 * MIB
+# Six stubs that grew once. With less they die of SIGBUS in the middle of a request (Docker's default is 64 MiB).
+SHM_NEEDED = 6 * (MIB + SHM_GROWTH)
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def command_line(wheel: Wheel, folder: Path, shm_prefix: str, addresses: Addresses) -> list[str]:
+    options = {
+        "model-repository": folder / "repository",
+        "backend-directory": folder / "backends",
+        "http-address": addresses.host,
+        "http-port": addresses.http_port,
+        "grpc-address": addresses.host,
+        "grpc-port": addresses.grpc_port,
+        "metrics-address": addresses.host,
+        "metrics-port": addresses.metrics_port,
+        "allow-gpu-metrics": "false",
+        "exit-timeout-secs": REQUESTS_GRACE_SECONDS,
+    }
+    python_backend = {
+        "shm-region-prefix-name": shm_prefix,
+        "shm-growth-byte-size": SHM_GROWTH,
+        "stub-timeout-seconds": LOAD_SECONDS,
+    }
+    return [
+        str(wheel.tritonserver),
+        # Our configs are complete. Completing them all the same would start every model twice.
+        "--disable-auto-complete-config",
+        *(f"--{key}={value}" for key, value in options.items()),
+        *(f"--backend-config=python,{key}={value}" for key, value in python_backend.items()),
+    ]
+
+
+def environment(wheel: Wheel, folder: Path) -> dict[str, str]:
+    """Ours, with this interpreter first on PATH, the wheel's libraries, and as many threads as there are cores.
+
+    The stubs take `python3` on PATH for their own and so see the packages of our virtual environment. What the user
+    set of the thread counts stays.
+    """
+    threads = str(usable_cores())
+    libraries = (str(wheel.libraries), str(folder / "lib"), os.environ.get("LD_LIBRARY_PATH"))
+    return {
+        "OMP_NUM_THREADS": threads,  # of torch in the decoder and, by our stand-in, of onnxruntime
+        # Waiting threads that spin made a decoder step ten times slower when the two cores had other work as well:
+        # 532 against 54 ms, base geometry, 2 threads, beside one busy process (torch 2.13).
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use. Libraries count the machine's, which is far too many in a small container."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_QUOTA.read_text().split()  # "max 100000" without a limit
+        return min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
+def require_shared_memory() -> None:
+    """Raises ServerError when tensors could not travel between tritonserver and its stubs."""
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError as error:
+        raise ServerError("/dev/shm is missing, where tritonserver and its models exchange tensors") from error
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        raise ServerError("/dev/shm is not writable, where tritonserver and its models exchange tensors")
+    if free < SHM_NEEDED:
+        raise ServerError(
+            f"/dev/shm has {free // MIB} MiB free and the server needs {SHM_NEEDED // MIB}; "
+            "in Docker start the container with --shm-size=1g"
+        )

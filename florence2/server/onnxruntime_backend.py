@@ -1,0 +1,74 @@
+"""Stands in for Triton's C++ onnxruntime backend, which the wheel lacks: a model repository serves here unchanged.
+
+Copied to `backends/onnxruntime/model.py` of the embedded server, where tritonserver runs it for every model with
+`backend: "onnxruntime"`. It imports nothing of this project. Where libtriton_onnxruntime.so exists, that one is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        file_name = config.get("default_model_filename") or "model.onnx"
+        # Resolved, because weights kept in a file of their own are looked for beside the real ONNX file.
+        path = (Path(args["model_repository"]) / args["model_version"] / file_name).resolve()
+        self.session = onnxruntime.InferenceSession(path, _options(config), providers=["CPUExecutionProvider"])
+        self.batches = config["max_batch_size"] > 0
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.outputs = [tensor["name"] for tensor in config["output"]]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One run for all requests, as the C++ backend does; if that fails one for each, so that none harms others."""
+        feeds = [self._feed(request) for request in requests]
+        if self.batches and len(requests) > 1:
+            try:
+                return self._run_together(requests, feeds)
+            except Exception as error:
+                pb_utils.Logger.log_warn(f"a batch of {len(requests)} failed, now each request alone: {error}")
+        return [self._run_alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
+
+    def _run_together(self, requests: list[Any], feeds: list[dict[str, np.ndarray]]) -> list[Any]:
+        joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs}
+        starts = np.cumsum([len(feed[self.inputs[0]]) for feed in feeds])[:-1]
+        outputs = [np.split(output, starts) for output in self.session.run(self.outputs, joined)]
+        return [self._response(request, own) for request, *own in zip(requests, *outputs, strict=True)]
+
+    def _run_alone(self, request: Any, feed: dict[str, np.ndarray]) -> Any:
+        try:
+            return self._response(request, self.session.run(self.outputs, feed))
+        except Exception as error:
+            pb_utils.Logger.log_error(f"onnxruntime: {error}")
+            reason = pb_utils.TritonError("onnxruntime could not run the model", pb_utils.TritonError.INTERNAL)
+            return pb_utils.InferenceResponse(error=reason)
+
+    def _feed(self, request: Any) -> dict[str, np.ndarray]:
+        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+
+    def _response(self, request: Any, outputs: list[np.ndarray]) -> Any:
+        asked = request.requested_output_names()
+        tensors = [
+            pb_utils.Tensor(name, np.ascontiguousarray(output))
+            for name, output in zip(self.outputs, outputs, strict=True)
+            if name in asked
+        ]
+        return pb_utils.InferenceResponse(tensors)
+
+
+def _options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
+    """Obeys the C++ backend's parameter for threads; without it, the number that all libraries here are given."""
+    threads = config["parameters"].get("intra_op_thread_count", {"string_value": os.environ["OMP_NUM_THREADS"]})
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(threads["string_value"])
+    # Waiting threads that spin would take the cores from the decoder.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

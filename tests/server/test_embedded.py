@@ -1,0 +1,265 @@
+"""The embedded server as its users see it: it starts, fails with a reason, and leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from onnx import TensorProto, helper
+
+from florence2.errors import ServerError
+from florence2.server import EmbeddedServer
+
+BATCHING = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
+PYTHON_MODEL = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        {initialize}
+
+    def execute(self, requests):
+        {execute}
+        outputs = [pb_utils.get_input_tensor_by_name(request, "X").as_numpy() * 2 for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", output)]) for output in outputs]
+"""
+CONFIG = """
+name: "{name}"
+backend: "{backend}"
+max_batch_size: {batch}
+input [ {{ name: "X" data_type: TYPE_FP32 dims: [ -1 ] }} ]
+output [ {{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }} ]
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
+{more}
+"""
+SERVE = """
+import sys
+from pathlib import Path
+from florence2.server import serve
+sys.exit(serve(Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0))
+"""
+
+
+def python_model(repository: Path, name: str = "double", initialize: str = "pass", execute: str = "pass") -> Path:
+    version = repository / name / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(PYTHON_MODEL.format(initialize=initialize, execute=execute))
+    config = CONFIG.format(name=name, backend="python", batch=0, more="")
+    (version.parent / "config.pbtxt").write_text(config)
+    return repository
+
+
+def onnx_model(repository: Path, name: str = "triple") -> Path:
+    """Y = 3 * X, with the 3 in a file beside the model as large checkpoints have their weights."""
+    version = repository / name / "1"
+    version.mkdir(parents=True)
+    x, y = (helper.make_tensor_value_info(tensor, TensorProto.FLOAT, ["batch", "n"]) for tensor in "XY")
+    three = onnx.numpy_helper.from_array(np.full(1, 3, np.float32), "three")
+    graph = helper.make_graph([helper.make_node("Mul", ["X", "three"], ["Y"])], name, [x], [y], [three])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, version / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    config = CONFIG.format(name=name, backend="onnxruntime", batch=8, more=BATCHING)
+    (version.parent / "config.pbtxt").write_text(config)
+    return repository
+
+
+def any_ports(repository: Path, report=lambda line: None) -> EmbeddedServer:
+    return EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, report=report)
+
+
+@contextlib.contextmanager
+def connection(server: EmbeddedServer) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+        yield client
+
+
+def tensor(values: np.ndarray) -> triton.InferInput:
+    item = triton.InferInput("X", list(values.shape), "FP32")
+    item.set_data_from_numpy(values)
+    return item
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("florence2_")}
+
+
+def folders(temporary: Path) -> set[str]:
+    return {path.name for path in temporary.glob("florence2-server-*")}
+
+
+def processes(mark: str) -> list[str]:
+    """Command lines of the living processes that mention `mark`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if mark in command:
+                found.append(command)
+    return found
+
+
+def ask_at_once(client: triton.InferenceServerClient, model: str, rows: list[np.ndarray]) -> list:
+    """The replies, results or errors, in the order of `rows`."""
+    replies: dict = {}
+    for n, row in enumerate(rows):
+        client.async_infer(model, [tensor(row)], lambda result, error, n=n: replies.update({n: error or result}))
+    while len(replies) < len(rows):
+        time.sleep(0.01)
+    return [replies[n] for n in range(len(rows))]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnx_model(python_model(tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(scope="module")
+def running(models: Path) -> Iterator[EmbeddedServer]:
+    with any_ports(models) as server:
+        yield server
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files of this test's servers alone, so that leftovers and processes can be told apart."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def serving(temporary: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`serve` in a process of its own, ready."""
+    repository = python_model(tmp_path / "models", execute="import time; time.sleep(1)")
+    process = subprocess.Popen([sys.executable, "-c", SERVE, str(repository)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("  http://") and "metrics" in line:
+            break
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def child_of(process: int, name: str) -> int:
+    """The process id of the child whose command line contains `name`."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            if parent == process and name.encode() in (status.parent / "cmdline").read_bytes():
+                return int(status.parent.name)
+    raise AssertionError(f"{process} has no child {name}")
+
+
+def wait_until_gone(temporary: Path, seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while processes(str(temporary)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert processes(str(temporary)) == []
+
+
+def test_answers_over_grpc_and_http(running):
+    """It listens where it says, on all three ports."""
+    with connection(running) as client:
+        assert client.infer("double", [tensor(np.array([1, 2], np.float32))]).as_numpy("Y").tolist() == [2, 4]
+    assert urllib.request.urlopen(f"{running.http_url}/v2/health/ready").status == 200
+    assert b"nv_inference_count" in urllib.request.urlopen(running.metrics_url).read()
+
+
+def test_onnx_models_run_in_batches(running):
+    """Requests that wait together are one run, and each gets its own rows back."""
+    rows = [np.full((1 + n % 2, 4), n, np.float32) for n in range(4)]
+    with connection(running) as client:
+        replies = ask_at_once(client, "triple", rows)
+        statistics = client.get_inference_statistics("triple").model_stats[0]
+    for row, reply in zip(rows, replies, strict=True):
+        np.testing.assert_array_equal(reply.as_numpy("Y"), 3 * row)
+    assert statistics.execution_count < statistics.inference_count
+
+
+def test_requests_that_cannot_be_joined_are_answered_singly(running):
+    """Rows of different lengths make no batch; neither request suffers for it."""
+    with connection(running) as client:
+        replies = ask_at_once(client, "triple", [np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)])
+    assert [reply.as_numpy("Y").shape for reply in replies] == [(1, 2), (1, 3)]
+
+
+def test_a_second_server_comes_and_goes(running, models, temporary):
+    """It tells its progress, leaves nothing behind, and does not disturb the first one or the repository."""
+    lines: list[str] = []
+    memory, files = shared_memory(), sorted(models.rglob("*"))
+    with any_ports(models, lines.append):
+        assert shared_memory() > memory and folders(temporary) and processes(str(temporary))
+    assert sorted(lines) == ["double: loading", "double: ready", "triple: loading", "triple: ready"]
+    assert shared_memory() == memory and not folders(temporary) and not processes(str(temporary))
+    assert sorted(models.rglob("*")) == files
+    with connection(running) as client:
+        assert client.infer("double", [tensor(np.ones(1, np.float32))]).as_numpy("Y").tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("initialize", "reason"),
+    [
+        ("raise ValueError('the weights are broken')", "double cannot be loaded: ValueError: the weights are broken"),
+        ("import no_such_module", "double cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import os; os._exit(1)", "double cannot be loaded: its process died, perhaps for want of memory"),
+    ],
+)
+def test_model_that_cannot_load_is_named_with_its_reason(tmp_path, temporary, initialize, reason):
+    """The error is that one sentence, and nothing is left of the attempt."""
+    with pytest.raises(ServerError) as caught, any_ports(python_model(tmp_path / "models", initialize=initialize)):
+        pass
+    assert str(caught.value) == reason
+    assert not folders(temporary) and not processes(str(temporary))
+
+
+def test_taken_port_is_named_before_anything_starts(tmp_path):
+    """Nobody waits for models to load only to hear that the port is taken."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port} is already in use; choose another with --grpc-port"):
+            EmbeddedServer(python_model(tmp_path / "models"), http_port=0, grpc_port=port).__enter__()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_it_when_running_requests_are_answered(serving, temporary, number):
+    """Ctrl-C and SIGTERM: the request in flight gets its answer, the exit code is 0, nothing is left."""
+    [command] = [command for command in processes(str(temporary)) if "--grpc-port=" in command and " -I " not in command]
+    port = command.partition("--grpc-port=")[2].split()[0]
+    threading.Timer(0.3, lambda: serving.send_signal(number)).start()
+    with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        assert client.infer("double", [tensor(np.ones(1, np.float32))]).as_numpy("Y").tolist() == [2]
+    output, _ = serving.communicate(timeout=30)
+    assert serving.returncode == 0
+    assert "Stopping when running requests are answered" in output
+    assert not folders(temporary) and not processes(str(temporary))
+
+
+@pytest.mark.parametrize("victim", ["we", "tritonserver", "supervisor"])
+def test_nothing_is_left_when_a_process_is_killed(serving, temporary, victim):
+    """`kill -9` of any of the three processes ends the others and frees files and shared memory."""
+    supervisor = child_of(serving.pid, "supervisor.py")
+    mine = {name for name in shared_memory() if name.startswith(f"florence2_{serving.pid}_")}
+    assert mine
+    pid = {"we": serving.pid, "supervisor": supervisor, "tritonserver": child_of(supervisor, "tritonserver")}[victim]
+    os.kill(pid, signal.SIGKILL)
+    serving.wait(timeout=15)
+    wait_until_gone(temporary)
+    assert not folders(temporary)
+    assert not mine & shared_memory()
