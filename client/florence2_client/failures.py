@@ -1,0 +1,75 @@
+"""Triton's and the network's failures, translated into the exception tree. The transports are its only callers."""
+
+from __future__ import annotations
+
+import re
+
+from florence2.errors import (
+    Cancelled,
+    ConnectionFailed,
+    DeadlineExceeded,
+    Florence2Error,
+    InternalError,
+    InvalidRequest,
+    Unavailable,
+)
+
+ERRORS: dict[str, type[Florence2Error]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "NOT_FOUND": InvalidRequest,  # no such model
+    "UNIMPLEMENTED": InvalidRequest,  # a model that streams
+    "UNAVAILABLE": Unavailable,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "CANCELLED": Cancelled,
+}
+HTTP_STATUS = {
+    "400": "INVALID_ARGUMENT",
+    "404": "NOT_FOUND",
+    "501": "UNIMPLEMENTED",
+    "503": "UNAVAILABLE",
+    "504": "DEADLINE_EXCEEDED",
+}
+# What gRPC itself says, under the same UNAVAILABLE a server uses, when no server was reached.
+NO_CONNECTION = re.compile(
+    "failed to connect|errors resolving|dns resolution|socket closed|connection (reset|aborted)|recvmsg|broken pipe",
+    re.IGNORECASE,
+)
+# What Triton writes before a model's own sentence.
+PREFIXES = re.compile(
+    r"^(\[request id: [^\]]*\] |in ensemble '[^']*', |Failed to process the request\(s\) for model (instance )?'[^']*', message: )+"
+)
+
+
+def triton_error(status: str, message: str) -> Florence2Error:
+    """The exception for a status name (gRPC's) and Triton's message."""
+    return ERRORS.get(status, InternalError)(clean_sentence(message))
+
+
+def clean_sentence(message: str) -> str:
+    """Triton's message without the names of the models it passed through, first line only."""
+    first = PREFIXES.sub("", message.strip()).strip().partition("\n")[0]
+    return first.strip() or "the server gave no reason"
+
+
+def deadline_exceeded(timeout: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"no answer within {timeout:g} seconds")
+
+
+def connection_failed(address: object, reason: object) -> ConnectionFailed:
+    """No server at the address, or none that speaks its protocol."""
+    return ConnectionFailed(
+        f"no answer from {address} ({_short(str(reason))}); is the server running? start it with `florence2 serve`"
+    )
+
+
+def _short(reason: str) -> str:
+    """The end of gRPC's and the system's chains of causes, in plain words."""
+    for sign, words in (
+        ("refused", "connection refused"),
+        ("not known|resolving|resolution|name not found", "unknown host"),
+        ("HTTP/2|Expected HTTP", "another protocol is spoken there"),
+        ("timed out|timeout", "timed out"),
+    ):
+        if re.search(sign, reason, re.I):
+            return words
+    return clean_sentence(reason).rsplit(": ", 1)[-1].rstrip(".").lower()

@@ -1,0 +1,89 @@
+"""The seam between client and network: what a transport does, and which one a URL means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+import numpy as np
+from tritonclient.utils import np_to_triton_dtype
+
+from florence2.errors import InvalidRequest
+from florence2_client.request import Tensors
+
+Outputs: TypeAlias = "Mapping[str, np.ndarray[Any, Any] | None]"
+
+DEFAULT_URL = "grpc://127.0.0.1:8001"
+DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
+
+
+class Transport(Protocol):
+    """Sends one request and waits for its answer. Safe to call from many threads."""
+
+    def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
+        """The model's outputs by name. Raises the errors of `florence2.errors`; `timeout` is in seconds."""
+
+    def close(self) -> None:
+        """Closes the connections."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and how to speak to it."""
+
+    scheme: str  # grpc, http, grpcs or https
+    host: str  # in brackets if it is an IPv6 address
+    port: int
+    path: str  # behind a proxy Triton's HTTP routes may hang below one; empty for gRPC
+
+    @property
+    def secure(self) -> bool:
+        return self.scheme.endswith("s")
+
+    @property
+    def target(self) -> str:
+        """As tritonclient wants it, without the scheme."""
+        return f"{self.host}:{self.port}{self.path}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.target}"
+
+
+def parse_url(url: str) -> Address:
+    """`scheme://host[:port]`, or `host[:port]` for gRPC. Raises InvalidRequest on anything else."""
+    try:
+        parts = urlsplit(url if "://" in url else f"grpc://{url}")
+        host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
+    except (ValueError, KeyError) as error:
+        raise InvalidRequest(f"{url!r} is not a server's URL; it looks like {DEFAULT_URL}") from error
+    path = parts.path.rstrip("/")
+    if not host or parts.query or parts.username or (path and parts.scheme.startswith("grpc")):
+        raise InvalidRequest(f"{url!r} is not a server's URL; it looks like {DEFAULT_URL}")
+    return Address(parts.scheme, f"[{host}]" if ":" in host else host, port, path)
+
+
+def open_transport(url: str) -> Transport:
+    """The transport of a URL; it connects at its first request. Only the libraries it needs are imported."""
+    address = parse_url(url)
+    if address.scheme.startswith("grpc"):
+        from florence2_client.grpc_transport import GrpcTransport
+
+        return GrpcTransport(address)
+    from florence2_client.http_transport import HttpTransport
+
+    return HttpTransport(address)
+
+
+def triton_inputs(input_class: Any, tensors: Tensors) -> list[Any]:
+    """The tensors as one protocol's `InferInput`s."""
+    return [
+        input_class(name, list(tensor.shape), np_to_triton_dtype(tensor.dtype)).set_data_from_numpy(tensor)
+        for name, tensor in tensors.items()
+    ]
+
+
+def triton_timeout(seconds: float | None) -> int | None:
+    """A time limit in Triton's unit, microseconds; the server gives up on the request when it has passed."""
+    return None if seconds is None else max(1, int(seconds * 1_000_000))

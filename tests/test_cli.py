@@ -1,0 +1,295 @@
+"""The `florence2` command against a fake transport, and as a process of its own where pipes matter."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from florence2_client import cli
+from PIL import Image
+
+from florence2.errors import ConnectionFailed, InternalError, InvalidRequest
+from florence2.tasks import TASKS
+
+ANSWERS = {
+    "<OD>": {"bboxes": [[1.2, 2.0, 33.7, 24.0], [5, 6, 7, 8]], "labels": ["dog", "中文"], "scores": [0.987, 0.5]},
+    "<CAPTION>": "a café",
+    "<OCR_WITH_REGION>": {"quad_boxes": [[1, 2, 30, 2, 30, 9, 1, 9]], "labels": ["EXIT"]},
+    "<REGION_TO_SEGMENTATION>": {"polygons": [[[1, 2, 30, 2, 30, 9], [4, 4, 5, 5]]], "labels": [""]},
+    "<OPEN_VOCABULARY_DETECTION>": {
+        "bboxes": [[1, 2, 3, 4]],
+        "bboxes_labels": ["cat"],
+        "polygons": [[[1, 2, 30, 2, 30, 9]]],
+        "polygons_labels": ["hat"],
+    },
+    "<REGION_PROPOSAL>": {"bboxes": [], "labels": []},
+    "<DocVQA>What?": "42",
+    "<REGION_TO_CATEGORY>": "dog<loc_0><loc_100><loc_500><loc_999>",
+}
+
+
+class FakeServer:
+    """Stands in for the transport: answers by task, or raises what it was told to."""
+
+    def __init__(self):
+        self.failure = None
+        self.finish_reason = b"stop"
+        self.urls, self.asked = [], []
+
+    def open(self, url):
+        self.urls.append(url)
+        return self
+
+    def infer(self, model, tensors, timeout):
+        self.asked.append((model, {name: tensor[0] for name, tensor in tensors.items()}, timeout))
+        if self.failure:
+            raise self.failure
+        task = tensors["TASK"][0].decode()
+        return {
+            "RESULT": np.array([json.dumps({task: ANSWERS[task]}).encode()], dtype=object),
+            "GENERATED_TEXT": np.array([b"text"], dtype=object),
+            "FINISH_REASON": np.array([self.finish_reason], dtype=object),
+            "NUM_TOKENS": np.array([7], dtype=np.int32),
+            "SEQUENCE_SCORE": np.array([-0.25], dtype=np.float32),
+            "IMAGE_SIZE": np.array([40, 30], dtype=np.int32),
+        }
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    fake = FakeServer()
+    monkeypatch.setattr("florence2_client.client.open_transport", fake.open)
+    return fake
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), "gray").save(path)
+    return str(path)
+
+
+def test_boxes_are_an_aligned_table_with_a_summary(server, picture, capsys):
+    """Labels, scores and rounded boxes stand in columns, also behind wide characters; the last line sums up."""
+    assert cli.main(["run", picture, "--task", "od"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "label  score  box (x1,y1 x2,y2)",
+        "dog    0.99   1,2 34,24",
+        "中文   0.50   5,6 7,8",
+        "",
+    ]
+    assert lines[4].startswith("7 tokens, stop, picture 40x30, ")
+    assert lines[4].endswith(" ms")
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("<CAPTION>", ["a café"]),
+        ("<OCR_WITH_REGION>", ["label  corners (x1,y1 x2,y2 x3,y3 x4,y4)", "EXIT   1,2 30,2 30,9 1,9"]),
+        ("<REGION_TO_SEGMENTATION>", ["label  points  extent (x1,y1 x2,y2)", "-      5       1,2 30,9"]),
+        (
+            "<OPEN_VOCABULARY_DETECTION>",
+            [
+                "label  score   box (x1,y1 x2,y2)",
+                "cat    -       1,2 3,4",
+                "label  points  extent (x1,y1 x2,y2)",
+                "hat    3       1,2 30,9",
+            ],
+        ),
+        ("<REGION_PROPOSAL>", ["(nothing found)"]),
+        ("<DocVQA>What?", ["42"]),
+        ("<REGION_TO_CATEGORY>", ["dog [0,3 20,30]"]),
+    ],
+)
+def test_every_kind_of_answer_is_readable(server, picture, capsys, task, expected):
+    """Texts are printed as they are, geometry as a table, nothing as a remark."""
+    assert cli.main(["run", picture, "--task", task]) == 0
+    assert capsys.readouterr().out.splitlines()[:-2] == expected
+
+
+def test_cut_off_answer_is_marked(server, picture, capsys):
+    """The summary says so when the token limit ended the answer."""
+    server.finish_reason = b"length"
+    cli.main(["run", picture, "--task", "od"])
+    assert "length (cut off)" in capsys.readouterr().out
+
+
+def test_json_is_one_object(server, picture, capsys):
+    """`--json` prints exactly one JSON object and nothing else."""
+    assert cli.main(["run", picture, "--task", "od", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("\n") == 1
+    assert json.loads(captured.out)["answer"] == ANSWERS["<OD>"]
+
+
+def test_options_reach_the_server(server, picture):
+    """Every flag arrives as its tensor; flags left out are not sent."""
+    flags = "--max-new-tokens 5 --num-beams 2 --no-repeat-ngram-size 0 --length-penalty 0.5 --no-early-stopping"
+    where = "--url http://box:1 --model mine_ensemble --timeout 2.5"
+    assert cli.main(["run", picture, "--task", "Caption", "--text=-1,2", *flags.split(), *where.split()]) == 0
+    model, tensors, timeout = server.asked[0]
+    del tensors["IMAGE"]
+    assert server.urls == ["http://box:1"]
+    assert (model, timeout) == ("mine_ensemble", 2.5)
+    assert tensors == {
+        "TASK": b"<CAPTION>",
+        "TEXT": b"-1,2",
+        "MAX_NEW_TOKENS": 5,
+        "NUM_BEAMS": 2,
+        "NO_REPEAT_NGRAM_SIZE": 0,
+        "LENGTH_PENALTY": 0.5,
+        "EARLY_STOPPING": False,
+    }
+
+
+def test_draw_writes_the_picture(server, picture, tmp_path):
+    """`--draw` leaves a picture file with more on it than the plain grey of the original."""
+    drawn = tmp_path / "out.jpg"
+    assert cli.main(["run", picture, "--task", "od", "--draw", str(drawn)]) == 0
+    assert len(Image.open(drawn).convert("RGB").getcolors(1 << 24)) > 1
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out", "no/such/dir/out.png", "out.pdf.unknown"])
+def test_undrawable_file_is_refused_before_the_request(server, picture, tmp_path, capsys, name):
+    """A name that cannot be written is found out before the server has worked for nothing."""
+    assert cli.main(["run", picture, "--task", "od", "--draw", str(tmp_path / name)]) == 2
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(InvalidRequest("too bad"), 2), (ConnectionFailed("too bad"), 3), (InternalError("too bad"), 1)],
+)
+def test_error_is_one_sentence_and_its_exit_code(server, picture, capsys, failure, code):
+    """Errors go to standard error as `florence2: sentence`, and nothing to standard output."""
+    server.failure = failure
+    assert cli.main(["run", picture, "--task", "od", "--json"]) == code
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "florence2: too bad\n")
+
+
+def test_ctrl_c_exits_with_130(server, picture, capsys):
+    """Ctrl-C is an end, not an error to explain."""
+    server.failure = KeyboardInterrupt()
+    assert cli.main(["run", picture, "--task", "od"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "no-such.png", "--task", "od"], "there is no file no-such.png"),
+        (["run", "x.png"], "arguments are required: --task"),
+        (["run", "x.png", "--task", "captoin"], "did you mean caption or "),
+        (["run", "x.png", "--task", "region-to-categry"], "did you mean region_to_category"),
+        (["run", "x.png", "--task", "<ODD>"], "did you mean od?"),
+        (["run", "x.png", "--task", "zzz"], "`florence2 tasks` lists them"),
+        (["run", "x.png", "--task", ""], "there is no task ''"),
+        (["run", "x.png", "--task", "od", "--num-beams", "many"], "argument --num-beams: invalid int value"),
+        (["run", "x.png", "--task", "od", "--url", "ftp://x"], "is not a server's URL"),
+        (["fly"], "invalid choice: 'fly'"),
+        ([], "arguments are required: COMMAND"),
+    ],
+)
+def test_mistake_on_the_command_line_is_one_sentence(capsys, arguments, sentence):
+    """Mistakes are named on one line, with the closest right spelling where there is one; exit code 2."""
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("florence2: ")
+    assert error.count("\n") == 1
+    assert sentence in error
+
+
+def test_tasks_lists_the_table(capsys):
+    """Every task is listed by the name that `--task` takes."""
+    assert cli.main(["tasks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [task.name for task in TASKS.values()]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["serve", "--help"], ["tasks", "--help"]])
+def test_help_is_printed(capsys, arguments):
+    """Help ends the program well and says how the command is called."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 0
+    assert "usage: florence2" in capsys.readouterr().out
+
+
+def test_serve_hands_over_to_the_server(monkeypatch, tmp_path):
+    """`serve` passes its flags on and returns the server's exit code."""
+    calls = []
+    fake = types.ModuleType("florence2.server")
+    fake.serve = lambda repository, **flags: calls.append((repository, flags)) or 5
+    monkeypatch.setitem(sys.modules, "florence2.server", fake)
+    assert cli.main(["serve", "--repository", str(tmp_path), "--host", "0.0.0.0", "--http-port", "0"]) == 5
+    flags = {"host": "0.0.0.0", "http_port": 0, "grpc_port": 8001, "metrics_port": 8002}
+    assert calls == [(tmp_path, flags)]
+
+
+COMMAND = [sys.executable, "-c", "import sys; from florence2_client.cli import main; sys.exit(main())"]
+
+
+def run_process(*arguments, **options):
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=60, **options)
+
+
+def test_standard_input_is_a_picture():
+    """`-` reads the picture from standard input; an empty one is refused."""
+    ended = run_process("run", "-", "--task", "od", input=b"")
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert ended.stderr == b"florence2: the picture is empty (0 bytes)\n"
+
+
+def test_picture_from_standard_input_is_sent(server, monkeypatch, picture):
+    """The bytes on standard input travel untouched."""
+    with open(picture, "rb") as stream:
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=stream, isatty=lambda: False))
+        assert cli.main(["run", "-", "--task", "od"]) == 0
+    with open(picture, "rb") as stream:
+        assert server.asked[0][1]["IMAGE"] == stream.read()
+
+
+def test_stopped_server_is_explained():
+    """Without a server the real transport's error says how to start one; exit code 3."""
+    ended = run_process("run", "-", "--task", "od", "--url", "127.0.0.1:1", input=b"x")
+    assert (ended.returncode, ended.stdout) == (3, b"")
+    assert ended.stderr.startswith(b"florence2: no answer from grpc://127.0.0.1:1 (connection refused)")
+    assert ended.stderr.count(b"\n") == 1
+
+
+def test_closed_pipe_is_quiet():
+    """A reader that went away (`| head`) leaves no traceback."""
+    process = subprocess.Popen([*COMMAND, "tasks"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+    process.stderr.close()
+
+
+def test_full_disk_is_told():
+    """Output that cannot be written is an error, not a traceback."""
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run([*COMMAND, "tasks"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (ended.returncode, ended.stderr) == (1, b"florence2: [Errno 28] No space left on device\n")
+
+
+def test_terminal_without_unicode_gets_escapes(server, picture, monkeypatch):
+    """An ASCII-only output stream prints escapes instead of failing."""
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert cli.main(["run", picture, "--task", "caption"]) == 0
+    assert ascii_only.buffer.getvalue().startswith(b"a caf\\xe9\n")
+    assert cli.main(["run", picture, "--task", "caption", "--json"]) == 0
+    assert json.loads(ascii_only.buffer.getvalue().splitlines()[-1])["answer"] == "a café"

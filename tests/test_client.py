@@ -1,0 +1,376 @@
+"""The client library against a transport that records requests and answers from a script."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from florence2_client import Client, Result
+from florence2_client.request import request_tensors
+from florence2_client.transport import Address, parse_url
+from PIL import Image
+
+from florence2.errors import (
+    Cancelled,
+    ConnectionFailed,
+    DeadlineExceeded,
+    InternalError,
+    InvalidImage,
+    InvalidOption,
+    InvalidPrompt,
+    InvalidRequest,
+    Unavailable,
+)
+from florence2.results import Boxes, Polygons, TextAnswer
+
+
+def outputs(task="<OD>", answer=None, **changes):
+    """The ensemble's output tensors for an answer."""
+    answer = {"bboxes": [[1.0, 2.0, 3.5, 4.0]], "labels": ["café"], "scores": [0.5]} if answer is None else answer
+    result = json.dumps({task: answer}, ensure_ascii=False)
+    tensors = {
+        "RESULT": np.array([result.encode()], dtype=object),
+        "GENERATED_TEXT": np.array(["café<loc_1>".encode()], dtype=object),
+        "FINISH_REASON": np.array([b"stop"], dtype=object),
+        "NUM_TOKENS": np.array([7], dtype=np.int32),
+        "SEQUENCE_SCORE": np.array([-0.25], dtype=np.float32),
+        "IMAGE_SIZE": np.array([640, 480], dtype=np.int32),
+    }
+    return tensors | changes
+
+
+class FakeTransport:
+    """Answers every request with the same tensors and keeps what it was asked."""
+
+    def __init__(self, answer=None):
+        self.answer = answer or outputs()
+        self.asked = []
+        self.closed = 0
+
+    def infer(self, model, tensors, timeout):
+        self.asked.append((model, tensors, timeout))
+        return self.answer
+
+    def close(self):
+        self.closed += 1
+
+
+def png(size=(4, 3), mode="RGB"):
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sent_by(image, task="od", text=None, **options):
+    """The tensors that a call puts on the wire."""
+    transport = FakeTransport()
+    Client(transport=transport).run(image, task, text, **options)
+    return transport.asked[0][1]
+
+
+def sent_picture(image):
+    return Image.open(io.BytesIO(sent_by(image)["IMAGE"][0]))
+
+
+def test_answer_is_typed_and_frozen():
+    """The result holds every output of the ensemble as a plain Python value and cannot be changed."""
+    result = Client(transport=FakeTransport()).run(png(), "od")
+    assert result == Result(
+        task="<OD>",
+        answer=Boxes([[1.0, 2.0, 3.5, 4.0]], ["café"], [0.5]),
+        text="café<loc_1>",
+        finish_reason="stop",
+        num_tokens=7,
+        score=-0.25,
+        image_size=(640, 480),
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.task = "<OCR>"
+
+
+def test_result_becomes_json():
+    """`to_dict` survives a round trip through JSON and keeps transformers' shape of the answer."""
+    result = Client(transport=FakeTransport()).run(png(), "od")
+    assert json.loads(json.dumps(result.to_dict())) == {
+        "task": "<OD>",
+        "answer": {"bboxes": [[1.0, 2.0, 3.5, 4.0]], "labels": ["café"], "scores": [0.5]},
+        "text": "café<loc_1>",
+        "finish_reason": "stop",
+        "num_tokens": 7,
+        "score": -0.25,
+        "image_size": [640, 480],
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "expected"),
+    [
+        ("<CAPTION>", "a dog", TextAnswer("a dog")),
+        ("<DocVQA>", "42", TextAnswer("42")),
+        (
+            "<REGION_TO_SEGMENTATION>",
+            {"polygons": [[[1.0, 2.0, 3.0, 4.0]]], "labels": [""]},
+            Polygons([[[1.0, 2.0, 3.0, 4.0]]], [""]),
+        ),
+    ],
+)
+def test_answer_has_the_kind_of_its_task(task, answer, expected):
+    """The key of the server's JSON says how its value is to be read; prompts that are no task are text."""
+    assert Client(transport=FakeTransport(outputs(task, answer))).run(png(), task).answer == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        outputs(RESULT=np.array([b"not json"], dtype=object)),
+        outputs(RESULT=np.array([b"[1]"], dtype=object)),
+        outputs(RESULT=np.array([b'{"<OD>": {"boxes": []}}'], dtype=object)),
+        outputs(RESULT=np.array([b'{"<OD>": "a dog"}'], dtype=object)),
+        outputs(IMAGE_SIZE=None),
+        {"TOKENS": np.array([1], dtype=np.int32)},
+    ],
+)
+def test_foreign_answer_is_an_internal_error(answer):
+    """Whatever a wrong model answers, the caller gets one of our errors."""
+    with pytest.raises(InternalError):
+        Client(transport=FakeTransport(answer)).run(png(), "od")
+
+
+def test_smallest_request_holds_only_image_and_task():
+    """Names, types and shapes are those of the ensemble, and what the caller left out is not sent."""
+    data = png()
+    tensors = sent_by(data, "od")
+    assert set(tensors) == {"IMAGE", "TASK"}
+    assert all(tensor.dtype == np.object_ and tensor.shape == (1,) for tensor in tensors.values())
+    assert tensors["IMAGE"][0] == data
+    assert tensors["TASK"][0] == b"<OD>"
+
+
+def test_full_request_has_the_contract_types():
+    """Every optional input is a tensor [1] of the contract's type; 0 and False are values, not absences."""
+    tensors = sent_by(
+        png(),
+        "<CAPTION_TO_PHRASE_GROUNDING>",
+        "ein Hündchen",
+        max_new_tokens=np.int64(5),
+        num_beams=1,
+        no_repeat_ngram_size=0,
+        length_penalty=0,
+        early_stopping=False,
+    )
+    assert tensors["TEXT"][0] == "ein Hündchen".encode()
+    options = set(tensors) - {"IMAGE", "TASK", "TEXT"}
+    assert {name: (tensors[name].dtype, tensors[name].tolist()) for name in options} == {
+        "MAX_NEW_TOKENS": (np.int32, [5]),
+        "NUM_BEAMS": (np.int32, [1]),
+        "NO_REPEAT_NGRAM_SIZE": (np.int32, [0]),
+        "LENGTH_PENALTY": (np.float32, [0.0]),
+        "EARLY_STOPPING": (np.bool_, [False]),
+    }
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_tensors_fit_tritonclient(protocol):
+    """tritonclient takes the tensors as BYTES, INT32, FP32 and BOOL of shape [1]."""
+    import importlib
+
+    from florence2_client.transport import triton_inputs
+
+    tensors = request_tensors(png(), "od", "x", {"num_beams": 2, "length_penalty": 1.0, "early_stopping": True})
+    inputs = triton_inputs(importlib.import_module(f"tritonclient.{protocol}").InferInput, tensors)
+    assert [(i.name(), i.datatype(), list(i.shape())) for i in inputs] == [
+        ("IMAGE", "BYTES", [1]),
+        ("TASK", "BYTES", [1]),
+        ("TEXT", "BYTES", [1]),
+        ("NUM_BEAMS", "INT32", [1]),
+        ("LENGTH_PENALTY", "FP32", [1]),
+        ("EARLY_STOPPING", "BOOL", [1]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("od", "<OD>"),
+        ("<OD>", "<OD>"),
+        ("Region-To-Ocr", "<REGION_TO_OCR>"),
+        ("<DocVQA>What is the date?", "<DocVQA>What is the date?"),
+        ("<OPEN_VOCABULARY_DETECTION>a cat", "<OPEN_VOCABULARY_DETECTION>a cat"),
+    ],
+)
+def test_task_names_become_tokens_and_prompts_stay(written, sent):
+    """A name in any case is its token; any other prompt reaches the model as it is."""
+    assert sent_by(png(), written)["TASK"][0] == sent.encode()
+
+
+def test_file_and_bytes_travel_untouched(tmp_path):
+    """Encoded pictures are not re-encoded, whether they come as a path, a name or bytes."""
+    data = png()
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    for image in (path, str(path), data, bytearray(data), memoryview(data)):
+        assert sent_by(image)["IMAGE"][0] == data
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "F"])
+def test_pil_image_of_any_mode_is_encoded(mode):
+    """Every mode of Pillow arrives as a picture of the same size."""
+    assert sent_picture(Image.new(mode, (5, 4))).size == (5, 4)
+
+
+def test_pil_image_keeps_its_pixels():
+    """Encoding is lossless, and orientation metadata of the opened file does not turn the pixels in hand."""
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned by 90 degrees
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    opened = Image.open(buffer)
+    assert opened.getexif()[0x0112] == 6
+    sent = sent_picture(opened)
+    assert sent.getexif().get(0x0112) is None
+    assert np.array_equal(np.asarray(sent), pixels)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 3), (4, 6, 4)])
+def test_array_keeps_its_pixels(shape):
+    """Grey, RGB and RGBA arrays arrive unchanged."""
+    array = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    assert np.array_equal(np.asarray(sent_picture(array)), array.reshape(shape[:2] if shape[-1] == 1 else shape))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((3, 4, 3), dtype=np.float32),
+        np.zeros((3, 4, 2), dtype=np.uint8),
+        np.zeros((1, 3, 4, 3), dtype=np.uint8),
+        np.zeros((0, 4, 3), dtype=np.uint8),
+        Image.new("RGB", (0, 3)),
+        b"",
+        None,
+        7,
+        "no/such/file.jpg",
+        "nul\0byte",
+        ".",
+    ],
+)
+def test_unusable_picture_is_refused_before_anything_is_sent(image):
+    """What is no picture at all never reaches the network."""
+    transport = FakeTransport()
+    with pytest.raises(InvalidImage):
+        Client(transport=transport).run(image, "od")
+    assert transport.asked == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"num_beams": 2.5}, InvalidOption),
+        ({"num_beams": "3"}, InvalidOption),
+        ({"max_new_tokens": 2**31}, InvalidOption),
+        ({"length_penalty": "long"}, InvalidOption),
+        ({"timeout": 0}, InvalidOption),
+        ({"timeout": float("nan")}, InvalidOption),
+        ({"text": "\ud800"}, InvalidPrompt),
+    ],
+)
+def test_value_without_a_tensor_is_refused(options, error):
+    """Values that do not fit the wire are the caller's mistake, named before anything is sent."""
+    with pytest.raises(error):
+        Client(transport=FakeTransport()).run(png(), "od", **options)
+
+
+def test_model_and_timeout_reach_the_transport():
+    """The client asks the model it was made for, with the request's own time limit."""
+    transport = FakeTransport()
+    Client(model="mine_ensemble", transport=transport).run(png(), "od", timeout=2.5)
+    model, _, timeout = transport.asked[0]
+    assert (model, timeout) == ("mine_ensemble", 2.5)
+
+
+def test_client_closes_its_transport_once():
+    """Leaving the `with` block closes the connections, closing again is harmless, asking again is an error."""
+    transport = FakeTransport()
+    with Client(transport=transport) as client:
+        client.run(png(), "od")
+    client.close()
+    assert transport.closed == 1
+    with pytest.raises(RuntimeError):
+        client.run(png(), "od")
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("grpc://127.0.0.1:9001", Address("grpc", "127.0.0.1", 9001, "")),
+        ("gpu-box:9001", Address("grpc", "gpu-box", 9001, "")),
+        ("gpu-box", Address("grpc", "gpu-box", 8001, "")),
+        ("http://gpu-box", Address("http", "gpu-box", 8000, "")),
+        ("https://vision.example/triton/", Address("https", "vision.example", 443, "/triton")),
+        ("GRPCS://Box:1", Address("grpcs", "box", 1, "")),
+        ("grpc://[::1]:8001", Address("grpc", "[::1]", 8001, "")),
+    ],
+)
+def test_url_says_protocol_host_and_port(url, address):
+    """The scheme chooses the transport; without one it is gRPC; ports have Triton's defaults."""
+    assert parse_url(url) == address
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://x", "grpc://", "grpc://x:99999", "http://x:port", "grpc://x/path", "http://x?y=1", "http://[::1"]
+)
+def test_bad_url_is_the_callers_mistake(url):
+    """An address that cannot be meant is refused with an example of a good one."""
+    with pytest.raises(InvalidRequest, match=r"grpc://127\.0\.0\.1:8001"):
+        Client(url)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        ("INVALID_ARGUMENT", InvalidRequest),
+        ("NOT_FOUND", InvalidRequest),
+        ("UNAVAILABLE", Unavailable),
+        ("DEADLINE_EXCEEDED", DeadlineExceeded),
+        ("CANCELLED", Cancelled),
+        ("INTERNAL", InternalError),
+        ("DATA_LOSS", InternalError),
+    ],
+)
+def test_status_becomes_our_exception(status, error):
+    """Every status of Triton has its place in the exception tree."""
+    from florence2_client.failures import triton_error
+
+    assert type(triton_error(status, "in ensemble 'florence2_ensemble', too bad")) is error
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "too bad",
+        "in ensemble 'florence2_ensemble', too bad",
+        "in ensemble 'a', in ensemble 'b', too bad",
+        "[request id: <id_unknown>] too bad",
+        "in ensemble 'a', Failed to process the request(s) for model 'b_0_0', message: too bad\n\nAt:\n  /model.py(3)",
+    ],
+)
+def test_message_is_stripped_to_its_sentence(message):
+    """Names of models on the way, and tracebacks, are not for the caller."""
+    from florence2_client.failures import clean_sentence
+
+    assert clean_sentence(message) == "too bad"
+
+
+def test_connection_failure_names_address_and_remedy():
+    """Somebody who forgot to start the server is told so."""
+    from florence2_client.failures import connection_failed
+
+    error = connection_failed(parse_url("http://box:8000"), ConnectionRefusedError(111, "Connection refused"))
+    assert isinstance(error, ConnectionFailed)
+    assert str(error) == (
+        "no answer from http://box:8000 (connection refused); is the server running? start it with `florence2 serve`"
+    )

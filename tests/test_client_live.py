@@ -1,0 +1,117 @@
+"""The client against the real embedded server, over gRPC and over HTTP."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from florence2_client import Client, cli
+from PIL import Image, ImageDraw
+
+from florence2.errors import DeadlineExceeded, InvalidRequest
+from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
+from florence2.tasks import TASKS, Grammar, Task, TaskInput
+
+SIZE = (320, 240)
+KINDS = {
+    Grammar.TEXT: TextAnswer,
+    Grammar.OCR: Quads,
+    Grammar.LABELLED_BOXES: Boxes,
+    Grammar.BARE_BOXES: Boxes,
+    Grammar.GROUNDING: Boxes,
+    Grammar.POLYGONS: Polygons,
+    Grammar.BOXES_OR_POLYGONS: BoxesAndPolygons,
+}
+TEXTS = {TaskInput.NONE: None, TaskInput.TEXT: "a red circle", TaskInput.REGION: "60,40,260,200"}
+
+
+@pytest.fixture(params=["grpc", "http"])
+def url(request, server):
+    return getattr(server, f"{request.param}_url")
+
+
+@pytest.fixture
+def client(url):
+    with Client(url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def picture():
+    image = Image.new("RGB", SIZE, "white")
+    ImageDraw.Draw(image).ellipse((60, 40, 260, 200), fill="red")
+    return image
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_every_task_has_a_typed_answer(client: Client, picture, task: Task):
+    """Each task answers with its own kind, about a picture of the size that was sent."""
+    result = client.run(picture, task.name, TEXTS[task.input], num_beams=1)
+    assert result.task == task.token
+    assert type(result.answer) is KINDS[task.grammar]
+    assert result.image_size == SIZE
+    assert result.finish_reason in ("stop", "length")
+    assert result.num_tokens >= 1
+    assert np.isfinite(result.score)
+
+
+def test_picture_may_come_in_any_form(client: Client, picture, tmp_path):
+    """A path, bytes, a PIL image and an array of the same picture have the same answer."""
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    forms = [path, path.read_bytes(), picture, np.asarray(picture)]
+    results = [client.run(form, "od") for form in forms]
+    assert all(result == results[0] for result in results)
+
+
+def test_protocols_agree(server, picture):
+    """gRPC and HTTP give the same answer to the last digit."""
+    with Client(server.grpc_url) as over_grpc, Client(server.http_url) as over_http:
+        assert over_grpc.run(picture, "od") == over_http.run(picture, "od")
+
+
+def test_options_reach_the_decoder(client: Client, picture):
+    """A limit of one token is kept and reported."""
+    result = client.run(picture, "caption", max_new_tokens=1, num_beams=1)
+    assert (result.num_tokens, result.finish_reason) == (1, "length")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"image": b"no picture"}, "picture|image"),
+        ({"text": "a dog"}, "text"),
+        ({"task": "region_to_category"}, "region"),
+        ({"num_beams": 1000}, "NUM_BEAMS"),
+        ({"length_penalty": float("nan")}, "LENGTH_PENALTY"),
+    ],
+)
+def test_mistake_is_named_in_the_servers_own_words(client: Client, picture, change, named):
+    """The caller reads the sentence that names the mistake, without Triton's wrapping."""
+    with pytest.raises(InvalidRequest, match=f"(?i){named}") as caught:
+        client.run(**{"image": picture, "task": "od"} | change)
+    assert "ensemble" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_model_is_the_callers_mistake(url, picture):
+    """Asking for a model that is not served says so."""
+    with Client(url, model="nobody_ensemble") as client, pytest.raises(InvalidRequest, match="nobody_ensemble"):
+        client.run(picture, "od")
+
+
+def test_time_limit_is_kept_and_hurts_nobody(client: Client, picture):
+    """A request that cannot be done in time ends with DeadlineExceeded; the next one is answered."""
+    with pytest.raises(DeadlineExceeded):
+        client.run(picture, "od", timeout=0.001)
+    assert client.run(picture, "od", timeout=60).num_tokens >= 1
+
+
+def test_command_line_asks_the_server(url, picture, tmp_path, capsys):
+    """`florence2 run` prints the answer and writes the drawing."""
+    path, drawn = tmp_path / "picture.png", tmp_path / "drawn.png"
+    picture.save(path)
+    assert cli.main(["run", str(path), "--task", "od", "--url", url, "--draw", str(drawn)]) == 0
+    assert "picture 320x240" in capsys.readouterr().out
+    assert Image.open(io.BytesIO(drawn.read_bytes())).width >= SIZE[0]

@@ -1,0 +1,226 @@
+"""Drawings are judged by their pixels: what must change, what must stay, and what must be inside the picture."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from florence2_client import draw, labels
+from florence2_client.drawing import PALETTE, label_colours, marks_of
+from florence2_client.labels import Label, contrasting, draw_labels, font_of_size, wrapped
+from PIL import Image
+
+from florence2.errors import InvalidImage
+from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
+
+SIZE = (640, 480)
+BOX = [100.0, 100.0, 300.0, 200.0]
+
+
+def canvas(colour="gray", size=SIZE):
+    return Image.new("RGB", size, colour)
+
+
+def changed(drawn, plain=None):
+    """[H, W] bool: where the drawing differs from the plain picture."""
+    return (np.asarray(drawn) != np.asarray(plain or canvas(size=drawn.size))).any(axis=2)
+
+
+def test_box_is_outlined_and_its_inside_stays():
+    """The line lies on the box's edges; what the box is about stays visible."""
+    difference = changed(draw(canvas(), Boxes([BOX], [""])))
+    assert difference[100, 100:300].all()
+    assert difference[100:200, 300].all()
+    assert not difference[115:185, 115:285].any()
+
+
+@pytest.mark.parametrize("background", ["black", "white", *PALETTE])
+def test_line_and_label_show_on_any_background(background):
+    """On every background, also one of the mark's own colour, the edge and the label differ clearly from it."""
+    drawn = draw(canvas(background), Boxes([BOX], ["dog"], [0.5]))
+    contrast = np.abs(np.asarray(drawn, int) - np.asarray(canvas(background), int)).sum(axis=2)
+    assert (contrast[95:106, 150:250].max(axis=0) > 150).all()
+    assert contrast[75:99, 95:180].max() > 200
+
+
+@pytest.mark.parametrize("colour", PALETTE)
+def test_label_text_is_readable_on_its_chip(colour):
+    """Text and chip have WCAG's contrast of 4.5 : 1 for every colour."""
+
+    def luminance(rgb):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(colour), luminance(contrasting(colour))))
+    assert (light + 0.05) / (dark + 0.05) > 4.5
+
+
+def test_polygon_is_tinted_with_holes_left_open():
+    """The area inside is tinted, outside it stays; every polygon of an instance is drawn."""
+    answer = Polygons([[[100, 100, 200, 100, 200, 200, 100, 200], [300, 300, 400, 300, 400, 400]]], [""])
+    drawn = draw(canvas(), answer)
+    difference = changed(drawn)
+    assert difference[150, 150]
+    assert difference[330, 380]
+    assert not difference[250, 250]
+
+
+def test_quad_is_drawn_by_its_corners():
+    """A slanted quad has slanted lines: its corners are marked, those of its bounding box are not."""
+    difference = changed(draw(canvas(), Quads([[200, 200, 300, 250, 250, 350, 150, 300]], [""])))
+    assert difference[200, 200]
+    assert difference[250, 300]
+    assert not difference[200, 300]
+    assert not difference[350, 150]
+
+
+def test_boxes_and_polygons_are_both_drawn():
+    """Open-vocabulary detection may answer with both kinds at once."""
+    answer = BoxesAndPolygons([BOX], ["a"], [[[400.0, 300.0, 500.0, 300.0, 500.0, 400.0]]], ["b"])
+    difference = changed(draw(canvas(), answer))
+    assert difference[100, 200]
+    assert difference[330, 480]
+
+
+def test_caption_becomes_a_strip_below():
+    """The picture stays as it is; the text stands below it, and longer text takes more room."""
+    short = draw(canvas(), TextAnswer("a dog"))
+    long = draw(canvas(), TextAnswer("a dog on a very long walk " * 20))
+    assert not changed(short.crop((0, 0, *SIZE))).any()
+    assert SIZE[1] < short.height < long.height
+    assert np.asarray(short.crop((0, SIZE[1], *short.size))).min() < 100
+
+
+def test_region_in_a_text_answer_is_drawn_with_its_text():
+    """Answers of region tasks keep the location tokens: they become a box, the words its label."""
+    marks, below = marks_of(TextAnswer("car<loc_100><loc_200><loc_499><loc_999>"), (1000, 1000))
+    assert below == ""
+    assert [mark.label for mark in marks] == ["car"]
+    assert marks[0].outlines == [[(100.5, 200.5), (499.5, 200.5), (499.5, 999.5), (100.5, 999.5)]]
+
+
+def test_long_text_of_a_region_goes_below():
+    """A description too long for a label keeps its box and stands below the picture."""
+    words = "a red car that is parked in front of a very old building with many windows"
+    marks, below = marks_of(TextAnswer(words + "<loc_1><loc_2><loc_3><loc_4>"), (1000, 1000))
+    assert below == words
+    assert [mark.label for mark in marks] == [""]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\n", "<loc_1>", "<loc_1>" * 5, "a" * 3000, "\u200d中文", "\ud800"])
+def test_odd_text_is_drawn_somehow(text):
+    """No text answer breaks the drawing."""
+    draw(canvas(), TextAnswer(text))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 5), (64, 48), (3000, 40), (40, 3000), (1920, 1080)])
+def test_any_size_is_drawn_and_small_ones_are_enlarged(size):
+    """Pictures grow by a whole factor until labels can be read, and keep their shape."""
+    width, height = size
+    answer = Boxes([[0, 0, width, height], [width / 2, height / 2, width, height]], ["whole", "a long label " * 9])
+    drawn = draw(canvas(size=size), answer)
+    factor = drawn.width // width
+    assert drawn.size == (factor * width, factor * height)
+    assert max(drawn.size) >= 480
+    assert factor == 1 or max(size) < 480
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Boxes([], []),
+        Boxes([[5, 5, 5, 5]], ["point"]),
+        Boxes([[-50, -50, 9000, 9000]], ["outside"], [1.0]),
+        Polygons([[]], ["none"]),
+        Polygons([[[1.0, 2.0]], [[1.0, 2.0, 3.0, 4.0]]], ["dot", "line"]),
+        Boxes([BOX], [" \n "]),
+        Boxes([BOX], ["two\nlines"]),
+        Boxes([BOX], ["\ud800"]),
+    ],
+)
+def test_degenerate_answers_are_drawn(answer):
+    """Nothing that a parser can make breaks the drawing."""
+    assert draw(canvas(), answer).size == SIZE
+
+
+def placed(monkeypatch, marks, size=SIZE):
+    """Where the chips of labelled marks go."""
+    places = []
+    monkeypatch.setattr(labels, "_draw_chip", lambda canvas, place, *rest: places.append(place))
+    draw_labels(canvas(size=size), [Label(text, (0, 0, 0), bounds) for text, bounds in marks])
+    return places
+
+
+def test_labels_stay_inside_the_picture(monkeypatch):
+    """Marks at every edge and corner keep their whole label in view."""
+    spots = itertools.product((0, 300, 600), (0, 200, 440))
+    for x, y in spots:
+        [(x1, y1, x2, y2)] = placed(monkeypatch, [("some label 0.99", (x, y, x + 40, y + 40))])
+        assert x1 >= 0 and y1 >= 0 and x2 <= SIZE[0] and y2 <= SIZE[1]
+
+
+def test_labels_avoid_each_other(monkeypatch):
+    """Ten labels at the very same box all find places of their own."""
+    places = placed(monkeypatch, [(f"thing {index}", tuple(BOX)) for index in range(10)])
+    for a, b in itertools.combinations(places, 2):
+        assert min(a[2], b[2]) <= max(a[0], b[0]) or min(a[3], b[3]) <= max(a[1], b[1])
+
+
+def test_wrapped_lines_fit_and_lose_nothing():
+    """Lines are no wider than asked, long words are cut, and all words are there."""
+    font = font_of_size(16)
+    text = "the quick brown fox " + "x" * 100 + " end"
+    lines = wrapped(text, font, 120)
+    assert all(font.getlength(line) <= 120 for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+def test_label_has_the_same_colour_in_every_picture():
+    """A label's colour does not depend on its neighbours, and equal labels share it."""
+    assert label_colours(["dog"])["dog"] == label_colours(["dog", "dog"])["dog"]
+    assert label_colours(["dog", "cat"]) == label_colours(["cat", "dog"])
+
+
+def test_labels_of_one_picture_differ_in_colour():
+    """As long as the palette lasts, no two labels share a colour; beyond that it still works."""
+    names = [f"label {index}" for index in range(len(PALETTE))]
+    assert len(set(label_colours(names).values())) == len(PALETTE)
+    assert len(label_colours([*names, "one more"])) == len(PALETTE) + 1
+
+
+def test_file_is_drawn_upright():
+    """A picture with EXIF orientation is turned as the answer's coordinates are."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    buffer = io.BytesIO()
+    canvas().save(buffer, "JPEG", exif=exif)
+    assert draw(buffer.getvalue(), Boxes([BOX], ["dog"])).size == (480, 640)
+
+
+def test_input_picture_is_not_changed():
+    """Drawing makes a new picture."""
+    picture = canvas()
+    draw(picture, Boxes([BOX], ["dog"]))
+    assert not changed(picture).any()
+
+
+def test_bytes_that_are_no_picture_are_refused():
+    """Drawing on something else fails with our own error."""
+    with pytest.raises(InvalidImage):
+        draw(b"no picture", Boxes([], []))
+
+
+def test_missing_font_does_not_matter(monkeypatch):
+    """Where the system has no DejaVu, Pillow's own font is used."""
+
+    def missing(*arguments):
+        raise OSError("cannot open resource")
+
+    monkeypatch.setattr(labels, "truetype", missing)
+    font_of_size.cache_clear()
+    try:
+        assert changed(draw(canvas(), Boxes([BOX], ["dog 中文"]))).any()
+    finally:
+        font_of_size.cache_clear()
