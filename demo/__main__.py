@@ -1,0 +1,116 @@
+"""`make demo`: export the bundled checkpoint, serve it, ask all fifteen tasks about one picture, draw the answers.
+
+Run as `python -m demo`. Writes to build/demo and leaves nothing running.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from florence2_client import Client, Result
+
+from export.pipeline import export_checkpoint
+from florence2.errors import Florence2Error
+from florence2.server import EmbeddedServer
+from florence2.tasks import TASKS
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "demo" / "checkpoint"
+PICTURE = ROOT / "demo" / "pictures" / "scene.png"
+QUESTIONS = PICTURE.with_suffix(".json")
+OUTPUT = ROOT / "build" / "demo"
+REPOSITORY = OUTPUT / "model_repository"
+ANSWER_WIDTH = 78
+
+
+def main() -> int:
+    try:
+        with step(1, "Exporting the bundled checkpoint"):
+            export()
+        with step(2, "Starting Triton Inference Server"):
+            server = EmbeddedServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, report=detail).__enter__()
+        try:
+            with step(3, f"Asking {len(TASKS)} tasks about {PICTURE.relative_to(ROOT)} over {server.grpc_url}"):
+                results = ask_all(server.grpc_url)
+            with step(4, "Drawing the answers"):
+                draw_all(results)
+        finally:
+            with step(5, "Stopping the server"):
+                server.stop()
+    except Florence2Error as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"\nOpen the pictures in {OUTPUT.relative_to(ROOT)}. To serve this model: "
+          f"florence2 serve --repository {REPOSITORY.relative_to(ROOT)}")  # fmt: skip
+    return 0
+
+
+@contextmanager
+def step(number: int, title: str) -> Iterator[None]:
+    print(f"[{number}/5] {title}", flush=True)
+    started = time.monotonic()
+    yield
+    detail(f"done in {time.monotonic() - started:.1f} s")
+
+
+def detail(line: str) -> None:
+    print(f"      {line}", flush=True)
+
+
+def export() -> None:
+    """Takes some twenty seconds, so it is left out when nothing it depends on has changed."""
+    stamp = OUTPUT / "exported"
+    inputs = fingerprint([CHECKPOINT, ROOT / "model_repository", ROOT / "export", ROOT / "florence2" / "config.py"])
+    if stamp.exists() and stamp.read_text() == inputs and REPOSITORY.exists():
+        return detail("it is there already, from the last run")
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    if not export_checkpoint(str(CHECKPOINT), REPOSITORY, say=detail):
+        raise Florence2Error("the exported models do not answer as the checkpoint does")
+    stamp.write_text(inputs)
+
+
+def fingerprint(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def ask_all(url: str) -> list[Result]:
+    """One line per task: how long it took, and the answer on one line."""
+    questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))["tasks"]
+    results = []
+    detail(f"{'task':<28}{'input':<28}{'ms':>5}  answer")
+    with Client(url) as client:
+        for task in TASKS.values():
+            asked = questions[task.token]["input"]
+            started = time.monotonic()
+            result = client.run(PICTURE, task.token, asked, timeout=60)
+            milliseconds = 1000 * (time.monotonic() - started)
+            detail(f"{task.name:<28}{shorten(asked or '', 26):<28}{milliseconds:>5.0f}  {shorten(result.text)}")
+            results.append(result)
+    return results
+
+
+def shorten(text: str, width: int = ANSWER_WIDTH) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def draw_all(results: list[Result], say: Callable[[str], None] = detail) -> None:
+    for result in results:
+        path = OUTPUT / f"{TASKS[result.task].name}.png"
+        result.draw(PICTURE).save(path)
+    say(f"{len(results)} pictures in {OUTPUT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
