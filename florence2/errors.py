@@ -1,18 +1,18 @@
 """The one exception tree. Every layer raises these; the Triton adapter and the command line translate them once.
 
-    Florence2Error
-    ├── InvalidRequest          the caller's mistake, named in one sentence        INVALID_ARGUMENT   exit 2
-    │   ├── InvalidImage        unreadable, of an unknown format, or too large
-    │   ├── InvalidPrompt       missing, superfluous or malformed task or text
-    │   └── InvalidOption       a generation option out of its range
-    ├── Unavailable             try again later                                    UNAVAILABLE        exit 3
-    │   ├── QueueFull           the decoder accepts no more requests just now
-    │   ├── DeadlineExceeded    the request's own time limit passed
-    │   └── ConnectionFailed    no server answers (raised by the client alone)
-    ├── Cancelled               the caller went away                               CANCELLED          exit 3
-    ├── InternalError           our fault; the details are in the server's log     INTERNAL           exit 1
-    ├── CheckpointError         a checkpoint or exported model is missing, damaged or foreign         exit 1
-    └── ServerError             the embedded server cannot start or stopped                           exit 1
+Florence2Error
+├── InvalidRequest          the caller's mistake, named in one sentence        INVALID_ARGUMENT   exit 2
+│   ├── InvalidImage        unreadable, of an unknown format, or too large
+│   ├── InvalidPrompt       missing, superfluous or malformed task or text
+│   └── InvalidOption       a generation option out of its range
+├── Unavailable             try again later                                    UNAVAILABLE        exit 3
+│   ├── QueueFull           the decoder accepts no more requests just now
+│   ├── DeadlineExceeded    the request's own time limit passed
+│   └── ConnectionFailed    no server answers (raised by the client alone)
+├── Cancelled               the caller went away                               CANCELLED          exit 3
+├── InternalError           our fault; the details are in the server's log     INTERNAL           exit 1
+├── CheckpointError         a checkpoint or exported model is missing, damaged or foreign         exit 1
+└── ServerError             the embedded server cannot start or stopped                           exit 1
 """
 
 

@@ -43,7 +43,7 @@ def signature(tensors) -> dict[str, tuple[str, list[int], bool]]:
 
 def test_the_repository_holds_the_five_models():
     """A stray folder would stop the whole server."""
-    assert NAMES == [f"florence2_{step}" for step in ("decoder", "ensemble", "postprocess", "preprocess", "vision")]
+    assert [f"florence2_{step}" for step in ("decoder", "ensemble", "postprocess", "preprocess", "vision")] == NAMES
     assert sorted(path.name for path in REPOSITORY.iterdir()) == NAMES
 
 

@@ -32,9 +32,7 @@ class Hypothesis:
     score: float  # sum of log_probs, in the float32 arithmetic of the logits
 
     def extend(self, candidate: Candidate) -> Hypothesis:
-        return Hypothesis(
-            (*self.tokens, candidate.token), (*self.log_probs, candidate.log_prob), candidate.score
-        )
+        return Hypothesis((*self.tokens, candidate.token), (*self.log_probs, candidate.log_prob), candidate.score)
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,7 @@ class Engine:
         """Raises InvalidRequest on what would break a step: callers can reach the decoder without preprocessing."""
         config, features, prompt = self.config, request.image_features, request.prompt_ids
         if features.shape != (config.image.tokens, config.text.d_model) or not np.isfinite(features).all():
-            raise InvalidRequest(
-                f"IMAGE_FEATURES must be {config.image.tokens} x {config.text.d_model} finite numbers"
-            )
+            raise InvalidRequest(f"IMAGE_FEATURES must be {config.image.tokens} x {config.text.d_model} finite numbers")
         if not 1 <= len(prompt) <= config.max_prompt_tokens:
             raise InvalidRequest(f"a prompt has 1 to {config.max_prompt_tokens} tokens, not {len(prompt)}")
         if not all(0 <= token < config.text.vocab_size for token in prompt):

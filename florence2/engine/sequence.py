@@ -1,6 +1,6 @@
 """One request in the engine: what it asks, and the state of its decoding. Pure Python; owned by the scheduler.
 
-    waiting --admit--> live --retire--> done
+waiting --admit--> live --retire--> done
 """
 
 from __future__ import annotations

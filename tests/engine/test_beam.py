@@ -58,7 +58,12 @@ def test_only_the_first_candidates_may_finish(config):
     beams = search(config, num_beams=2, max_new_tokens=20)
     beams.advance([Candidate(0.0, 0, 0, 0.0), Candidate(-1e9, 1, 0, 0.0), *[Candidate(-2e9, 0, 5, -2e9)] * 2])
     parents = beams.advance(
-        [Candidate(-1.0, 0, 7, -1.0), Candidate(-2.0, 0, 8, -2.0), Candidate(-3.0, 0, 2, -3.0), Candidate(-4.0, 0, 9, -4.0)]
+        [
+            Candidate(-1.0, 0, 7, -1.0),
+            Candidate(-2.0, 0, 8, -2.0),
+            Candidate(-3.0, 0, 2, -3.0),
+            Candidate(-4.0, 0, 9, -4.0),
+        ]
     )
     assert parents == [0, 0]
     assert beams.last_tokens == [7, 8]
