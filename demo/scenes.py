@@ -32,7 +32,9 @@ COLORS: dict[str, Color] = {
     "black": (25, 25, 25),
 }
 WORDS = tuple(
-    ["OPEN", "EXIT", "SALE", "STOP", "CAFE", "TAXI", "HOTEL", "BANK", "FOOD", "PARK", "PUSH", "PULL", "LEFT", "RIGHT", "NORTH", "SOUTH", "COFFEE", "BREAD", "MILK", "MUSIC", "RADIO", "TRAIN", "BIKE", "STREET", "MARKET", "PIZZA", "JUICE", "CHAIR", "CLOCK", "RIVER", "OCEAN", "STORM", "WINTER", "BRIDGE", "GARDEN", "CASTLE", "MUSEUM", "HELLO", "WORLD", "TRITON"]
+    "OPEN EXIT SALE STOP CAFE TAXI HOTEL BANK FOOD PARK PUSH PULL LEFT RIGHT NORTH SOUTH COFFEE BREAD "
+    "MILK MUSIC RADIO TRAIN BIKE STREET MARKET PIZZA JUICE CHAIR CLOCK RIVER OCEAN STORM WINTER BRIDGE "
+    "GARDEN CASTLE MUSEUM HELLO WORLD TRITON".split()
 )
 BACKGROUNDS: tuple[Color, ...] = (
     (235, 235, 235),
@@ -427,7 +429,7 @@ def detailed_caption(scene: Scene) -> str:
 def paragraph(scene: Scene) -> str:
     parts = placed(scene)
     count = "is 1 shape" if len(parts) == 1 else f"are {len(parts)} shapes"
-    openings = ("It is",) if len(parts) == 1 else ("First comes", "Then", "Last")
+    openings = ("It is",) if len(parts) == 1 else ("First comes", "Next", "Last")
     sentences = [f"There {count} in the image."]
     sentences += [f"{opening} {part}." for opening, part in zip(openings, parts, strict=False)]
     sentences.append(f"The text reads {printed(scene)}." if scene.words else "There is no text.")

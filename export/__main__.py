@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Florence2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the repository is as it was", file=sys.stderr)
+        return 130
     return 0 if passed else 1
 
 

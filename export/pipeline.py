@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import resource
 import time
@@ -22,9 +21,11 @@ from florence2.errors import CheckpointError
 Say = Callable[[str], None]
 
 
-def export_checkpoint(
-    source: str, target: Path, name: str = "florence2", output: Say = functools.partial(print, flush=True)
-) -> bool:
+def print_at_once(line: str) -> None:
+    print(line, flush=True)
+
+
+def export_checkpoint(source: str, target: Path, name: str = "florence2", output: Say = print_at_once) -> bool:
     """True if the parity report passed and `target` holds the new models; otherwise `target` is as it was.
 
     Raises CheckpointError if the checkpoint cannot be exported or the target not be written.

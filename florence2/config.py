@@ -1,7 +1,7 @@
 """What the code needs to know of a checkpoint, as frozen dataclasses.
 
-`read_checkpoint` reads a checkpoint folder (either layout); export writes the result as `florence2.json` beside every
-model that needs it, and the server reads that file back with `ModelConfig.load`. No I/O happens at import.
+Export reads them from a checkpoint and writes them as `florence2.json` beside every model that needs them; the server
+reads that file back with `ModelConfig.load`. No I/O happens at import.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class ModelConfig:
             config = cls(**read)
         except TypeError as error:
             raise CheckpointError(f"{FILE_NAME} does not fit this version: {error}") from error
-        image = dataclasses.replace(config.image, mean=tuple(config.image.mean), std=tuple(config.image.std))
+        mean, std = ((r, g, b) for r, g, b in (config.image.mean, config.image.std))  # JSON knows no tuples
+        image = dataclasses.replace(config.image, mean=mean, std=std)
         return dataclasses.replace(config, image=image, banned_phrases=tuple(config.banned_phrases))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "florence2").rglob("*.py"))
+every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def imported_by(path: Path) -> set[str]:
@@ -24,17 +26,13 @@ def roots(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "florence2").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
-)
+@every_module
 def test_the_library_imports_none_of_its_users(path):
     """model_repository, export, client, demo and bench build on florence2, never the other way round."""
     assert not roots(imported_by(path)) & {"export", "florence2_client", "demo", "bench"}
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "florence2").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
-)
+@every_module
 def test_only_the_engine_needs_torch_and_nobody_transformers(path):
     """The server runs without transformers; preprocessing and clients run without torch."""
     heavy = roots(imported_by(path)) & {"torch", "transformers", "safetensors"}

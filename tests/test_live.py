@@ -1,4 +1,4 @@
-"""The whole served path against transformers, by plain tritonclient, urllib and threads: the contract as callers see it."""
+"""The whole served path against transformers, by plain tritonclient and urllib: the contract as callers see it."""
 
 from __future__ import annotations
 
@@ -214,12 +214,9 @@ def test_a_mistake_is_named_and_costs_nobody_anything(server, arguments, options
 def test_bad_requests_in_a_crowd_cost_the_good_ones_nothing(server):
     """Forty at once, a third of them hostile: the others have the answers they have alone."""
     pictures = [png(scene_picture(seed)) for seed in SEEDS]
-    alone = {
-        (seed, task): ask(server, pictures[seed], task)["GENERATED_TEXT"]
-        for seed in (0, 1)
-        for task in ("<OD>", "<CAPTION>")
-    }
-    jobs = [(i % 2, ("<OD>", "<CAPTION>")[i // 2 % 2], i % 3 == 0) for i in range(40)]
+    tasks = ("<OD>", "<CAPTION>")
+    alone = {(i, task): ask(server, pictures[i], task)["GENERATED_TEXT"] for i in (0, 1) for task in tasks}
+    jobs = [(i % 2, tasks[i // 2 % 2], i % 3 == 0) for i in range(40)]
 
     def run(job):
         seed, task, hostile = job
@@ -249,11 +246,9 @@ def test_a_deadline_is_unavailable_and_its_neighbour_is_served(server):
 def direct(server, features: np.ndarray, prompt: np.ndarray) -> str:
     """The status of a direct call to the decoder model."""
     inputs = [
-        triton.InferInput("IMAGE_FEATURES", features.shape, "FP32"),
-        triton.InferInput("PROMPT_IDS", prompt.shape, "INT32"),
+        triton.InferInput("IMAGE_FEATURES", features.shape, "FP32").set_data_from_numpy(features),
+        triton.InferInput("PROMPT_IDS", prompt.shape, "INT32").set_data_from_numpy(prompt),
     ]
-    for item, array in zip(inputs, (features, prompt), strict=True):
-        item.set_data_from_numpy(array)
     with triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
         try:
             client.infer("florence2_decoder", inputs, client_timeout=60)

@@ -1,4 +1,4 @@
-"""Every committed config.pbtxt parses as Triton's own schema, and the ensemble's wires fit name by name and type by type."""
+"""Every committed config.pbtxt parses by Triton's own schema, and the ensemble's wires join equal tensors."""
 
 from pathlib import Path
 

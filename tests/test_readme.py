@@ -16,7 +16,7 @@ from florence2.tasks import TASKS, Grammar, Task, TaskInput
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TAKES = {TaskInput.NONE: "–", TaskInput.TEXT: "a phrase or caption", TaskInput.REGION: "a region"}
+TAKES = {TaskInput.NONE: "nothing", TaskInput.TEXT: "a phrase or caption", TaskInput.REGION: "a region"}
 FORMS = {
     Grammar.TEXT: "text",
     Grammar.OCR: "`quad_boxes`, `labels`",
@@ -42,10 +42,10 @@ def test_the_contract_tables_name_every_tensor():
     """Inputs and outputs with their types, in the order of the contract."""
     listed = re.findall(r"^\| `([A-Z_]+)` \| ([A-Z0-9]+) \[(\d)\](, optional)? \|", README, re.MULTILINE)
     contract = {**CONTRACT_INPUTS, **CONTRACT_OUTPUTS}
-    expected = [
-        (name, kind[5:], str(dims[0]), ", optional" * optional) for name, (kind, dims, optional) in contract.items()
+    assert listed == [
+        (name, kind.removeprefix("TYPE_"), str(dims[0]), ", optional" * optional)
+        for name, (kind, dims, optional) in contract.items()
     ]
-    assert listed == expected
 
 
 @pytest.fixture

@@ -36,7 +36,9 @@ NO_CONNECTION = re.compile(
 )
 # What Triton writes before a model's own sentence.
 PREFIXES = re.compile(
-    r"^(\[request id: [^\]]*\] |in ensemble '[^']*', |Failed to process the request\(s\) for model (instance )?'[^']*', message: )+"
+    r"^(\[request id: [^\]]*\] "
+    r"|in ensemble '[^']*', "
+    r"|Failed to process the request\(s\) for model (instance )?'[^']*', message: )+"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+import weakref
 
 import gevent
 import tritonclient.http as triton
@@ -23,6 +24,7 @@ class HttpTransport:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._idle = threading.local()
+        self._open: weakref.WeakSet[triton.InferenceServerClient] = weakref.WeakSet()
 
     def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
         limit = gevent.Timeout(timeout)
@@ -40,7 +42,9 @@ class HttpTransport:
         return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
 
     def close(self) -> None:
-        self._idle = threading.local()  # the clients of all threads close as they are collected
+        """Explicitly: a server that is asked to stop waits for connections that are still open."""
+        for client in list(self._open):
+            client.close()
 
     def _request(self, model: str, tensors: Tensors, timeout: float | None) -> triton.InferResult:
         """A client goes back to be reused only after a whole answer: half of one must not meet the next request."""
@@ -55,12 +59,14 @@ class HttpTransport:
         return result
 
     def _connect(self) -> triton.InferenceServerClient:
-        return triton.InferenceServerClient(
+        client = triton.InferenceServerClient(
             self._address.target,
             ssl=self._address.secure,
             connection_timeout=CONNECT_SECONDS,
             network_timeout=None,  # a request has its own limit, and without one an answer may take minutes
         )
+        self._open.add(client)
+        return client
 
 
 def _translated(error: InferenceServerException) -> Florence2Error:

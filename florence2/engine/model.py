@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1))
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[…, N, E] over […, M, E] -> […, N, E]. Two plain products: fused attention is slow for single queries on CPU."""
+        """[…, N, E] over […, M, E] -> […, N, E]. Two products: fused attention is slow for single queries on CPU."""
         weights = (queries @ keys.transpose(-1, -2)).mul_(self.scale)
         return weights.softmax(-1) @ values
 
@@ -160,7 +161,7 @@ class LanguageModel(nn.Module):
         x = self.encoder.embed(x, torch.arange(len(x), device=x.device))
         for layer in self.encoder.layers:
             x = layer(x)
-        attentions = [layer.encoder_attn for layer in self.decoder.layers]
+        attentions = [cast(DecoderLayer, layer).encoder_attn for layer in self.decoder.layers]
         return CrossKV(
             [attention.split(attention.k_proj(x)).transpose(0, 1).contiguous() for attention in attentions],
             [attention.split(attention.v_proj(x)).transpose(0, 1).contiguous() for attention in attentions],

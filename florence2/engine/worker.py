@@ -129,9 +129,9 @@ class Worker:
             self._outbox.put((job, error))
         self._jobs.clear()
         while not self._inbox.empty():
-            job = self._inbox.get()
-            if job is not None:
-                self._outbox.put((job, error))
+            late = self._inbox.get()
+            if late is not None:
+                self._outbox.put((late, error))
 
     def _send(self) -> None:
         while (item := self._outbox.get()) is not None:

@@ -1,14 +1,14 @@
 """The embedded server: the real tritonserver of the nvidia-pytriton wheel, started and stopped by Python alone.
 
-    wheel.py       finds tritonserver, the Python backend's stub for this interpreter and libpython
-    folder.py      assembles the private folder that a server runs in: backends, libraries, a mirror of the repository
-    addresses.py   ports: free ones, and clear words about taken ones
-    log.py         reads tritonserver's log: progress, real errors, reasons of failure
-    supervisor.py  the small process between us and tritonserver that leaves nothing behind, whoever is killed
-    launch.py      what tritonserver is started with: command line, environment, shared memory
-    embedded.py    EmbeddedServer, which puts the others together
-    foreground.py  serve, an EmbeddedServer until Ctrl-C
-    onnxruntime_backend.py   runs inside tritonserver, in place of the C++ backend that the wheel lacks
+wheel.py       finds tritonserver, the Python backend's stub for this interpreter and libpython
+folder.py      assembles the private folder that a server runs in: backends, libraries, a mirror of the repository
+addresses.py   ports: free ones, and clear words about taken ones
+log.py         reads tritonserver's log: progress, real errors, reasons of failure
+supervisor.py  the small process between us and tritonserver that leaves nothing behind, whoever is killed
+launch.py      what tritonserver is started with: command line, environment, shared memory
+embedded.py    EmbeddedServer, which puts the others together
+foreground.py  serve, an EmbeddedServer until Ctrl-C
+onnxruntime_backend.py   runs inside tritonserver, in place of the C++ backend that the wheel lacks
 """
 
 from florence2.server.embedded import EmbeddedServer

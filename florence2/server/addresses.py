@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import random
 import socket
 from dataclasses import dataclass
@@ -33,16 +32,29 @@ class Addresses:
 def choose_addresses(host: str, http_port: int, grpc_port: int, metrics_port: int) -> Addresses:
     """Replaces each port 0 by a free one. Raises ServerError when the host or a port cannot be had."""
     try:
-        address = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        address = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+        _bind(address, 0)
     except OSError as error:
         raise ServerError(f"cannot listen on {host}: it is no IPv4 address or name of this machine") from error
     chosen: list[int] = []
     for option, port in (("--http-port", http_port), ("--grpc-port", grpc_port), ("--metrics-port", metrics_port)):
         if port in chosen:
             raise ServerError(f"port {port} is given twice; {option} needs another")
-        chosen.append(port if port else _free_port(str(address), chosen))
-        _require_bindable(str(address), chosen[-1], option)
-    return Addresses(str(address), *chosen)
+        if port:
+            _require_free(address, port, option)
+        chosen.append(port or _free_port(address, chosen))
+    return Addresses(address, *chosen)
+
+
+def _require_free(host: str, port: int, option: str) -> None:
+    try:
+        _bind(host, port)
+    except OverflowError as error:
+        raise ServerError(f"port {port} does not exist; {option} takes 1 to 65535, or 0 for any free one") from error
+    except PermissionError as error:
+        raise ServerError(f"port {port} needs root's rights; choose one from 1024 on with {option}") from error
+    except OSError as error:
+        raise ServerError(f"port {port} is already in use; choose another with {option}") from error
 
 
 def _free_port(host: str, taken: list[int]) -> int:
@@ -52,19 +64,6 @@ def _free_port(host: str, taken: list[int]) -> int:
                 _bind(host, port)
                 return port
     raise ServerError(f"no free port found on {host}")
-
-
-def _require_bindable(host: str, port: int, option: str) -> None:
-    try:
-        _bind(host, port)
-    except OverflowError as error:
-        raise ServerError(f"port {port} does not exist; {option} takes 1 to 65535, or 0 for any free one") from error
-    except PermissionError as error:
-        raise ServerError(f"port {port} needs root's rights; choose one from 1024 on with {option}") from error
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ServerError(f"port {port} is already in use; choose another with {option}") from error
-        raise ServerError(f"cannot listen on {host}: {error.strerror}") from error
 
 
 def _bind(host: str, port: int) -> None:

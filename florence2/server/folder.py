@@ -1,10 +1,10 @@
 """The private folder that a server runs in, assembled for one run and removed after it.
 
-    backends/python/       NVIDIA's Python backend with the stub of this Python version
-    backends/onnxruntime/  our stand-in; a real C++ backend of that name would need no change in the repository
-    lib/                   libpython, alone: the rest of its folder must not come before the system's libraries
-    repository/            a mirror of the model repository. The stub writes __pycache__ beside every model.py and cannot
-                           be told not to, so code is copied; weights, which may be gigabytes, are linked
+backends/python/       NVIDIA's Python backend with the stub of this Python version
+backends/onnxruntime/  our stand-in; a real C++ backend of that name would need no change in the repository
+lib/                   libpython, alone: the rest of its folder must not come before the system's libraries
+repository/            a mirror of the model repository. The stub writes __pycache__ beside every model.py and cannot
+                       be told not to, so code is copied; weights, which may be gigabytes, are linked
 """
 
 from __future__ import annotations

@@ -93,7 +93,9 @@ def _find_package(name: str) -> Path:
         raise ServerError("the nvidia-pytriton package is not installed; run: pip install nvidia-pytriton==0.7.0")
     package = Path(spec.submodule_search_locations[0])
     if not (package / "tritonserver" / "bin" / "tritonserver").is_file():
-        raise ServerError("the installed nvidia-pytriton holds no tritonserver; run: pip install nvidia-pytriton==0.7.0")
+        raise ServerError(
+            "the installed nvidia-pytriton holds no tritonserver; run: pip install nvidia-pytriton==0.7.0"
+        )
     return package
 
 

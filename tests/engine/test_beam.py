@@ -1,4 +1,4 @@
-"""The search rules that can be seen without a model; the whole search is compared with transformers in test_exactness."""
+"""The search rules that can be seen without a model; test_exactness compares the whole search with transformers."""
 
 import pytest
 import torch
@@ -58,12 +58,7 @@ def test_only_the_first_candidates_may_finish(config):
     beams = search(config, num_beams=2, max_new_tokens=20)
     beams.advance([Candidate(0.0, 0, 0, 0.0), Candidate(-1e9, 1, 0, 0.0), *[Candidate(-2e9, 0, 5, -2e9)] * 2])
     parents = beams.advance(
-        [
-            Candidate(-1.0, 0, 7, -1.0),
-            Candidate(-2.0, 0, 8, -2.0),
-            Candidate(-3.0, 0, 2, -3.0),
-            Candidate(-4.0, 0, 9, -4.0),
-        ]
+        [Candidate(score, 0, token, score) for score, token in ((-1, 7), (-2, 8), (-3, 2), (-4, 9))]
     )
     assert parents == [0, 0]
     assert beams.last_tokens == [7, 8]

@@ -49,13 +49,10 @@ def slow_down(engine, monkeypatch, seconds=0.02):
 
 def test_requests_that_overlap_get_the_answers_they_get_alone(worker, engine, make_request):
     """Batching changes nothing for the caller, and each is answered once."""
-    options = [
-        dict(num_beams=1),
-        dict(num_beams=3),
-        dict(num_beams=2, max_new_tokens=7),
-        dict(num_beams=1, max_new_tokens=3),
+    options = [(1, 48), (3, 48), (2, 7), (1, 3)]
+    clients = [
+        Client(make_request(seed, num_beams=beams, max_new_tokens=limit)) for seed, (beams, limit) in enumerate(options)
     ]
-    clients = [Client(make_request(seed, **option)) for seed, option in enumerate(options)]
     for client in clients:
         worker.submit(client.job)
     together = [client.wait() for client in clients]

@@ -1,4 +1,4 @@
-"""The embedded server as its users see it: it starts, fails with a reason, and leaves nothing behind however it ends."""
+"""The embedded server as its users see it: it answers, fails with a reason, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ output [ {{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }} ]
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 {more}
 """
+SLEEP = "import time; time.sleep(float(pb_utils.get_input_tensor_by_name(requests[0], 'X').as_numpy()[0]))"
 SERVE = """
 import sys
 from pathlib import Path
@@ -93,8 +94,9 @@ def tensor(values: np.ndarray) -> triton.InferInput:
     return item
 
 
-def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("florence2_")}
+def shared_memory(owner: int) -> set[str]:
+    """Regions of the servers that the process `owner` started."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(f"florence2_{owner}_")}
 
 
 def folders(temporary: Path) -> set[str]:
@@ -146,7 +148,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def serving(temporary: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """`serve` in a process of its own, ready."""
-    repository = python_model(tmp_path / "models", execute="import time; time.sleep(1)")
+    repository = python_model(tmp_path / "models", execute=SLEEP)
     process = subprocess.Popen([sys.executable, "-c", SERVE, str(repository)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -155,6 +157,12 @@ def serving(temporary: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     yield process
     process.kill()
     process.communicate()
+
+
+def grpc_address(temporary: Path) -> str:
+    """Where the server of the `serving` process listens."""
+    command = next(command for command in processes(str(temporary)) if "--grpc-port=" in command)
+    return "127.0.0.1:" + command.partition("--grpc-port=")[2].split()[0]
 
 
 def child_of(process: int, name: str) -> int:
@@ -203,11 +211,11 @@ def test_requests_that_cannot_be_joined_are_answered_singly(running):
 def test_a_second_server_comes_and_goes(running, models, temporary):
     """It tells its progress, leaves nothing behind, and does not disturb the first one or the repository."""
     lines: list[str] = []
-    memory, files = shared_memory(), sorted(models.rglob("*"))
+    memory, files = shared_memory(os.getpid()), sorted(models.rglob("*"))
     with any_ports(models, lines.append):
-        assert shared_memory() > memory and folders(temporary) and processes(str(temporary))
+        assert shared_memory(os.getpid()) > memory and folders(temporary) and processes(str(temporary))
     assert sorted(lines) == ["double: loading", "double: ready", "triple: loading", "triple: ready"]
-    assert shared_memory() == memory and not folders(temporary) and not processes(str(temporary))
+    assert shared_memory(os.getpid()) == memory and not folders(temporary) and not processes(str(temporary))
     assert sorted(models.rglob("*")) == files
     with connection(running) as client:
         assert client.infer("double", [tensor(np.ones(1, np.float32))]).as_numpy("Y").tolist() == [2]
@@ -240,26 +248,35 @@ def test_taken_port_is_named_before_anything_starts(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_when_running_requests_are_answered(serving, temporary, number):
     """Ctrl-C and SIGTERM: the request in flight gets its answer, the exit code is 0, nothing is left."""
-    [command] = [command for command in processes(str(temporary)) if "--grpc-port=" in command and " -I " not in command]
-    port = command.partition("--grpc-port=")[2].split()[0]
     threading.Timer(0.3, lambda: serving.send_signal(number)).start()
-    with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+    with triton.InferenceServerClient(grpc_address(temporary)) as client:
         assert client.infer("double", [tensor(np.ones(1, np.float32))]).as_numpy("Y").tolist() == [2]
     output, _ = serving.communicate(timeout=30)
     assert serving.returncode == 0
     assert "Stopping when running requests are answered" in output
-    assert not folders(temporary) and not processes(str(temporary))
+    assert not folders(temporary) and not processes(str(temporary)) and not shared_memory(serving.pid)
+
+
+def test_a_second_signal_stops_it_at_once(serving, temporary):
+    """Who is in a hurry does not wait for running requests; nothing is left all the same."""
+    with triton.InferenceServerClient(grpc_address(temporary)) as client:
+        client.async_infer("double", [tensor(np.full(1, 60, np.float32))], lambda result, error: None)
+        time.sleep(0.3)
+        for _ in range(2):
+            serving.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        serving.communicate(timeout=3)
+    assert serving.returncode == 0
+    assert not folders(temporary) and not processes(str(temporary)) and not shared_memory(serving.pid)
 
 
 @pytest.mark.parametrize("victim", ["we", "tritonserver", "supervisor"])
 def test_nothing_is_left_when_a_process_is_killed(serving, temporary, victim):
     """`kill -9` of any of the three processes ends the others and frees files and shared memory."""
     supervisor = child_of(serving.pid, "supervisor.py")
-    mine = {name for name in shared_memory() if name.startswith(f"florence2_{serving.pid}_")}
-    assert mine
+    assert shared_memory(serving.pid)
     pid = {"we": serving.pid, "supervisor": supervisor, "tritonserver": child_of(supervisor, "tritonserver")}[victim]
     os.kill(pid, signal.SIGKILL)
     serving.wait(timeout=15)
     wait_until_gone(temporary)
-    assert not folders(temporary)
-    assert not mine & shared_memory()
+    assert not folders(temporary) and not shared_memory(serving.pid)
