@@ -70,7 +70,7 @@ def export() -> None:
     if stamp.exists() and stamp.read_text() == inputs and REPOSITORY.exists():
         return detail("it is there already, from the last run")
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    if not export_checkpoint(str(CHECKPOINT), REPOSITORY, say=detail):
+    if not export_checkpoint(str(CHECKPOINT), REPOSITORY, output=detail):
         raise Florence2Error("the exported models do not answer as the checkpoint does")
     stamp.write_text(inputs)
 
