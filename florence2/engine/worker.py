@@ -111,7 +111,7 @@ class Worker:
                 sequence.finish(DeadlineExceeded("the request's time limit passed before its answer was complete"))
             elif now >= job.next_poll:
                 job.next_poll = now + POLL_SECONDS
-                if job.cancelled():
+                if _has_gone(job):
                     sequence.finish(Cancelled("the caller cancelled the request"))
 
     def _step(self) -> None:
@@ -120,6 +120,8 @@ class Worker:
         except Exception:  # for example out of memory: answer the batch, go on with those who wait
             log.exception("a decoder step failed")
             done = self.engine.fail_live()
+            if not done:  # nobody to blame, so the next step would fail alike, for ever
+                raise
         for sequence in done:
             assert sequence.outcome is not None
             self._outbox.put((self._jobs.pop(sequence), sequence.outcome))
@@ -141,3 +143,11 @@ class Worker:
             except Exception:  # one caller's trouble; the next one wants an answer too
                 log.exception("an answer could not be sent")
             del item, job, outcome  # Triton's request objects must go at once
+
+
+def _has_gone(job: Job) -> bool:
+    try:
+        return job.cancelled()
+    except Exception:  # not knowing costs this caller some steps, dying would cost everybody the answer
+        log.exception("a caller could not be asked whether it cancelled")
+        return False

@@ -105,6 +105,21 @@ def test_a_caller_who_goes_away_frees_the_batch(worker, engine, make_request, mo
     assert engine.scheduler.idle
 
 
+def test_a_caller_who_cannot_be_asked_is_served(worker, make_request):
+    """Trouble with asking is no cancellation, and harms nobody."""
+    client = Client(make_request(1), cancelled=lambda: 1 / 0, next_poll=0)
+    worker.submit(client.job)
+    assert isinstance(client.wait(), Generation)
+
+
+def test_a_step_that_fails_for_no_request_ends_the_engine(worker, engine, make_request, monkeypatch):
+    """It would fail again and again; whoever waits is told instead."""
+    monkeypatch.setattr(engine.scheduler, "admit", lambda: 1 / 0)
+    victim = Client(make_request(1))
+    worker.submit(victim.job)
+    assert isinstance(victim.wait(), InternalError)
+
+
 def test_a_full_queue_refuses_at_once(worker, engine, make_request, monkeypatch):
     """Six rows and four waiting places: of twenty requests some are refused, all are answered."""
     slow_down(engine, monkeypatch)
