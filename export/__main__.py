@@ -30,9 +30,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    from export.pipeline import export_checkpoint  # torch and transformers load for seconds, --help does not wait
-
     try:
+        from export.pipeline import export_checkpoint  # torch and transformers load for seconds; --help does not wait
+
         passed = export_checkpoint(options.checkpoint, options.repository, options.name)
     except Florence2Error as error:
         print(f"error: {error}", file=sys.stderr)

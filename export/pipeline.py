@@ -66,7 +66,8 @@ def _build(checkpoint: Checkpoint, stage: Path, name: str, say: Say) -> None:
         say("writing the language model as safetensors")
         export_language_model(checkpoint.weights, decoder / "model.safetensors")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{stage.parent} cannot be written: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{stage.parent} cannot be written: {reason}") from error
 
 
 def _compare(checkpoint: Checkpoint, stage: Path, name: str, say: Say) -> bool:

@@ -59,8 +59,9 @@ def copy_template(repository: Path, name: str, dims: Mapping[str, list[int]]) ->
     """The five models under their new names, dims corrected, nothing generated yet."""
     for role in ROLES:
         source, model = TEMPLATE / f"{TEMPLATE_NAME}_{role}", repository / f"{name}_{role}"
-        shutil.copytree(source, model, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        (model / "1").mkdir(exist_ok=True)  # an ensemble's is empty, which git cannot hold
+        (model / "1").mkdir(parents=True)  # Triton wants it even where an ensemble's is empty
+        for code in (source / "1").glob("*.py"):
+            shutil.copyfile(code, model / "1" / code.name)
         committed = (source / CONFIG).read_text(encoding="utf-8")
         (model / CONFIG).write_text(adapt_config(committed, name, dims), encoding="utf-8")
 

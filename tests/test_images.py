@@ -13,6 +13,7 @@ import warnings
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,8 +70,18 @@ def test_opaque_pictures_decode_as_pillow_converts_them(mode):
     np.testing.assert_array_equal(decoded(image), np.asarray(image.convert("RGB")))
 
 
+SINCE_PILLOW_13 = pytest.mark.skipif(PIL.__version__ < "13", reason="Pillow 12 cannot read what it writes here")
+
+
 @pytest.mark.parametrize(
-    "mode,format", [("CMYK", "TIFF"), ("YCbCr", "TIFF"), ("CMYK", "JPEG"), ("RGB", "WEBP"), ("RGB", "AVIF")]
+    "mode,format",
+    [
+        ("CMYK", "TIFF"),
+        pytest.param("YCbCr", "TIFF", marks=SINCE_PILLOW_13),
+        ("CMYK", "JPEG"),
+        ("RGB", "WEBP"),
+        ("RGB", "AVIF"),
+    ],
 )
 def test_other_colour_spaces_and_formats_decode_as_pillow_converts_them(mode, format):
     """What the decoder gives is converted and not otherwise touched."""

@@ -20,7 +20,7 @@ from florence2.errors import CheckpointError
 ROOT = Path(__file__).parents[2]
 GENERATED = {
     "florence2_preprocess": {"florence2.json", "tokenizer.json", "model.py"},
-    "florence2_vision": {"model.onnx"},
+    "florence2_vision": {"model.onnx", "model.onnx.data"},
     "florence2_decoder": {"florence2.json", "model.safetensors", "model.py"},
     "florence2_postprocess": {"florence2.json", "tokenizer.json", "model.py"},
     "florence2_ensemble": set(),
