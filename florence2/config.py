@@ -130,6 +130,7 @@ class GenerationOptions:
     early_stopping: bool
 
     MAX_BEAMS = 16
+    LENGTH_PENALTIES = (-2.0, 10.0)  # below, transformers prefers an empty answer to any real one
 
     @classmethod
     def resolve(
@@ -154,7 +155,7 @@ class GenerationOptions:
         _require_range("MAX_NEW_TOKENS", options.max_new_tokens, 1, config.max_new_tokens)
         _require_range("NUM_BEAMS", options.num_beams, 1, cls.MAX_BEAMS)
         _require_range("NO_REPEAT_NGRAM_SIZE", options.no_repeat_ngram_size, 0, config.max_new_tokens)
-        _require_range("LENGTH_PENALTY", options.length_penalty, -10.0, 10.0)
+        _require_range("LENGTH_PENALTY", options.length_penalty, *cls.LENGTH_PENALTIES)
         return options
 
 

@@ -7,13 +7,17 @@ A hypothesis' tokens begin with the decoder's start token; lengths below count i
 
 from __future__ import annotations
 
+import math
+import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from florence2.config import GenerationOptions, ModelConfig, TokenConfig
 
 NEVER = -1e9  # transformers' score of a beam that must not be chosen
+LOWEST = -3e38  # about the lowest float32
 
 
 class Candidate(NamedTuple):
@@ -33,6 +37,10 @@ class Hypothesis:
 
     def extend(self, candidate: Candidate) -> Hypothesis:
         return Hypothesis((*self.tokens, candidate.token), (*self.log_probs, candidate.log_prob), candidate.score)
+
+
+Finished: TypeAlias = "tuple[float, Hypothesis]"  # the final score first
+Top: TypeAlias = Callable[["list[float]", int], "list[int]"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Search(ABC):
         self.forced_eos = config.generation.forced_eos
         self.running = [Hypothesis((config.tokens.decoder_start,), (), 0.0)]
         self.running += [Hypothesis((config.tokens.decoder_start,), (), NEVER)] * (options.num_beams - 1)
-        self.finished: list[tuple[float, Hypothesis]] = []  # best first
+        self.finished: list[Finished] = []  # best first
 
     @property
     def length(self) -> int:
@@ -100,7 +108,10 @@ class Search(ABC):
         return hypothesis.tokens[-1] == self.tokens.eos or len(hypothesis.tokens) >= self.max_length
 
     def _final_score(self, hypothesis: Hypothesis) -> float:
-        return hypothesis.score / (len(hypothesis.tokens) - 1) ** self.options.length_penalty
+        """In float32 as in transformers, so that equal scores are equal here too. Never -inf, which means no score."""
+        length = len(hypothesis.tokens) - 1
+        score = single_precision(hypothesis.score / single_precision(length**self.options.length_penalty))
+        return max(score, LOWEST)
 
     @abstractmethod
     def advance(self, candidates: list[Candidate]) -> list[int] | None:
@@ -120,7 +131,15 @@ class GreedySearch(Search):
 
 
 class BeamSearch(Search):
-    """The engine offers the best 2 * num_beams candidates a step, so that num_beams go on even if all others end."""
+    """The engine offers the best 2 * num_beams candidates a step, so that num_beams go on even if all others end.
+
+    `top` picks the places of the highest scores. Long hypotheses do tie in float32, and transformers breaks ties as
+    torch.topk happens to, so the engine passes that in; the lists below are as long and in the same order as there.
+    """
+
+    def __init__(self, options: GenerationOptions, config: ModelConfig, top: Top) -> None:
+        super().__init__(options, config)
+        self._top = top
 
     def advance(self, candidates: list[Candidate]) -> list[int] | None:
         extended = [self.running[candidate.beam].extend(candidate) for candidate in candidates]
@@ -128,17 +147,19 @@ class BeamSearch(Search):
         self._collect(extended, complete)
         if all(complete):
             return None
-        # Stable sort: of equal scores the earlier candidate goes on, complete ones only for want of others.
-        order = sorted(range(len(extended)), key=lambda i: -extended[i].score - (NEVER if complete[i] else 0))
-        kept = order[: self.options.num_beams]
+        scores = [hypothesis.score + NEVER * done for hypothesis, done in zip(extended, complete, strict=True)]
+        kept = self._top(scores, self.options.num_beams)
         self.running = [extended[i] for i in kept]
         return None if self._is_over() else [candidates[i].beam for i in kept]
 
     def _collect(self, extended: list[Hypothesis], complete: list[bool]) -> None:
         """Only the first num_beams candidates may finish; the others are spares for the running beams."""
         beams = self.options.num_beams
-        new = [(self._final_score(h), h) for h, done in zip(extended[:beams], complete[:beams], strict=True) if done]
-        self.finished = sorted(self.finished + new, key=lambda scored: -scored[0])[:beams]
+        places: list[Finished | None] = [*self.finished, *[None] * (beams - len(self.finished))]
+        for place, (hypothesis, done) in enumerate(zip(extended, complete, strict=True)):
+            places.append((self._final_score(hypothesis), hypothesis) if done and place < beams else None)
+        best = self._top([-math.inf if entry is None else entry[0] for entry in places], beams)
+        self.finished = [entry for entry in (places[i] for i in best) if entry is not None]
 
     def _is_over(self) -> bool:
         if len(self.finished) < self.options.num_beams:
@@ -150,8 +171,12 @@ class BeamSearch(Search):
         return self._final_score(self.running[0])
 
 
-def start_search(options: GenerationOptions, config: ModelConfig) -> Search:
-    return (GreedySearch if options.num_beams == 1 else BeamSearch)(options, config)
+def start_search(options: GenerationOptions, config: ModelConfig, top: Top) -> Search:
+    return GreedySearch(options, config) if options.num_beams == 1 else BeamSearch(options, config, top)
+
+
+def single_precision(value: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 def repeating_tokens(tokens: tuple[int, ...], size: int) -> list[int]:

@@ -6,6 +6,7 @@ Single-threaded; `worker.Worker` calls it from its thread, tests and benchmarks 
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from florence2 import config as config_module
 from florence2.config import ModelConfig
-from florence2.engine.beam import Generation
+from florence2.engine.beam import Generation, start_search
 from florence2.engine.kv_cache import SelfKV
 from florence2.engine.model import LanguageModel, Span
 from florence2.engine.scheduler import Scheduler
-from florence2.engine.scoring import candidates
+from florence2.engine.scoring import candidates, top
 from florence2.engine.sequence import Request, Sequence
 from florence2.engine.weights import load_language_model
 from florence2.errors import InternalError, InvalidOption, InvalidRequest
@@ -58,7 +59,7 @@ class Engine:
 
     def add(self, request: Request) -> Sequence:
         """Queues a checked request. Raises QueueFull."""
-        sequence = Sequence.start(request, self.config)
+        sequence = Sequence(request, start_search(request.options, self.config, top))
         self.scheduler.add(sequence)
         return sequence
 
@@ -119,7 +120,10 @@ class Engine:
         """logits: [K, V] of this sequence's beams."""
         search = sequence.search
         length = search.length
-        parents = search.advance(candidates(search, logits, self.config.tokens.known))
+        scored = candidates(search, logits, self.config.tokens.known)
+        if math.isnan(scored[0].score):
+            return sequence.finish(InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range"))
+        parents = search.advance(scored)
         if parents is None:
             sequence.finish(search.result())
         else:

@@ -21,6 +21,11 @@ def candidates(search: Search, logits: Tensor, known_tokens: int) -> list[Candid
     return _best_continuations(logits, constraints, running, known_tokens)
 
 
+def top(scores: list[float], count: int) -> list[int]:
+    """The places of the `count` highest float32 scores, ties broken as by transformers."""
+    return torch.tensor(scores).topk(count).indices.tolist()
+
+
 def _best_token(logits: Tensor, constraint: Constraint, running: float, known_tokens: int) -> Candidate:
     """Greedy: the rules act on the logits, and the log-prob is that of the logits they leave."""
     if constraint.forced is not None:

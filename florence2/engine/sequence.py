@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from florence2.config import GenerationOptions, ModelConfig
-from florence2.engine.beam import Generation, Search, start_search
+from florence2.config import GenerationOptions
+from florence2.engine.beam import Generation, Search
 from florence2.errors import Florence2Error
 
 
@@ -31,10 +31,6 @@ class Sequence:
     rows: range = range(0)  # of the self-attention cache; empty while waiting
     cross: Any = None  # CrossKV, made by prefill
     outcome: Generation | Florence2Error | None = field(default=None)
-
-    @classmethod
-    def start(cls, request: Request, config: ModelConfig) -> Sequence:
-        return cls(request, start_search(request.options, config))
 
     @property
     def done(self) -> bool:

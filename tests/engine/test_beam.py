@@ -8,6 +8,7 @@ from transformers import NoRepeatNGramLogitsProcessor
 
 from florence2.config import GenerationOptions
 from florence2.engine.beam import Candidate, repeating_tokens, start_search
+from florence2.engine.scoring import top
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.integers(1, 6))
@@ -23,7 +24,7 @@ def test_size_zero_bans_nothing():
 
 
 def search(config, **options):
-    return start_search(GenerationOptions.resolve(config, **options), config)
+    return start_search(GenerationOptions.resolve(config, **options), config, top)
 
 
 def test_the_first_token_is_forced_to_bos_and_the_last_to_eos(config):
