@@ -41,6 +41,7 @@ _INTEGER_SCALES = [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
 _FLOAT_SCALES = [1.0, 2.0, 4.0, 8.0, 16.0, *_INTEGER_SCALES]  # past 1: so many stops of high dynamic range
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_=\s-]*")
+_ADDRESS = re.compile(rb"\s*[A-Za-z][A-Za-z0-9+.-]{1,9}://")
 _PLAIN_PNM = re.compile(rb"P[1-7]\s")  # the one picture format that base64's letters can spell
 _URLSAFE = bytes.maketrans(b"-_", b"+/")
 
@@ -54,6 +55,8 @@ def encoded_image(data: bytes) -> bytes:
         header, _, payload = data.partition(b",")
         payload = urllib.parse.unquote_to_bytes(payload)
         return _from_base64(payload) if header.rstrip().lower().endswith(b";base64") else payload
+    if _ADDRESS.match(data):
+        raise InvalidImage("IMAGE is an address, and the server fetches nothing; send the picture itself")
     if _BASE64.fullmatch(data) and not _PLAIN_PNM.match(data):
         return _from_base64(data)
     return data

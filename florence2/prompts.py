@@ -99,9 +99,11 @@ def _region(takes: str, words: str, size: tuple[int, int]) -> str:
         return words
     numbers = words.split(",")
     if len(numbers) != 4 or not all(_NUMBER.fullmatch(number) for number in numbers):
-        raise InvalidPrompt(takes)
+        raise InvalidPrompt(f"{takes}, but what was given is neither")
     x1, y1, x2, y2 = box = [float(number) for number in numbers]
-    if not all(map(math.isfinite, box)) or x1 > x2 or y1 > y2:
+    if not all(map(math.isfinite, box)):
+        raise InvalidPrompt(f"{takes}, but a number is too large")
+    if x1 > x2 or y1 > y2:
         raise InvalidPrompt(f"{takes}, the upper left corner first")
     if x1 >= size[0] or y1 >= size[1] or x2 < 0 or y2 < 0:
         raise InvalidPrompt(f"the region lies outside the picture, which is {size[0]} by {size[1]} pixels")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -19,6 +20,7 @@ from florence2 import errors
 from florence2.config import GenerationOptions, ModelConfig
 
 Outputs = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class Arguments:
@@ -41,7 +43,18 @@ def array(request: Any, name: str) -> np.ndarray | None:
 
 
 def required(request: Any, name: str) -> np.ndarray:
-    value = array(request, name)
+    return _present(array(request, name), name)
+
+
+def required_scalar(request: Any, name: str) -> Any:
+    return _present(scalar(request, name), name)
+
+
+def required_text(request: Any, name: str) -> str:
+    return _present(text(request, name), name)
+
+
+def _present(value: T | None, name: str) -> T:
     if value is None:
         raise errors.InvalidRequest(f"{name} is missing")
     return value
@@ -106,7 +119,7 @@ def response(outputs: Outputs, wanted: list[str]) -> Any:
 def error_response(error: Exception) -> Any:
     """A Florence2Error says its sentence; anything else is logged, and the caller learns only that it is our fault."""
     if not isinstance(error, errors.Florence2Error):
-        pb_utils.Logger.log_error(f"{type(error).__name__}: {error}")
+        pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
         error = errors.InternalError("the server failed on this request; see its log")
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), _code(error)))
 

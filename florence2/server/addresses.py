@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import random
 import socket
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ class Addresses:
     def client_host(self) -> str:
         """Where a client on this machine finds it: 0.0.0.0 is for listening only."""
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine can connect."""
+        return ipaddress.ip_address(self.host).is_loopback
 
 
 def choose_addresses(host: str, http_port: int, grpc_port: int, metrics_port: int) -> Addresses:

@@ -66,6 +66,8 @@ class EmbeddedServer:
         wheel = find_wheel()
         require_shared_memory()
         self._addresses = choose_addresses(*self._asked_addresses)
+        if not self._addresses.is_loopback:
+            self._report(f"open to everyone who can reach {self._addresses.host}: there is no access control")
         self._folder = Path(tempfile.mkdtemp(prefix="florence2-server-"))
         with contextlib.ExitStack() as undo:
             undo.callback(supervisor.remove_leftovers, self._folder, self._shm_prefix)

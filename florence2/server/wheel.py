@@ -101,11 +101,11 @@ def _find_package(name: str) -> Path:
 
 def _find_libpython() -> Path:
     """The stub is linked to the shared libpython, which a statically linked `python` comes without."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    name = f"libpython{version}.so.1.0"
     for folder in _library_folders():
         if (folder / name).is_file():
             return folder / name
-    version = name[len("libpython") : -len(".so.1.0")]
     raise ServerError(
         f"{name} is missing, which tritonserver needs to run Python models; on Debian and Ubuntu run: apt install "
         f"libpython{version}; with pyenv rebuild Python: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install {version}"
@@ -114,8 +114,7 @@ def _find_libpython() -> Path:
 
 def _library_folders() -> Iterator[Path]:
     """This interpreter's own folders first, then wherever the system's loader looks."""
-    own = sysconfig.get_config_vars("LIBDIR", "LIBPL")
-    yield from (Path(folder) for folder in own if folder)
+    yield Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")
     yield Path(sys.base_prefix) / "lib"
     yield from _loader_folders()
 

@@ -22,8 +22,10 @@ def test_port_0_takes_three_free_ones():
 
 
 def test_all_addresses_are_reached_by_the_loopback():
-    """Nobody can connect to 0.0.0.0 by rights."""
-    assert choose_addresses("0.0.0.0", 0, 0, 0).client_host == "127.0.0.1"
+    """0.0.0.0 is for listening only, and it is not private."""
+    everywhere = choose_addresses("0.0.0.0", 0, 0, 0)
+    assert everywhere.client_host == "127.0.0.1" and not everywhere.is_loopback
+    assert choose_addresses("localhost", 0, 0, 0).is_loopback
 
 
 def test_taken_port_is_named_with_its_option():

@@ -2,7 +2,10 @@
 
 import json
 
+import numpy as np
+
 from florence2 import config, parsing, triton_io
+from florence2.errors import InvalidRequest
 from florence2.tasks import TASKS, Grammar
 from florence2.tokenizer import Tokenizer
 
@@ -10,21 +13,34 @@ from florence2.tokenizer import Tokenizer
 class TritonPythonModel:
     def initialize(self, args):
         directory = triton_io.Arguments(args).directory
-        self.banned_phrases = config.ModelConfig.load(directory / config.FILE_NAME).banned_phrases
+        self.config = config.ModelConfig.load(directory / config.FILE_NAME)
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
 
     def execute(self, requests):
         return triton_io.answer_all(requests, self.postprocess)
 
     def postprocess(self, request):
-        tokens = triton_io.required(request, "TOKENS").tolist()
-        log_probs = triton_io.required(request, "LOG_PROBS").tolist()
-        size = tuple(triton_io.required(request, "IMAGE_SIZE").tolist())
-        key = triton_io.text(request, "ANSWER_KEY")
+        tokens = triton_io.required(request, "TOKENS")
+        log_probs = triton_io.required(request, "LOG_PROBS")
+        size = triton_io.required(request, "IMAGE_SIZE")
+        key = triton_io.required_text(request, "ANSWER_KEY")
+        self.check(tokens, log_probs, size)
+        pieces = self.tokenizer.pieces(tokens.tolist(), log_probs.tolist())
         grammar = TASKS[key].grammar if key in TASKS else Grammar.TEXT
-        pieces = self.tokenizer.pieces(tokens, log_probs)
-        answer = parsing.parse(grammar, pieces, size, self.banned_phrases)
+        answer = parsing.parse(grammar, pieces, tuple(size.tolist()), self.config.banned_phrases)
         return {
             "RESULT": triton_io.strings(json.dumps({key: answer.to_json()}, ensure_ascii=False)),
-            "GENERATED_TEXT": triton_io.strings(self.tokenizer.decode(tokens)),
+            "GENERATED_TEXT": triton_io.strings(self.tokenizer.decode(tokens.tolist())),
+            "IMAGE_SIZE": size,
         }
+
+    def check(self, tokens, log_probs, size):
+        """Callers can reach this model without the decoder."""
+        if len(tokens) != len(log_probs):
+            raise InvalidRequest("TOKENS and LOG_PROBS must have the same length")
+        if not np.all((tokens >= 0) & (tokens < self.config.tokens.known)):
+            raise InvalidRequest("TOKENS holds an id that is not in the vocabulary")
+        if not np.all(log_probs <= 0):
+            raise InvalidRequest("LOG_PROBS must be logarithms of probabilities, 0 at most")
+        if size.min() < 1:
+            raise InvalidRequest("IMAGE_SIZE must be at least 1 x 1")

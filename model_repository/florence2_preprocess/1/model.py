@@ -22,7 +22,8 @@ class TritonPythonModel:
     def preprocess(self, request):
         triton_io.generation_options(request, self.config)  # only checked here; the decoder reads them again
         image = self.read_image(request)
-        prompt = prompts.build_prompt(triton_io.text(request, "TASK"), triton_io.text(request, "TEXT"), image.size)
+        task, text = triton_io.required_text(request, "TASK"), triton_io.text(request, "TEXT")
+        prompt = prompts.build_prompt(task, text, image.size)
         return {
             "PIXELS": images.to_pixels(image, self.config.image),
             "PROMPT_IDS": self.encode(prompt.text),
@@ -31,7 +32,7 @@ class TritonPythonModel:
         }
 
     def read_image(self, request):
-        encoded = images.encoded_image(triton_io.scalar(request, "IMAGE"))
+        encoded = images.encoded_image(triton_io.required_scalar(request, "IMAGE"))
         return images.decode_image(encoded, self.config.image.max_pixels)
 
     def encode(self, prompt):
