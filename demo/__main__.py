@@ -9,16 +9,17 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from florence2_client import Client, Result
+from PIL import Image
 
 from export.pipeline import export_checkpoint
 from florence2.errors import Florence2Error
 from florence2.server import EmbeddedServer
 from florence2.tasks import TASKS
+from florence2_client import Client, Result
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "demo" / "checkpoint"
@@ -26,29 +27,33 @@ PICTURE = ROOT / "demo" / "pictures" / "scene.png"
 QUESTIONS = PICTURE.with_suffix(".json")
 OUTPUT = ROOT / "build" / "demo"
 REPOSITORY = OUTPUT / "model_repository"
-ANSWER_WIDTH = 78
+ANSWER_WIDTH = 72
+SHEET = ("od", "dense_region_caption", "referring_expression_segmentation", "ocr_with_region")
 
 
 def main() -> int:
     try:
-        with step(1, "Exporting the bundled checkpoint"):
-            export()
-        with step(2, "Starting Triton Inference Server"):
-            server = EmbeddedServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, report=detail).__enter__()
-        try:
-            with step(3, f"Asking {len(TASKS)} tasks about {PICTURE.relative_to(ROOT)} over {server.grpc_url}"):
-                results = ask_all(server.grpc_url)
-            with step(4, "Drawing the answers"):
-                draw_all(results)
-        finally:
-            with step(5, "Stopping the server"):
-                server.stop()
+        run()
     except Florence2Error as error:
         print(f"demo: {error}", file=sys.stderr)
         return error.exit_code
     print(f"\nOpen the pictures in {OUTPUT.relative_to(ROOT)}. To serve this model: "
           f"florence2 serve --repository {REPOSITORY.relative_to(ROOT)}")  # fmt: skip
     return 0
+
+
+def run() -> None:
+    with step(1, "Exporting the bundled checkpoint"):
+        export()
+    with ExitStack() as stack:
+        with step(2, "Starting Triton Inference Server"):
+            server = stack.enter_context(EmbeddedServer(REPOSITORY, "127.0.0.1", 0, 0, 0, report=detail))
+        with step(3, f"Asking {len(TASKS)} tasks about {PICTURE.relative_to(ROOT)} over {server.grpc_url}"):
+            results = ask_all(server.grpc_url)
+        with step(4, "Drawing the answers"):
+            draw_all(results)
+        with step(5, "Stopping the server"):
+            stack.close()
 
 
 @contextmanager
@@ -89,14 +94,14 @@ def ask_all(url: str) -> list[Result]:
     """One line per task: how long it took, and the answer on one line."""
     questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))["tasks"]
     results = []
-    detail(f"{'task':<28}{'input':<28}{'ms':>5}  answer")
+    detail(f"{'task':<35}{'input':<28}{'ms':>5}  answer")
     with Client(url) as client:
         for task in TASKS.values():
             asked = questions[task.token]["input"]
             started = time.monotonic()
             result = client.run(PICTURE, task.token, asked, timeout=60)
             milliseconds = 1000 * (time.monotonic() - started)
-            detail(f"{task.name:<28}{shorten(asked or '', 26):<28}{milliseconds:>5.0f}  {shorten(result.text)}")
+            detail(f"{task.name:<35}{shorten(asked or '', 26):<28}{milliseconds:>5.0f}  {shorten(result.text)}")
             results.append(result)
     return results
 
@@ -105,11 +110,17 @@ def shorten(text: str, width: int = ANSWER_WIDTH) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def draw_all(results: list[Result], say: Callable[[str], None] = detail) -> None:
-    for result in results:
-        path = OUTPUT / f"{TASKS[result.task].name}.png"
-        result.draw(PICTURE).save(path)
-    say(f"{len(results)} pictures in {OUTPUT.relative_to(ROOT)}")
+def draw_all(results: list[Result]) -> None:
+    """One picture per task, and a sheet of four, which is the one in README."""
+    drawn = {TASKS[result.task].name: result.draw(PICTURE) for result in results}
+    for name, picture in drawn.items():
+        picture.save(OUTPUT / f"{name}.png")
+    side = drawn["od"].width
+    sheet = Image.new("RGB", (2 * side, 2 * side))
+    for place, name in enumerate(SHEET):
+        sheet.paste(drawn[name], (place % 2 * side, place // 2 * side))
+    sheet.resize((side, side)).save(OUTPUT / "answers.png")
+    detail(f"{len(results)} pictures in {OUTPUT.relative_to(ROOT)}, and four of them in answers.png")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ import json
 
 import numpy as np
 import pytest
-from florence2_client import Client, Result
-from florence2_client.request import request_tensors
-from florence2_client.transport import Address, parse_url
 from PIL import Image
 
 from florence2.errors import (
@@ -25,6 +22,9 @@ from florence2.errors import (
     Unavailable,
 )
 from florence2.results import Boxes, Polygons, TextAnswer
+from florence2_client import Client, Result
+from florence2_client.request import request_tensors
+from florence2_client.transport import Address, parse_url
 
 
 def outputs(task="<OD>", answer=None, **changes):

@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 import pytest
-from florence2_client import Client, cli
 from PIL import Image, ImageDraw
 
 from florence2.errors import DeadlineExceeded, InvalidRequest
 from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.tasks import TASKS, Grammar, Task, TaskInput
+from florence2_client import Client, cli
 
 SIZE = (320, 240)
 KINDS = {

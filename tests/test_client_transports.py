@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
-from florence2_client.transport import open_transport
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from florence2.errors import (
@@ -23,6 +22,7 @@ from florence2.errors import (
     InvalidRequest,
     Unavailable,
 )
+from florence2_client.transport import open_transport
 
 CODES = {  # of gRPC and of Triton's HTTP
     "INVALID_ARGUMENT": (grpc.StatusCode.INVALID_ARGUMENT, 400),

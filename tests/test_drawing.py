@@ -7,13 +7,13 @@ import itertools
 
 import numpy as np
 import pytest
-from florence2_client import draw, labels
-from florence2_client.drawing import PALETTE, label_colours, marks_of
-from florence2_client.labels import Label, contrasting, draw_labels, font_of_size, wrapped
 from PIL import Image
 
 from florence2.errors import InvalidImage
 from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
+from florence2_client import draw, labels
+from florence2_client.drawing import PALETTE, label_colours, marks_of
+from florence2_client.labels import Label, contrasting, draw_labels, font_of_size, wrapped
 
 SIZE = (640, 480)
 BOX = [100.0, 100.0, 300.0, 200.0]

@@ -1,0 +1,348 @@
+"""Train the demo checkpoint on drawn scenes: `python -m demo.train`. Resumable; sized by minutes, not by steps.
+
+Phase 1 ("dense") teaches the vision tower alone to see, through a linear head that is thrown away afterwards.
+Phase 2 ("text") trains the whole model on questions and answers, with the dense loss beside. The text loss alone
+does not learn to look at the picture. `--init CHECKPOINT` skips phase 1 and starts from another checkpoint's weights.
+
+The state to resume from lies in demo/.training; run the same command again to go on. The averaged weights are written
+as a checkpoint to demo/.training/checkpoint at every save and to --out at the end.
+"""
+
+import argparse
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import Florence2ForConditionalGeneration, Florence2Processor
+
+from demo import architecture, scenes
+from demo.architecture import EOS, IMAGE_TOKENS, LOCATION_COUNT, PAD
+from demo.batches import NOTHING, TASKS_PER_PICTURE, Batch, SceneBatches
+from demo.scenes import FIRST_TRAINING_SEED
+
+FOLDER = Path(__file__).parent
+
+# The dense head's outputs per grid cell, in this order.
+DENSE_SIZES = {
+    "shape": 1,
+    "shape_box": 4,
+    "kind": len(scenes.KINDS),
+    "color": len(scenes.COLORS),
+    "word": 1,
+    "word_box": 4,
+    "text": len(scenes.WORDS),
+}
+DENSE_WEIGHT = 0.3
+SOFTNESS = {"first": 10.0, "last": 3.0}
+AVERAGE_DECAY = 0.995
+SAVE_EVERY_SECONDS = 240
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def dense_loss(outputs: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """`outputs` [B, G, G, sum of DENSE_SIZES] against the cells' contents."""
+    parts = dict(zip(DENSE_SIZES, outputs.split(list(DENSE_SIZES.values()), dim=-1), strict=True))
+    shapes, words = labels["kind"] != NOTHING, labels["text"] != NOTHING
+    loss = 4 * presence_loss(parts["shape"], shapes) + 4 * presence_loss(parts["word"], words)
+    loss = loss + 10 * functional.l1_loss(parts["shape_box"][shapes], labels["shape_box"][shapes])
+    loss = loss + functional.cross_entropy(parts["kind"][shapes], labels["kind"][shapes])
+    loss = loss + functional.cross_entropy(parts["color"][shapes], labels["color"][shapes])
+    if words.any():
+        loss = loss + functional.cross_entropy(parts["text"][words], labels["text"][words])
+        loss = loss + 10 * functional.l1_loss(parts["word_box"][words], labels["word_box"][words])
+    with torch.no_grad():
+        figures = {
+            "kind": accuracy(parts["kind"][shapes], labels["kind"][shapes]),
+            "word": accuracy(parts["text"][words], labels["text"][words]),
+            "box error": 1000 * (parts["shape_box"][shapes] - labels["shape_box"][shapes]).abs().mean().item(),
+        }
+    return loss, figures
+
+
+def presence_loss(logits: Tensor, present: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits[..., 0], present.float())
+
+
+def accuracy(logits: Tensor, truth: Tensor) -> float:
+    return (logits.argmax(-1) == truth).float().mean().item() if len(truth) else math.nan
+
+
+def text_loss(logits: Tensor, truth: Tensor, first_location: int, softness: float) -> tuple[Tensor, dict[str, float]]:
+    """Cross entropy of `logits` [N, V] to `truth` [N]; a location's target is spread over its neighbours.
+
+    A location near the right one is nearly right, and learning it as such is much faster than as one of a thousand
+    unrelated tokens. The spread's own entropy is subtracted, so that a perfect answer costs nothing.
+    """
+    log_probs = logits.log_softmax(-1)
+    is_location = (truth >= first_location) & (truth < first_location + LOCATION_COUNT)
+    bins = truth[is_location] - first_location
+    location_log_probs = log_probs[is_location, first_location : first_location + LOCATION_COUNT]
+    distance = torch.arange(LOCATION_COUNT)[None] - bins[:, None]
+    spread = torch.softmax(-0.5 * (distance / softness) ** 2, dim=1)
+    entropy = -(spread * spread.clamp_min(1e-9).log()).sum(1)
+    location_loss = -(spread * location_log_probs).sum(1) - entropy
+    word_loss = functional.nll_loss(log_probs[~is_location], truth[~is_location], reduction="sum")
+    with torch.no_grad():
+        error = (location_log_probs.argmax(-1) - bins).abs().float()
+        figures = {
+            "text": accuracy(logits[~is_location], truth[~is_location]),
+            "location error": error.mean().item(),
+            "median": error.median().item(),
+        }
+    return (word_loss + location_loss.sum()) / len(truth), figures
+
+
+def answer_logits(model: Florence2ForConditionalGeneration, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [N, V] and truth [N] of all answer tokens behind the forced <s>; `images` [B, 37, d].
+
+    Rows run in three groups by length of the answer: padding them to one length would double the work.
+    """
+    images = images.repeat_interleave(TASKS_PER_PICTURE, 0)
+    order = (batch.answers != PAD).sum(1).argsort()
+    half, most = len(order) // 2, len(order) * 5 // 6
+    groups = (order[:half], order[half:most], order[most:])
+    logits, truth = zip(*(group_logits(model, images, batch, rows) for rows in groups), strict=True)
+    return torch.cat(logits), torch.cat(truth)
+
+
+def group_logits(
+    model: Florence2ForConditionalGeneration, images: Tensor, batch: Batch, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    prompts, answers = trimmed(batch.prompts[rows]), trimmed(batch.answers[rows])
+    embeddings = torch.cat([images[rows], model.get_input_embeddings()(prompts)], dim=1)
+    seen = torch.ones(len(rows), IMAGE_TOKENS, dtype=torch.long)
+    states = model.model.language_model(
+        inputs_embeds=embeddings,
+        attention_mask=torch.cat([seen, (prompts != PAD).long()], dim=1),
+        decoder_input_ids=torch.cat([torch.full((len(rows), 1), EOS), answers[:, :-1]], dim=1),
+    ).last_hidden_state
+    counted = answers != PAD
+    counted[:, 0] = False
+    return model.lm_head(states[counted]), answers[counted]
+
+
+def trimmed(ids: Tensor) -> Tensor:
+    return ids[:, : int((ids != PAD).sum(1).max())]
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """What a phase has done so far, over all its runs."""
+
+    phase: str
+    minutes: float = 0.0
+    steps: int = 0
+    pictures: int = 0
+    next_seed: int = FIRST_TRAINING_SEED
+
+
+@dataclass
+class Phase:
+    """How a phase is run."""
+
+    name: str
+    minutes: float
+    batch_size: int
+    peak_rate: float
+    warmup_steps: int = 150
+    constant_share: float = 0.4
+
+    def learning_rate(self, progress: Progress) -> float:
+        """Up in `warmup_steps`, constant, then down to zero along a cosine by the clock."""
+        done = min(1.0, progress.minutes / self.minutes)
+        falling = max(0.0, (done - self.constant_share) / (1 - self.constant_share))
+        warm = min(1.0, (progress.steps + 1) / self.warmup_steps)
+        return self.peak_rate * warm * max(0.005, 0.5 * (1 + math.cos(math.pi * falling)))
+
+    def softness(self, progress: Progress) -> float:
+        done = min(1.0, progress.minutes / self.minutes / 0.9)
+        return SOFTNESS["first"] * (SOFTNESS["last"] / SOFTNESS["first"]) ** done
+
+
+@dataclass
+class Trainer:
+    """The model, its throw-away head, the averaged weights and the state on disk."""
+
+    model: Florence2ForConditionalGeneration
+    processor: Florence2Processor
+    folder: Path
+    progress: Progress
+    first_location: int = field(init=False)
+    head: nn.Linear = field(init=False)
+    average: list[Tensor] = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        width = self.model.config.vision_config.embed_dim[-1]
+        self.head = nn.Linear(width, sum(DENSE_SIZES.values()))
+        self.first_location = self.processor.tokenizer.convert_tokens_to_ids("<loc_0>")
+        self.start_phase(self.progress.phase)
+
+    def start_phase(self, name: str) -> None:
+        self.progress = Progress(name, next_seed=self.progress.next_seed)
+        parameters = [*self.model.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.02)
+        self.average = [parameter.detach().clone() for parameter in self.model.parameters()]
+
+    def run(self, phase: Phase) -> None:
+        """Train until the phase's minutes are used up, counting those of earlier runs."""
+        batches = SceneBatches(self.processor.tokenizer, phase.batch_size, self.progress.next_seed)
+        loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=6)
+        earlier, started = self.progress.minutes, time.monotonic()
+        report, saved = Report(phase, started), started
+        for batch in loader:
+            report.add(self.step(phase, batch), self.progress)
+            self.progress.minutes = earlier + (time.monotonic() - started) / 60
+            if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                self.save()
+                saved = time.monotonic()
+            if self.progress.minutes >= phase.minutes:
+                break
+        self.save()
+
+    def step(self, phase: Phase, batch: Batch) -> dict[str, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = phase.learning_rate(self.progress)
+        loss, figures = self.losses(phase, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.update_average()
+        self.progress.steps += 1
+        self.progress.pictures += len(batch.pixels)
+        self.progress.next_seed += len(batch.pixels)
+        return figures
+
+    def losses(self, phase: Phase, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        vision = self.model.get_image_features(batch.pixels)
+        cells = self.head(vision.last_hidden_state.permute(0, 2, 3, 1))
+        dense, figures = dense_loss(cells, batch.labels)
+        if phase.name == "dense":
+            return dense, {"loss": dense.item()} | figures
+        logits, truth = answer_logits(self.model, vision.pooler_output, batch)
+        text, text_figures = text_loss(logits, truth, self.first_location, phase.softness(self.progress))
+        return text + DENSE_WEIGHT * dense, {"loss": text.item()} | text_figures | figures
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """A running average of the weights, which is what is saved: it is better than the last ones."""
+        decay = min(AVERAGE_DECAY, (1 + self.progress.steps) / (10 + self.progress.steps))
+        torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
+
+    def save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "progress": vars(self.progress),
+            "model": self.model.state_dict(),
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+        }
+        torch.save(state, self.folder / "state.new")
+        os.replace(self.folder / "state.new", self.folder / "state.pt")
+        self.export(self.folder / "checkpoint")
+
+    def load(self) -> None:
+        state = torch.load(self.folder / "state.pt")
+        self.progress = Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = state["average"]
+
+    def export(self, folder: Path) -> None:
+        """The averaged weights as a checkpoint."""
+        parameters = list(self.model.parameters())
+        current = [parameter.detach().clone() for parameter in parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, self.average)
+            architecture.save(self.model, self.processor, folder)
+            torch._foreach_copy_(parameters, current)
+
+
+@dataclass
+class Report:
+    """Prints the means of the last steps' figures, the rate and the time left."""
+
+    phase: Phase
+    started: float
+    every: int = 50
+    rows: list[dict[str, float]] = field(default_factory=list)
+    pictures: int = 0
+
+    def add(self, figures: dict[str, float], progress: Progress) -> None:
+        self.rows.append(figures)
+        self.pictures += self.phase.batch_size
+        if len(self.rows) < self.every:
+            return
+        means = {name: np.nanmean([row[name] for row in self.rows]) for name in figures}
+        rate = self.pictures / (time.monotonic() - self.started)
+        left = self.phase.minutes - progress.minutes
+        numbers = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
+        print(
+            f"{self.phase.name} {progress.steps} ({progress.pictures} pictures): {numbers}; "
+            f"{rate:.1f} pictures/s, {left:.0f} minutes left",
+            flush=True,
+        )
+        self.rows.clear()
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the demo checkpoint on drawn scenes.")
+    parser.add_argument("--init", type=Path, help="start phase 2 from this checkpoint instead of from nothing")
+    parser.add_argument("--dense-minutes", type=float, default=40, help="length of phase 1")
+    parser.add_argument("--minutes", type=float, default=150, help="length of phase 2")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate of phase 2")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1, help="more than one only pays on an idle machine")
+    parser.add_argument("--seed", type=int, default=FIRST_TRAINING_SEED, help="of the first scene")
+    parser.add_argument("--state", type=Path, default=FOLDER / ".training")
+    parser.add_argument("--out", type=Path, help="write the final checkpoint here, too")
+    return parser.parse_args()
+
+
+def start(options: argparse.Namespace) -> Trainer:
+    """Go on where the state left off, or start from a checkpoint, or from nothing."""
+    kept = options.state / "checkpoint"
+    if (options.state / "state.pt").exists():
+        model, processor = architecture.load(kept)
+        trainer = Trainer(model, processor, options.state, Progress("text"))
+        trainer.load()
+        return trainer
+    if options.init:
+        model, processor = architecture.load(options.init)
+        return Trainer(model, processor, options.state, Progress("text", next_seed=options.seed))
+    processor = architecture.new_processor()
+    model = architecture.new_model(processor)
+    return Trainer(model, processor, options.state, Progress("dense", next_seed=options.seed))
+
+
+def main() -> None:
+    options = read_options()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    trainer = start(options)
+    trainer.model.train()
+    if trainer.progress.phase == "dense":
+        trainer.run(Phase("dense", options.dense_minutes, 2 * options.batch_size, 1.5e-3))
+        trainer.start_phase("text")
+    trainer.run(Phase("text", options.minutes, options.batch_size, options.rate))
+    if options.out:
+        trainer.export(options.out)
+
+
+if __name__ == "__main__":
+    main()
