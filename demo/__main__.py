@@ -37,6 +37,8 @@ def main() -> int:
     except Florence2Error as error:
         print(f"demo: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT; the server is stopped by now
     print(f"\nOpen the pictures in {OUTPUT.relative_to(ROOT)}. To serve this model: "
           f"florence2 serve --repository {REPOSITORY.relative_to(ROOT)}")  # fmt: skip
     return 0
