@@ -134,10 +134,10 @@ def test_json_is_one_object(server, picture, capsys):
 
 
 def test_options_reach_the_server(server, picture):
-    """Every flag arrives as its tensor; flags left out are not sent."""
+    """Every flag arrives as its tensor, a text that begins with a minus sign too; flags left out are not sent."""
     flags = "--max-new-tokens 5 --num-beams 2 --no-repeat-ngram-size 0 --length-penalty 0.5 --no-early-stopping"
     where = "--url http://box:1 --model mine_ensemble --timeout 2.5"
-    assert cli.main(["run", picture, "--task", "Caption", "--text=-1,2", *flags.split(), *where.split()]) == 0
+    assert cli.main(["run", picture, "--task", "Caption", "--text", "-1,2", *flags.split(), *where.split()]) == 0
     model, tensors, timeout = server.asked[0]
     del tensors["IMAGE"]
     assert server.urls == ["http://box:1"]

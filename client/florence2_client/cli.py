@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import json
 import os
 import re
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode must not end a run
     try:
-        options = parser().parse_args(arguments)
+        options = parser().parse_args(_join_negative_text(sys.argv[1:] if arguments is None else list(arguments)))
         code: int = options.command(options)
         print(end="", flush=True)
         return code
@@ -65,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk behind `>`
         print(f"florence2: {error}", file=sys.stderr)
         return 1
+
+
+def _join_negative_text(arguments: list[str]) -> list[str]:
+    """Beware: argparse takes a region that begins with a minus sign, `--text -5,0,50,50`, for an option."""
+    for place, (name, value) in enumerate(itertools.pairwise(arguments)):
+        if name == "--text" and re.match(r"-[\d.]", value):
+            return [*arguments[:place], f"{name}={value}", *arguments[place + 2 :]]
+    return arguments
 
 
 class _Parser(argparse.ArgumentParser):
