@@ -32,7 +32,7 @@ def config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def model(config: ModelConfig) -> LanguageModel:
     torch.manual_seed(0)
-    return LanguageModel(config).eval().requires_grad_(False)
+    return LanguageModel(config).pack()
 
 
 @pytest.fixture
