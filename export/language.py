@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.checkpoint import HEAD
+from export.layouts import HEAD
 
 PREFIX = "model.language_model."
 

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoTokenizer, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
 
 from export.__main__ import main
-from export.checkpoint import EMBEDDING, HEAD, TIED, locate, read_checkpoint
+from export.checkpoint import read_checkpoint
+from export.layouts import EMBEDDING, HEAD, TIED
 from florence2.errors import CheckpointError
 
 LAST_NORM = "model.multi_modal_projector.image_proj_norm.weight"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Florence2ForConditionalGeneration
 
 from export import parity
-from export.checkpoint import EMBEDDING, HEAD
+from export.layouts import EMBEDDING, HEAD
 from export.language import export_language_model
 from florence2.engine.engine import Engine
 
