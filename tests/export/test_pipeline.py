@@ -59,9 +59,9 @@ def test_the_report_shows_every_stage_with_its_time(exported):
     assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in said)
     lines = [line.split("] ", 1)[1] for line in said]
     assert [line.split()[0] for line in lines] == [
-        "reading", "writing", "writing", "comparing", "vision", "language", "answers", str(repository)
+        "reading", "writing", "writing", "comparing", "vision", "weights", "language", "answers", str(repository)
     ]  # fmt: skip
-    assert "6 of 6" in lines[6]
+    assert "6 of 6" in lines[7]
 
 
 def test_a_second_name_joins_the_first_and_repeats_it_byte_for_byte(exported, demo, tmp_path):
