@@ -42,6 +42,7 @@ class Adapter:
     """A checked adapter. Names are native names of weights."""
 
     source: Source
+    base: str | None  # what it says it was trained on
     files: list[Path]
     replaced: dict[str, Tensor]  # whole weights: `modules_to_save` and trained biases
     factors: dict[str, tuple[Tensor, Tensor, float]]  # A [r, I], B [O, r] and their scale
@@ -50,20 +51,36 @@ class Adapter:
         """The weights with those that the adapter brings whole. Raises CheckpointError."""
         foreign = sorted(self.replaced.keys() - weights.keys() - set(TIED))
         if foreign:
-            raise CheckpointError(f"the adapter {self.source.name} does not fit this checkpoint: see {foreign[0]}")
-        return {**weights, **self.replaced}
+            raise self._misfit(foreign[0])
+        replaced = dict(self.replaced)
+        if HEAD in replaced:
+            replaced[HEAD] = _with_rows_of(weights.get(HEAD, weights[EMBEDDING]), replaced[HEAD])
+        return {**weights, **replaced}
 
     def merge(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights with every low-rank change added, those in float32. Raises CheckpointError."""
         merged = dict(weights)
         for name, (down, up, scale) in self.factors.items():
-            # The head is tied to the embedding in files, but it alone was wrapped in training.
-            base = weights.get(name, weights[EMBEDDING] if name == HEAD else None)
-            change = up.flatten(1).float() @ down.flatten(1).float() if up.shape[1] == down.shape[0] else None
-            if base is None or change is None or change.numel() != base.numel() or len(change) != len(base):
-                raise CheckpointError(f"the adapter {self.source.name} does not fit this checkpoint: see {name}")
-            merged[name] = base.to(torch.float32) + scale * change.reshape(base.shape)
+            if name == HEAD:  # tied to the embedding in files, but it alone was wrapped in training
+                base = weights.get(HEAD, weights[EMBEDDING])
+                up = _with_rows_of(torch.zeros(len(base), up.shape[1]), up)
+            elif name in weights:
+                base = weights[name]
+            else:
+                raise self._misfit(name)
+            out, into = up.flatten(1).float(), down.flatten(1).float()  # [O, r], [r, I]
+            if base.dim() < 2 or base.flatten(1).shape != (len(out), into.shape[1]) or out.shape[1] != len(into):
+                raise self._misfit(name)
+            merged[name] = base.to(torch.float32) + scale * (out @ into).reshape(base.shape)
         return merged
+
+    def _misfit(self, name: str) -> CheckpointError:
+        return CheckpointError(f"the adapter {self.source.name} does not fit this checkpoint: see {name}")
+
+
+def _with_rows_of(base: Tensor, tensor: Tensor) -> Tensor:
+    """A head's rows are tokens; the layouts differ in how many meaningless ones follow. Those become the base's."""
+    return torch.cat([tensor, base[len(tensor) :].to(tensor.dtype)])[: len(base)]
 
 
 def read_adapter(source: str) -> Adapter:
@@ -91,7 +108,7 @@ def read_adapter(source: str) -> Adapter:
         factors[layouts.native_name(f"{module}.weight")] = (pair["A"], pair["B"], scale)
     if not factors and not replaced:
         raise CheckpointError(f"the adapter {found.name} is empty")
-    return Adapter(found, files, replaced, factors)
+    return Adapter(found, config.get("base_model_name_or_path"), files, replaced, factors)
 
 
 def check_kind(config: Mapping[str, Any], name: str) -> None:

@@ -53,9 +53,10 @@ def read_checkpoint(source: str, revision: str | None = None, adapter: str | Non
     microsoft = layouts.is_microsoft(set(weights))
     if microsoft:
         weights = layouts.native_weights(weights)
-    if lora:
-        weights = lora.replace(weights)
     weights = settle_embedding(weights)
+    if lora:
+        notes.append(f"the adapter {lora.source.name} was trained on {lora.base}")
+        weights = settle_embedding(lora.replace(weights))
     architecture = read_architecture(config_file, weights[EMBEDDING].shape[0], notes)
     if lora:
         weights = settle_embedding(lora.merge(weights))
