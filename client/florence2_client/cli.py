@@ -139,6 +139,9 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     for protocol, port in ("http", 8000), ("grpc", 8001), ("metrics", 8002):
         help_text = "0 picks a free one (default: %(default)s)"
         serve.add_argument(f"--{protocol}-port", type=int, default=port, metavar="PORT", help=help_text)
+    serve.add_argument(
+        "--model-control", action="store_true", help="let callers have models loaded again (see docs/export.md)"
+    )
 
 
 def _add_tasks(tasks: argparse.ArgumentParser) -> None:
@@ -180,6 +183,7 @@ def serve_command(options: argparse.Namespace) -> int:
         http_port=options.http_port,
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
+        model_control=options.model_control,
     )
 
 
