@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from export import installation, repository, vision
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.language import export_language_model
-from export.parity import parity_report
+from export.parity import FLOAT32, parity_report
 from export.provenance import story
 from florence2.config import FILE_NAME
 from florence2.errors import CheckpointError
@@ -72,7 +72,7 @@ def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, say: Sa
     )
     try:
         dims = repository.true_dims(config.image, config.text.d_model)
-        repository.copy_template(stage, name, version, dims, story(checkpoint, {}))
+        repository.copy_template(stage, name, version, dims, story(checkpoint, {"precision": FLOAT32}))
         for directory in (preprocess, decoder, postprocess):
             config.save(directory / FILE_NAME)
         for directory in (preprocess, postprocess):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from florence2.errors import Florence2Error, InvalidImage, InvalidPrompt, InvalidRequest
 from florence2.tasks import TASKS, task_from_name
+from florence2_client import info
 from florence2_client.client import DEFAULT_MODEL, Client
 from florence2_client.console import answer_lines, summary_line, task_lines
 from florence2_client.transport import DEFAULT_URL
@@ -93,6 +94,11 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("serve", help="serve an exported model", formatter_class=argparse.RawTextHelpFormatter)
     )
     _add_tasks(commands.add_parser("tasks", help="list the tasks"))
+    info.add_command(
+        commands.add_parser(
+            "info", help="which checkpoints are served, and of when", formatter_class=argparse.RawTextHelpFormatter
+        )
+    )
     return main_parser
 
 
