@@ -12,7 +12,10 @@ from transformers import Florence2ForConditionalGeneration
 
 from export.__main__ import main
 from export.checkpoint import read_checkpoint
+from export.language import export_language_model
 from export.layouts import EMBEDDING, HEAD
+from export.parity import compare_weights
+from export.reference import load_reference
 from florence2.errors import CheckpointError
 
 ATTENTION = r".*\.(q_proj|v_proj|qkv|fc2)"
@@ -81,6 +84,15 @@ def test_an_adapted_head_answers_as_it_was_trained(demo, tmp_path):
         peft_merged = wrapped.merge_and_unload()
         assert (peft_merged(input_ids=tokens, decoder_input_ids=tokens).logits - trained).abs().max() > 0.01
     assert HEAD in read.weights
+
+
+def test_the_reports_reference_has_the_adapter_too(demo, tmp_path):
+    """Otherwise every export with an adapter would fail its comparison."""
+    train(demo, tmp_path, target_modules=["q_proj", "lm_head"])
+    read = read_checkpoint(str(demo), adapter=str(tmp_path))
+    export_language_model(read.weights, tmp_path / "model.safetensors")
+    assert compare_weights(tmp_path, load_reference(read)).passed
+    assert not compare_weights(tmp_path, load_reference(read_checkpoint(str(demo)))).passed
 
 
 def test_an_adapter_trained_on_microsofts_layout_is_the_same_adapter(demo, tmp_path):
