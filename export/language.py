@@ -9,11 +9,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.checkpoint import HEAD
+from export.layouts import HEAD
 from florence2.engine.linear import quantize
 
 PREFIX = "model.language_model."
 CAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_precision(asked: str) -> str:
+    """What `auto` means here. docs/adr/0001-precision.md has the figures that chose it."""
+    return "int8" if asked == "auto" else asked
 
 
 def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") -> dict[str, Tensor]:

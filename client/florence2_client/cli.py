@@ -18,6 +18,7 @@ from PIL import Image
 
 from florence2.errors import Florence2Error, InvalidImage, InvalidPrompt, InvalidRequest
 from florence2.tasks import TASKS, task_from_name
+from florence2_client import info
 from florence2_client.client import DEFAULT_MODEL, Client
 from florence2_client.console import answer_lines, summary_line, task_lines
 from florence2_client.transport import DEFAULT_URL
@@ -93,6 +94,11 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("serve", help="serve an exported model", formatter_class=argparse.RawTextHelpFormatter)
     )
     _add_tasks(commands.add_parser("tasks", help="list the tasks"))
+    info.add_command(
+        commands.add_parser(
+            "info", help="which checkpoints are served, and of when", formatter_class=argparse.RawTextHelpFormatter
+        )
+    )
     return main_parser
 
 
@@ -139,6 +145,9 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     for protocol, port in ("http", 8000), ("grpc", 8001), ("metrics", 8002):
         help_text = "0 picks a free one (default: %(default)s)"
         serve.add_argument(f"--{protocol}-port", type=int, default=port, metavar="PORT", help=help_text)
+    serve.add_argument(
+        "--model-control", action="store_true", help="let callers have models loaded again (see docs/export.md)"
+    )
 
 
 def _add_tasks(tasks: argparse.ArgumentParser) -> None:
@@ -180,6 +189,7 @@ def serve_command(options: argparse.Namespace) -> int:
         http_port=options.http_port,
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
+        model_control=options.model_control,
     )
 
 

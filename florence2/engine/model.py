@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -178,7 +179,7 @@ class LanguageModel(nn.Module):
             x = layer(x)
             yield
         for index, layer in enumerate(self.decoder.layers):
-            keys, values = layer.encoder_keys_and_values(x)
+            keys, values = cast(DecoderLayer, layer).encoder_keys_and_values(x)
             cache.cross_keys[index, slot, :, : len(x)] = keys
             cache.cross_values[index, slot, :, : len(x)] = values
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from florence2.errors import ServerError
 from florence2.server import supervisor
 from florence2.server.addresses import choose_addresses
-from florence2.server.folder import assemble, models_of
+from florence2.server.folder import assemble, mirror, models_of
 from florence2.server.launch import command_line, environment, require_shared_memory
 from florence2.server.log import LogReader
 from florence2.server.wheel import Wheel, find_wheel
@@ -31,6 +31,7 @@ class EmbeddedServer:
     """Tritonserver with an exported repository. Entering waits until all models are ready, leaving stops it.
 
     A port of 0 takes a free one. `report` gets a line for every step and every problem, from another thread.
+    `model_control` lets clients have models loaded again, in explicit mode; Triton then works on the repository itself.
     Entering raises ServerError when the server cannot start; its sentence tells why.
     """
 
@@ -42,10 +43,12 @@ class EmbeddedServer:
         grpc_port: int = 8001,
         metrics_port: int = 8002,
         report: Callable[[str], None] = print,
+        model_control: bool = False,
     ) -> None:
         self.repository = Path(repository)
         self._asked_addresses = (host, http_port, grpc_port, metrics_port)
         self._report = report
+        self._model_control = model_control
         self._log = LogReader()
         self._shm_prefix = f"florence2_{os.getpid()}_{secrets.token_hex(4)}_"
 
@@ -67,12 +70,18 @@ class EmbeddedServer:
         require_shared_memory()
         self._addresses = choose_addresses(*self._asked_addresses)
         if not self._addresses.is_loopback:
+            if self._model_control:
+                raise ServerError(
+                    f"model control lets callers run code here, so it is not opened to all who can reach "
+                    f"{self._addresses.host}; listen on 127.0.0.1"
+                )
             self._report(f"open to everyone who can reach {self._addresses.host}: there is no access control")
         self._folder = Path(tempfile.mkdtemp(prefix="florence2-server-"))
         with contextlib.ExitStack() as undo:
             undo.callback(supervisor.remove_leftovers, self._folder, self._shm_prefix)
-            assemble(self._folder, wheel, self.repository)
-            self._process = self._launch(wheel)
+            assemble(self._folder, wheel)
+            served = self.repository.resolve() if self._model_control else mirror(self._folder, self.repository)
+            self._process = self._launch(wheel, served)
             undo.callback(self._end_process)
             self._reader = threading.Thread(target=self._pass_log_on, name="tritonserver log", daemon=True)
             self._reader.start()
@@ -89,11 +98,12 @@ class EmbeddedServer:
         code = self._process.wait()
         raise ServerError(f"tritonserver stopped by itself: {_end(code)}")
 
-    def _launch(self, wheel: Wheel) -> subprocess.Popen[bytes]:
+    def _launch(self, wheel: Wheel, served: Path) -> subprocess.Popen[bytes]:
         """The supervisor has a session of its own: Ctrl-C in a terminal is for us alone, and we stop it in order."""
         supervise = [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix]
         return subprocess.Popen(
-            supervise + command_line(wheel, self._folder, self._shm_prefix, self._addresses),
+            supervise
+            + command_line(wheel, self._folder, served, self._shm_prefix, self._addresses, self._model_control),
             env=environment(wheel, self._folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -18,6 +18,7 @@ def serve(
     http_port: int = 8000,
     grpc_port: int = 8001,
     metrics_port: int = 8002,
+    model_control: bool = False,
 ) -> int:
     """Serves until a signal and returns 0. To be called in the main thread, which is the one that gets signals.
 
@@ -26,7 +27,8 @@ def serve(
     started = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt), _sigterm_interrupts():
         _say(f"Starting Triton Inference Server with {repository}")
-        with EmbeddedServer(repository, host, http_port, grpc_port, metrics_port, report=_indented) as server:
+        ports = (http_port, grpc_port, metrics_port)
+        with EmbeddedServer(repository, host, *ports, report=_indented, model_control=model_control) as server:
             _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
             for url in (server.grpc_url, server.http_url, server.metrics_url):
                 _indented(url)

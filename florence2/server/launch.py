@@ -24,9 +24,13 @@ SHM_NEEDED = 6 * (MIB + SHM_GROWTH)
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def command_line(wheel: Wheel, folder: Path, shm_prefix: str, addresses: Addresses) -> list[str]:
+def command_line(
+    wheel: Wheel, folder: Path, repository: Path, shm_prefix: str, addresses: Addresses, model_control: bool
+) -> list[str]:
+    """`model_control`: clients may have models loaded anew, and unloaded, while the server runs."""
     options = {
-        "model-repository": folder / "repository",
+        "model-repository": repository,
+        **({"model-control-mode": "explicit", "load-model": "*"} if model_control else {}),
         "backend-directory": folder / "backends",
         "http-address": addresses.host,
         "http-port": addresses.http_port,
