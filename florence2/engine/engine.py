@@ -45,6 +45,11 @@ class Engine:
         model = load_language_model(directory, config, torch.device(device))
         return cls(model, config, rows=rows, max_waiting=max_waiting)
 
+    @property
+    def kv_bytes_per_row(self) -> int:
+        """Reserved keys and values of one beam."""
+        return self.cache.bytes_per_row
+
     def check(self, request: Request) -> None:
         """Raises InvalidRequest on what would break a step: callers can reach the decoder without preprocessing."""
         config, features, prompt = self.config, request.image_features, request.prompt_ids

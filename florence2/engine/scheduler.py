@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from florence2.engine.sequence import Sequence
-from florence2.errors import QueueFull
+from florence2.errors import Florence2Error, QueueFull
 
 
 class Scheduler:
@@ -23,9 +23,13 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         assert sequence.request.options.num_beams <= self.rows, "Engine.check lets no such request through"
-        if len(self.waiting) >= self.max_waiting:
-            raise QueueFull(f"the decoder's queue is full ({self.max_waiting} requests are waiting); try again later")
+        self.require_room()
         self.waiting.append(sequence)
+
+    def require_room(self, arriving: int = 0) -> None:
+        """Raises QueueFull when no more can wait, those included who are on their way to `add`."""
+        if len(self.waiting) + arriving >= self.max_waiting:
+            raise QueueFull(f"the decoder's queue is full ({self.max_waiting} requests are waiting); try again later")
 
     def admit(self) -> Sequence | None:
         """Moves the head of the queue into the batch and gives it rows; None if it must wait, or nobody does."""
@@ -56,6 +60,13 @@ class Scheduler:
             self.live = [sequence for sequence in self.live if not sequence.done]
             self.waiting = deque(sequence for sequence in self.waiting if not sequence.done)
         return done
+
+    def dismiss_waiting(self, error: Florence2Error) -> list[Sequence]:
+        """Ends everybody who waits, and returns all who are done."""
+        for sequence in self.waiting:
+            if not sequence.done:
+                sequence.finish(error)
+        return self.retire()
 
     @property
     def idle(self) -> bool:
