@@ -1,4 +1,4 @@
-"""Which order of admission? Simulates the decoder's scheduler with others in its place; docs/adr/0002 has the figures.
+"""Which order of admission? Simulates the decoder with other schedulers in its place; docs/adr/0002 has figures.
 
     python -m bench.admission
 
@@ -137,7 +137,7 @@ def main() -> None:
 
 def _waits(kind: Kind, done: list[Plan]) -> str:
     waits = [plan.admitted - plan.arrival for plan in done if plan.kind is kind]
-    cuts = quantiles(waits, n=100)
+    cuts = quantiles(waits, n=100, method="inclusive")
     return f"{kind.beams}x{kind.tokens[1]}: p50 {cuts[49]:.1f} p99 {cuts[98]:.1f} max {max(waits):.1f}"
 
 
