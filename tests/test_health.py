@@ -3,13 +3,13 @@
 import os
 import signal
 import urllib.request
-from pathlib import Path
 
 import pytest
 
 from florence2.engine.scheduler import Scheduler
 from florence2.errors import DeadlineExceeded, InternalError, QueueFull, Unavailable
 from florence2.server import EmbeddedServer
+from florence2.server.stubs import model_processes
 from florence2_client import cli
 from florence2_client.health import check_health
 
@@ -62,20 +62,6 @@ def test_no_server_is_not_alive(capsys):
     assert "is the server running?" in capsys.readouterr().err
 
 
-def processes_of(server: EmbeddedServer, model: str) -> list[int]:
-    mark = str(server._folder / "repository" / model).encode()
-    commands = {path.parent: path for path in Path("/proc").glob("[0-9]*/cmdline")}
-    found = []
-    for folder, command in commands.items():
-        try:
-            words = command.read_bytes().split(b"\0")
-        except OSError:  # ended meanwhile
-            continue
-        if words[0].endswith(b"triton_python_backend_stub") and words[1].startswith(mark):
-            found.append(int(folder.name))
-    return found
-
-
 def test_a_dead_or_hanging_process_is_noticed_and_named(repository):
     """Within the deadline and by any probe, although one of two preprocessors lives and Triton says 200.
 
@@ -86,7 +72,8 @@ def test_a_dead_or_hanging_process_is_noticed_and_named(repository):
         for stage, hurt in (("postprocess", signal.SIGKILL), ("decoder", signal.SIGSTOP),
                             ("vision", signal.SIGKILL), ("preprocess", signal.SIGKILL)):  # fmt: skip
             model = f"florence2_{stage}"
-            os.kill(processes_of(server, model)[0], hurt)
+            victim = next(process for process, name in model_processes(server._folder).items() if name == model)
+            os.kill(victim, hurt)
             health = check_health(server.grpc_url, timeout=10)
             assert not health.alive and health.sentence == f"a process of {model} is dead or hangs"
         with urllib.request.urlopen(f"{server.http_url}/v2/health/ready") as answer:
