@@ -53,7 +53,7 @@ STAGE = Metric("florence2_stage_seconds", Kind.HISTOGRAM, "Time a request spent 
 FIRST_TOKEN = Metric(
     "florence2_time_to_first_token_seconds",
     Kind.HISTOGRAM,
-    "From arrival in the decoder to a token",
+    "From arrival in the decoder to the first token",
     (),
     SECONDS,
 )

@@ -152,3 +152,14 @@ def test_everybody_who_waits_can_be_sent_away():
     error = Cancelled("sorry")
     assert [gone.outcome for gone in scheduler.dismiss_waiting(error)] == [error] * 3
     assert scheduler.live == [live] and not scheduler.waiting
+
+
+def test_a_reservation_does_not_move():
+    """Or the head could wait for a new crowd each time. Here another place looks better a moment later."""
+    scheduler = Scheduler(rows=7, max_waiting=4)
+    first, second = admitted(scheduler, 3, 3)
+    scheduler.add(sequence(4))
+    assert scheduler.admit() is None, "it waits for the first three rows and the one behind them"
+    first.search.length, second.search.length = 2, 90
+    scheduler.add(sequence(1))
+    assert scheduler.admit().rows == range(6, 7)
