@@ -35,7 +35,9 @@ def engine_of(checkpoint: Checkpoint, precision: str) -> Engine:
     return Engine(build_language_model(tensors, config, precision), config, max_waiting=GROUP * len(MEASURES))
 
 
-def questions(path: Path, checkpoint: Checkpoint, seeds: Sequence[int], beams: int) -> Iterator[tuple[str, str, Request]]:
+def questions(
+    path: Path, checkpoint: Checkpoint, seeds: Sequence[int], beams: int
+) -> Iterator[tuple[str, str, Request]]:
     """Task, expected answer and request, for every task of every scene."""
     model, processor = architecture.load(path)
     model.eval()

@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     _add_serve(
         commands.add_parser("serve", help="serve an exported model", formatter_class=argparse.RawTextHelpFormatter)
     )
+    _add_health(commands.add_parser("health", help="ask whether a server is alive, by a real inference"))
     _add_tasks(commands.add_parser("tasks", help="list the tasks"))
     info.add_command(
         commands.add_parser(
@@ -150,6 +151,17 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_health(health: argparse.ArgumentParser) -> None:
+    health.description = (
+        "Ask a server for one token about a tiny picture. Exit code 0 if it is alive, 1 and a sentence if it is not. "
+        "Triton's own health routes do not notice a dead model process."
+    )
+    health.set_defaults(command=health_command)
+    health.add_argument("--url", default=DEFAULT_URL, metavar="U", help="as of `florence2 run` (default: %(default)s)")
+    health.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="the ensemble (default: %(default)s)")
+    health.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds (default: %(default)s)")
+
+
 def _add_tasks(tasks: argparse.ArgumentParser) -> None:
     tasks.description = "List the tasks: their names, what they take beside the picture, and what they answer with."
     tasks.set_defaults(command=tasks_command)
@@ -191,6 +203,14 @@ def serve_command(options: argparse.Namespace) -> int:
         metrics_port=options.metrics_port,
         model_control=options.model_control,
     )
+
+
+def health_command(options: argparse.Namespace) -> int:
+    from florence2_client.health import check_health
+
+    health = check_health(options.url, options.model, options.timeout)
+    print(health.sentence, file=sys.stdout if health.alive else sys.stderr)
+    return 0 if health.alive else 1
 
 
 def tasks_command(options: argparse.Namespace) -> int:

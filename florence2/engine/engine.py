@@ -20,7 +20,7 @@ from florence2 import config as config_module
 from florence2.config import ModelConfig
 from florence2.engine.attention import Span, ViewedStep
 from florence2.engine.beam import Candidate, Generation, start_search
-from florence2.engine.kv_cache import KVCache
+from florence2.engine.kv_cache import KVCache, rows_within
 from florence2.engine.model import LanguageModel
 from florence2.engine.scheduler import Scheduler
 from florence2.engine.scoring import candidates, top
@@ -55,10 +55,20 @@ class Engine:
         self._prefilling: deque[Sequence] = deque()
 
     @classmethod
-    def load(cls, directory: Path, *, device: str = "cpu", **options: Any) -> Engine:
-        """From the folder of an exported decoder. Raises CheckpointError."""
+    def load(
+        cls, directory: Path, *, device: str = "cpu", rows: int = 24, kv_cache_bytes: int | None = None, **options: Any
+    ) -> Engine:
+        """From the folder of an exported decoder, with fewer rows if they took more memory. Raises CheckpointError."""
         config = ModelConfig.load(directory / config_module.FILE_NAME)
-        return cls(load_language_model(directory, config, torch.device(device)), config, **options)
+        model = load_language_model(directory, config, torch.device(device))
+        if kv_cache_bytes is not None:
+            rows = rows_within(kv_cache_bytes, rows, config.text, model.cache_dtype)
+        return cls(model, config, rows=rows, **options)
+
+    @property
+    def kv_bytes_per_row(self) -> int:
+        """Keys and values of a beam, and as much again for its request."""
+        return self.cache.bytes_per_row
 
     def check(self, request: Request) -> None:
         """Raises InvalidRequest on what would break a step: callers can reach the decoder without preprocessing."""

@@ -23,6 +23,7 @@ class KVCache:
     def __init__(self, config: TextConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.rows, self.dtype, self.device = rows, dtype, device
         self.heads = config.decoder_heads
+        self.bytes_per_row = bytes_per_row(config, dtype)
         shape = (config.decoder_layers, rows, self.heads, config.max_positions, config.d_model // self.heads)
         self.self_keys, self.self_values, self.cross_keys, self.cross_values = (
             torch.zeros(shape, dtype=dtype, device=device) for _ in range(4)
@@ -48,12 +49,11 @@ class KVCache:
 
 
 def bytes_per_row(config: TextConfig, dtype: torch.dtype) -> int:
-    """Self-attention for one hypothesis and cross-attention for one request, keys and values, all positions.
+    """Keys and values of one hypothesis, and as much again for a request's cross-attention: there may be as many.
 
-    Base (6 layers, 1024 positions, 768 wide) in bfloat16: 2 * 2 * 6 * 1024 * 768 * 2 = 37,748,736.
+    Base (6 layers, 1024 positions, 768 wide) in float32: 2 * 2 * 6 * 1024 * 768 * 4 = 75,497,472.
     """
-    values = config.decoder_layers * config.max_positions * config.d_model
-    return 2 * 2 * values * dtype.itemsize
+    return 2 * 2 * config.decoder_layers * config.max_positions * config.d_model * dtype.itemsize
 
 
 def rows_within(budget: int, limit: int, config: TextConfig, dtype: torch.dtype) -> int:

@@ -24,7 +24,10 @@ from florence2.server.addresses import choose_addresses
 from florence2.server.folder import assemble, mirror, models_of
 from florence2.server.launch import command_line, environment, require_shared_memory
 from florence2.server.log import LogReader
+from florence2.server.stubs import is_alive, model_processes
 from florence2.server.wheel import Wheel, find_wheel
+
+WATCH_SECONDS = 0.5
 
 
 class EmbeddedServer:
@@ -51,6 +54,12 @@ class EmbeddedServer:
         self._model_control = model_control
         self._log = LogReader()
         self._shm_prefix = f"florence2_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._hurry = False  # running requests are not waited for
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """HTTP, gRPC, metrics; of 0 the one that was chosen."""
+        return self._addresses.http_port, self._addresses.grpc_port, self._addresses.metrics_port
 
     @property
     def grpc_url(self) -> str:
@@ -94,8 +103,17 @@ class EmbeddedServer:
         self._undo.close()
 
     def wait(self) -> None:
-        """Blocks while the server runs. Raises ServerError when it stops by itself."""
-        code = self._process.wait()
+        """Blocks while the server and its models' processes run. Raises ServerError when one of them has died.
+
+        A model without its process can answer nobody, so the requests that still run are then not waited for.
+        """
+        models = model_processes(self._folder)
+        while (code := self._process.poll()) is None:
+            dead = [model for process, model in models.items() if not is_alive(process)]
+            if dead:
+                self._hurry = True
+                raise ServerError(f"a process of {dead[0]} died")
+            time.sleep(WATCH_SECONDS)
         raise ServerError(f"tritonserver stopped by itself: {_end(code)}")
 
     def _launch(self, wheel: Wheel, served: Path) -> subprocess.Popen[bytes]:
@@ -143,6 +161,9 @@ class EmbeddedServer:
     def _end_process(self) -> None:
         self._process.terminate()
         try:
+            if self._hurry:
+                time.sleep(2 * supervisor.POLL_SECONDS)  # two signals at once would be one
+                self._process.terminate()
             self._process.wait(supervisor.STOP_SECONDS + supervisor.KILL_SECONDS)
         except KeyboardInterrupt:
             self._process.terminate()
