@@ -43,7 +43,9 @@ from florence2.errors import Florence2Error
 from florence2.server import EmbeddedServer
 
 IN_FLIGHT = 48
-MEMORY_SLACK = 8 * 2**20  # allocators keep pages; a leak of 1 kB a request would be 70 MB of 70,000 requests
+MEMORY_SLACK = (
+    24 * 2**20
+)  # allocators and oneDNN keep what they may need again; a leak of 1 kB a request would be 70 MB of 70,000 requests
 OBJECT_SLACK = 5000  # it swings by 2,000 by itself; one a request would be 70,000
 
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from florence2 import config as config_module
 from florence2.config import ModelConfig
 from florence2.engine.attention import Span, ViewedStep
 from florence2.engine.beam import Candidate, Generation, start_search
+from florence2.engine.graphs import StepGraphs
 from florence2.engine.kv_cache import KVCache, rows_within
 from florence2.engine.model import LanguageModel
 from florence2.engine.scheduler import Scheduler
@@ -35,7 +37,8 @@ class Engine:
     """`rows`: hypotheses that are decoded together; a request takes as many as it has beams.
 
     `prefill_seconds`: how long prefill may hold up the live requests before their next token. It stops at the end of a
-    layer, so a step lasts up to one layer longer than that.
+    layer, so a step lasts up to one layer longer than that. `static_shapes`: whether steps are padded so that graphs of
+    them can be replayed; by default on CUDA alone.
     """
 
     def __init__(
@@ -46,12 +49,15 @@ class Engine:
         rows: int = 24,
         max_waiting: int = 256,
         prefill_seconds: float = 0.05,
+        static_shapes: bool | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.scheduler = Scheduler(rows, max_waiting)
         self.cache = KVCache(config.text, rows, model.cache_dtype, model.device)
         self.prefill_seconds = prefill_seconds
+        padded = model.device.type == "cuda" if static_shapes is None else static_shapes
+        self._graphs = StepGraphs(model, self.cache) if padded else None
         self._prefilling: deque[Sequence] = deque()
 
     @classmethod
@@ -155,12 +161,17 @@ class Engine:
         live = self._decoding()
         if not live:
             return
-        step = ViewedStep(self.cache, [_span(sequence) for sequence in live])
         tokens = [token for sequence in live for token in sequence.search.last_tokens]
-        logits = self.model.decode(torch.tensor(tokens, device=self.model.device), step)
+        logits = self._logits(tokens, [_span(sequence) for sequence in live])
         searches = [sequence.search for sequence in live]
         for sequence, scored in zip(live, candidates(searches, logits, self.config.tokens.known), strict=True):
             self._advance(sequence, scored)
+
+    def _logits(self, tokens: list[int], spans: list[Span]) -> Tensor:
+        """[R, V], the rows in the order of the spans'."""
+        if self._graphs:
+            return self._graphs.decode(tokens, spans)
+        return self.model.decode(torch.tensor(tokens, device=self.model.device), ViewedStep(self.cache, spans))
 
     def _advance(self, sequence: Sequence, scored: list[Candidate]) -> None:
         search = sequence.search
