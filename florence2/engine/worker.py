@@ -198,7 +198,7 @@ class Worker:
             if item:
                 _answer(*item)
             del item  # Triton's request objects must go at once
-            self._ask_who_went_away()
+            self._attend_to_open_jobs()
             if time.monotonic() >= publish_at:
                 self._publish()
                 publish_at = time.monotonic() + PUBLISH_SECONDS
@@ -211,16 +211,18 @@ class Worker:
         except queue.Empty:
             return ()
 
-    def _ask_who_went_away(self) -> None:
-        """Stops when there is an answer to send; who was not asked is asked next time."""
+    def _attend_to_open_jobs(self) -> None:
+        """Asks who went away. Answers whose time is over, even while the engine thread is busy with a long step."""
         now = time.monotonic()
         with self._lock:
-            due = [job for job in self._open if now >= job.next_poll and not job.gone]
-        for job in due:
-            if not self._outbox.empty():
-                return
-            job.next_poll = now + (WAITING_POLL_SECONDS if job.times.admitted is None else POLL_SECONDS)
-            job.gone = _has_gone(job)
+            everybody = list(self._open)
+        for job in everybody:
+            if now >= job.next_poll and self._outbox.empty():  # answers go first; who is not asked now is asked next
+                job.next_poll = now + (WAITING_POLL_SECONDS if job.times.admitted is None else POLL_SECONDS)
+                job.gone = job.gone or _has_gone(job)
+            error = self._reason_to_end(job, now)
+            if error:  # the engine thread will find the same reason and free its rows
+                self._finish(job, error)
 
     def _publish(self) -> None:
         try:

@@ -209,6 +209,26 @@ def test_a_stop_does_not_wait_for_a_long_step(monkeypatch):
     assert len(plan.outcomes) == 1
 
 
+@pytest.mark.parametrize("trouble", ["late", "gone", "too long"])
+def test_time_runs_out_even_while_a_step_hangs(trouble):
+    """The caller hears in time; the rows are freed when the step is over."""
+    engine, running, release = Engine(), threading.Event(), threading.Event()
+    step = engine.step
+    engine.step = lambda: (running.set(), release.wait(10), step())[2]
+    worker = Worker(engine, max_seconds=0.05 if trouble == "too long" else 60)
+    plan = Plan(1, 10**9, trouble)
+    submit(worker, plan)
+    wait_for_answers([plan])
+    assert running.is_set() and not release.is_set()
+    assert type(plan.outcomes[0]) is (Cancelled if trouble == "gone" else DeadlineExceeded)
+    release.set()
+    neighbour = Plan(ROWS, 3)
+    submit(worker, neighbour)
+    wait_for_answers([neighbour])
+    worker.stop()
+    assert neighbour.outcomes == [neighbour.expected()] and len(plan.outcomes) == 1 and engine.scheduler.idle
+
+
 def test_a_full_queue_refuses_even_while_a_step_runs():
     """Those who are on their way to the engine count as well: memory stays bounded however long a step takes."""
     engine, running, release = Engine(), threading.Event(), threading.Event()
