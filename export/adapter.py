@@ -80,6 +80,8 @@ class Adapter:
 
 def _with_rows_of(base: Tensor, tensor: Tensor) -> Tensor:
     """A head's rows are tokens; the layouts differ in how many meaningless ones follow. Those become the base's."""
+    if tensor.shape[1:] != base.shape[1:]:
+        return tensor  # of another model, which is found out later
     return torch.cat([tensor, base[len(tensor) :].to(tensor.dtype)])[: len(base)]
 
 
@@ -102,8 +104,8 @@ def read_adapter(source: str) -> Adapter:
             replaced[layouts.native_name(name)] = tensor
     factors = {}
     for module, pair in sides.items():
-        if pair.keys() != {"A", "B"}:
-            raise CheckpointError(f"the adapter {found.name} is incomplete: {module} has only one of its two factors")
+        if pair.keys() != {"A", "B"} or min(factor.dim() for factor in pair.values()) < 2:
+            raise CheckpointError(f"the adapter {found.name} is incomplete: {module} has not its two factors")
         scale = scaling(config, module, rank=len(pair["A"]))
         factors[layouts.native_name(f"{module}.weight")] = (pair["A"], pair["B"], scale)
     if not factors and not replaced:

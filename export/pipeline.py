@@ -90,7 +90,8 @@ def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, languag
         say(f"writing the language model as safetensors, {language_precision}")
         language.export_language_model(checkpoint.weights, decoder / "model.safetensors", language_precision)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        # numpy and safetensors, which write most of the bytes, do not pass the system's reason on.
+        reason = getattr(error, "strerror", None) or f"the disk is full, or a file too large ({error})"
         raise CheckpointError(f"{stage.parent.parent} cannot be written: {reason}") from error
 
 

@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     _add_tasks(commands.add_parser("tasks", help="list the tasks"))
     info.add_command(
         commands.add_parser(
-            "info", help="which checkpoints are served, and of when", formatter_class=argparse.RawTextHelpFormatter
+            "info", help="tell which checkpoints are served", formatter_class=argparse.RawTextHelpFormatter
         )
     )
     return main_parser

@@ -7,6 +7,7 @@ who asks. `cli` adds the command with `add_command`.
 from __future__ import annotations
 
 import argparse
+import http
 import http.client
 import json
 import sys
@@ -23,6 +24,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from florence2.errors import CheckpointError, InvalidRequest
+from florence2_client.client import DEFAULT_MODEL
 from florence2_client.console import table
 from florence2_client.failures import HTTP_STATUS, NO_CONNECTION, connection_failed, triton_error
 from florence2_client.transport import DEFAULT_URL, Address, parse_url
@@ -136,8 +138,11 @@ def _ask_grpc(address: Address) -> list[dict[str, Any]]:
 
 
 def _ask_http(address: Address) -> list[dict[str, Any]]:
-    index = _http(address, "repository/index", method="POST")
-    names = [model["name"] for model in index if model.get("state") == "READY"]
+    try:
+        index = _http(address, "repository/index", method="POST")
+        names = [model["name"] for model in index if model.get("state") == "READY"]
+    except InvalidRequest:  # kept back, as by a server under model control
+        names = [DEFAULT_MODEL]
     return [_http(address, f"models/{name}/config", method="GET") for name in _once(names)]
 
 
@@ -148,6 +153,8 @@ def _http(address: Address, path: str, method: str) -> Any:
         with direct.open(request, timeout=SECONDS) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.FORBIDDEN:
+            raise InvalidRequest(f"{address} does not show what it serves") from error
         raise triton_error(HTTP_STATUS.get(str(error.code), "INTERNAL"), _reason(error)) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise connection_failed(address, getattr(error, "reason", error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import shutil
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def command_line(
     """`model_control`: clients may have models loaded anew, and unloaded, while the server runs."""
     options = {
         "model-repository": repository,
-        **({"model-control-mode": "explicit", "load-model": "*"} if model_control else {}),
+        **(_model_control() if model_control else {}),
         "backend-directory": folder / "backends",
         "http-address": addresses.host,
         "http-port": addresses.http_port,
@@ -53,6 +54,15 @@ def command_line(
         *(f"--{key}={value}" for key, value in options.items()),
         *(f"--backend-config=python,{key}={value}" for key, value in python_backend.items()),
     ]
+
+
+def _model_control() -> dict[str, str]:
+    """By gRPC alone: any page in a browser on this machine could send the HTTP request, and files to run with it."""
+    return {
+        "model-control-mode": "explicit",
+        "load-model": "*",
+        "http-restricted-api": f"model-repository:admin-key={secrets.token_hex(16)}",
+    }
 
 
 def environment(wheel: Wheel, folder: Path) -> dict[str, str]:

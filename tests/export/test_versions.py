@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -16,6 +17,7 @@ from export import installation, repository
 from export.parity import draw_pictures
 from florence2.errors import CheckpointError, ServerError
 from florence2.server import EmbeddedServer
+from florence2_client.info import ask_server
 
 NAME = "florence2"
 
@@ -155,6 +157,11 @@ def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(serve
             add_next(served, checkpoint.config)
             control.load_model(f"{NAME}_ensemble", client_timeout=120)
             new = callers.ask()
+            assert {ask_server(url)[0].story["checkpoint"] for url in (server.grpc_url, server.http_url)} == {
+                "the next"
+            }
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"{server.http_url}/v2/repository/models/{NAME}_ensemble/load", b"{}")
             assert {(f"{NAME}_decoder", "1"), (f"{NAME}_decoder", "2")} <= held(control)
             for role in repository.ROLES[:-1]:  # what the previous version held is given back
                 shutil.rmtree(served / f"{NAME}_{role}" / "1")
