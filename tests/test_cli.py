@@ -42,7 +42,7 @@ class FakeServer:
         self.urls, self.asked = [], []
 
     def open(self, url):
-        self.urls.append(url)
+        self.urls.append(str(url))
         return self
 
     def infer(self, model, tensors, timeout):
@@ -141,7 +141,7 @@ def test_options_reach_the_server(server, picture):
     model, tensors, timeout = server.asked[0]
     del tensors["IMAGE"]
     assert server.urls == ["http://box:1"]
-    assert (model, timeout) == ("mine_ensemble", 2.5)
+    assert (model, timeout) == ("mine_ensemble", pytest.approx(2.5, abs=0.1))
     assert tensors == {
         "TASK": b"<CAPTION>",
         "TEXT": b"-1,2",

@@ -18,8 +18,9 @@ from PIL import Image
 
 from florence2.errors import Florence2Error, InvalidImage, InvalidPrompt, InvalidRequest
 from florence2.tasks import TASKS, task_from_name
-from florence2_client.client import DEFAULT_MODEL, Client
+from florence2_client.client import Client
 from florence2_client.console import answer_lines, summary_line, task_lines
+from florence2_client.surface import DEFAULT_MODEL
 from florence2_client.transport import DEFAULT_URL
 
 DEFAULT_REPOSITORY = Path("build/model_repository")  # export's default too

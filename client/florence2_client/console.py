@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.tasks import TASKS, Grammar, TaskInput
-from florence2_client.drawing import REGION_IN_TEXT, region_box
+from florence2_client.objects import REGION_IN_TEXT, region_box
 from florence2_client.result import Result
 
 NOTHING = "(nothing found)"

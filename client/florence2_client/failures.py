@@ -69,7 +69,8 @@ def _short(reason: str) -> str:
     for sign, words in (
         ("refused", "connection refused"),
         ("not known|resolving|resolution|name not found", "unknown host"),
-        ("HTTP/2|Expected HTTP", "another protocol is spoken there"),
+        (r"HTTP/2|Expected HTTP|[\x00-\x08]", "another protocol is spoken there"),
+        ("certificate", "its certificate is not trusted"),
         ("timed out|timeout", "timed out"),
     ):
         if re.search(sign, reason, re.I):
