@@ -21,6 +21,7 @@ from florence2.errors import (
     InvalidOption,
     InvalidPrompt,
     InvalidRequest,
+    ModelNotFound,
     Unavailable,
 )
 from florence2.results import Boxes, Polygons, TextAnswer
@@ -459,7 +460,7 @@ def test_tls_files_are_checked_at_once(tmp_path):
     ("status", "error"),
     [
         ("INVALID_ARGUMENT", InvalidRequest),
-        ("NOT_FOUND", InvalidRequest),
+        ("NOT_FOUND", ModelNotFound),
         ("UNAVAILABLE", Unavailable),
         ("DEADLINE_EXCEEDED", DeadlineExceeded),
         ("CANCELLED", Cancelled),
@@ -472,6 +473,15 @@ def test_status_becomes_our_exception(status, error):
     from florence2_client.failures import triton_error
 
     assert type(triton_error(status, "in ensemble 'florence2_ensemble', too bad")) is error
+
+
+def test_model_that_is_loading_may_come():
+    """A restarted server knows a model before it can ask it: that is worth asking again, an unknown name is not."""
+    from florence2_client.failures import triton_error
+
+    loading = "Request for unknown model: 'florence2_ensemble' has no available versions"
+    assert type(triton_error("NOT_FOUND", loading)) is Unavailable
+    assert type(triton_error("NOT_FOUND", "Request for unknown model: 'x' is not found")) is ModelNotFound
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ Florence2Error
 ├── InvalidRequest          the caller's mistake, named in one sentence
 │   ├── InvalidImage        unreadable, of an unknown format, or too large
 │   ├── InvalidPrompt       missing, superfluous or malformed task or text
-│   └── InvalidOption       an option out of its range
+│   ├── InvalidOption       an option out of its range
+│   └── ModelNotFound       the server has no model of that name
 ├── Unavailable             try again later; was retried for `retry_for` seconds
 │   ├── DeadlineExceeded    the request's own time limit passed; not retried
 │   └── ConnectionFailed    no server answers
@@ -31,6 +32,7 @@ from florence2.errors import (
     InvalidOption,
     InvalidPrompt,
     InvalidRequest,
+    ModelNotFound,
     Unavailable,
 )
 from florence2_client.async_client import AsyncClient
@@ -55,6 +57,7 @@ __all__ = [
     "InvalidOption",
     "InvalidPrompt",
     "InvalidRequest",
+    "ModelNotFound",
     "Options",
     "Question",
     "Reply",
