@@ -162,6 +162,14 @@ def test_draw_writes_the_picture(server, picture, tmp_path):
     assert len(Image.open(drawn).convert("RGB").getcolors(1 << 24)) > 1
 
 
+def test_warning_is_one_sentence(server, picture, tmp_path, capsys, monkeypatch):
+    """A label in letters that no font has is told of without a line of code."""
+    monkeypatch.setitem(ANSWERS, "<CAPTION>", "\ue123")
+    assert cli.main(["run", picture, "--task", "caption", "--draw", str(tmp_path / "out.png")]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("florence2: no font here has") and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", ["out.txt", "out", "no/such/dir/out.png", "out.pdf.unknown"])
 def test_undrawable_file_is_refused_before_the_request(server, picture, tmp_path, capsys, name):
     """A name that cannot be written is found out before the server has worked for nothing."""

@@ -13,7 +13,8 @@ from florence2.errors import InvalidImage
 from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2_client import draw, labels
 from florence2_client.drawing import PALETTE, label_colours
-from florence2_client.labels import Label, contrasting, draw_labels, font_of_size, wrapped
+from florence2_client.fonts import Lettering
+from florence2_client.labels import Label, contrasting, draw_labels, wrapped
 
 SIZE = (640, 480)
 BOX = [100.0, 100.0, 300.0, 200.0]
@@ -171,7 +172,7 @@ def test_labels_avoid_each_other(monkeypatch):
 
 def test_wrapped_lines_fit_and_lose_nothing():
     """Lines are no wider than asked, long words are cut, and all words are there."""
-    font = font_of_size(16)
+    font = Lettering(16)
     text = "the quick brown fox " + "x" * 100 + " end"
     lines = wrapped(text, font, 120)
     assert all(font.getlength(line) <= 120 for line in lines)
@@ -211,17 +212,3 @@ def test_bytes_that_are_no_picture_are_refused():
     """Drawing on something else fails with our own error."""
     with pytest.raises(InvalidImage):
         draw(b"no picture", Boxes([], []))
-
-
-def test_missing_font_does_not_matter(monkeypatch):
-    """Where the system has no DejaVu, Pillow's own font is used."""
-
-    def missing(*arguments):
-        raise OSError("cannot open resource")
-
-    monkeypatch.setattr(labels, "truetype", missing)
-    font_of_size.cache_clear()
-    try:
-        assert changed(draw(canvas(), Boxes([BOX], ["dog 中文"]))).any()
-    finally:
-        font_of_size.cache_clear()

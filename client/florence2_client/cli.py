@@ -8,8 +8,9 @@ import itertools
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2_client.console import styled
@@ -44,13 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode must not end a run
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        options = parser().parse_args(_for_argparse(sys.argv[1:] if arguments is None else list(arguments)))
+        options = parser().parse_args(_for_argparse(arguments))
         code: int = options.command(options)
         print(end="", flush=True)
         return code
     except Florence2Error as error:
-        print(f"{styled('florence2:', 'red', sys.stderr)} {error}", file=sys.stderr)
+        _say(error)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -58,8 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
         return BROKEN_PIPE
     except OSError as error:  # a full disk behind `>`
-        print(f"florence2: {error}", file=sys.stderr)
+        _say(error)
         return 1
+
+
+def _say(message: object) -> None:
+    print(f"{styled('florence2:', 'red', sys.stderr)} {message}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *_where: Any, **_more: Any) -> None:
+    """Such as a character that no font has: one sentence too, without a place in the code."""
+    _say(message)
 
 
 def _for_argparse(arguments: list[str]) -> list[str]:

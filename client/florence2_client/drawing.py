@@ -12,14 +12,13 @@ from collections.abc import Iterable, Sequence
 from PIL import Image, ImageDraw
 
 from florence2.results import Answer, TextAnswer
+from florence2_client.fonts import Lettering
 from florence2_client.labels import (
     Colour,
     Label,
     contrasting,
     draw_labels,
-    font_of_size,
     font_size_for,
-    line_height,
     wrapped,
 )
 from florence2_client.objects import REGION_IN_TEXT, Box, Found, Point, Shape, found_in, text_alone
@@ -141,13 +140,12 @@ def _area(box: Box) -> float:
 
 def _with_strip(canvas: Image.Image, text: str) -> Image.Image:
     """The picture with the text in black on white below it, wrapped to its width."""
-    font = font_of_size(font_size_for(canvas.size))
-    margin = line_height(font) // 2
+    font = Lettering(font_size_for(canvas.size))
+    margin = font.line_height // 2
     lines = wrapped(text, font, canvas.width - 2 * margin)
-    result = Image.new("RGB", (canvas.width, canvas.height + 2 * margin + line_height(font) * len(lines)), "white")
+    result = Image.new("RGB", (canvas.width, canvas.height + 2 * margin + font.line_height * len(lines)), "white")
     result.paste(canvas)
-    brush = ImageDraw.Draw(result)
     for index, line in enumerate(lines):
-        place = (margin, canvas.height + margin + index * line_height(font))
-        brush.text(place, line, fill="black", font=font)
+        place = (margin, canvas.height + margin + index * font.line_height)
+        font.draw(result, place, line, "black")
     return result
