@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from florence2.errors import Florence2Error, InvalidRequest
-from florence2_client.console import styled
+from florence2_client.console import complain
 
 COMMANDS = {  # name -> its module and one line of help
     "run": ("florence2_client.commands.run", "ask one task about one picture"),
@@ -57,7 +57,7 @@ def _run(arguments: list[str]) -> int:
         print(end="", flush=True)
         return code
     except Florence2Error as error:
-        _say(error)
+        complain(error)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -65,17 +65,13 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
         return BROKEN_PIPE
     except OSError as error:  # a full disk behind `>`
-        _say(error)
+        complain(error)
         return 1
-
-
-def _say(message: object) -> None:
-    print(f"{styled('florence2:', 'red', sys.stderr)} {message}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_where: Any, **_more: Any) -> None:
     """Such as a character that no font has: one sentence too, without a place in the code."""
-    _say(message)
+    complain(message)
 
 
 def _for_argparse(arguments: list[str]) -> list[str]:

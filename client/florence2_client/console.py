@@ -37,6 +37,11 @@ def styled(text: str, style: str, stream: TextIO) -> str:
     return text if plain else f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
 
+def complain(message: object) -> None:
+    """What went wrong, on standard error."""
+    print(f"{styled('florence2:', 'red', sys.stderr)} {message}", file=sys.stderr)
+
+
 def json_line(value: Any) -> str:
     """Compact JSON; in ASCII where standard output takes no more."""
     unicode = str(getattr(sys.stdout, "encoding", "")).lower().replace("-", "").startswith("utf")

@@ -18,6 +18,7 @@ from florence2.tasks import TASKS, TaskInput, task_from_name
 from florence2_client import outputs
 from florence2_client.arguments import FILES, add_connection, add_generation, connection, generation, task_name
 from florence2_client.async_client import AsyncClient
+from florence2_client.console import complain
 from florence2_client.journal import Entry, Journal, Key
 from florence2_client.many import Question, Reply
 from florence2_client.progress import Progress
@@ -111,7 +112,7 @@ class Batch:
             return INTERRUPTED
         except Florence2Error as error:
             self._report(total)
-            print(f"florence2: {error}", file=sys.stderr)
+            complain(error)
             return error.exit_code
         self._report(total)
         return 1 if self._unanswered else 2 if self._journal.failed else 0
