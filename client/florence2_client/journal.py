@@ -6,7 +6,6 @@ killed run left of its last line is cut off.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +19,11 @@ from florence2_client.result import Result
 
 CHUNK = 1 << 16
 BEGINNING = b'{"image": '  # of every line
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two runs have to keep apart by themselves
+    fcntl = None  # type: ignore[assignment]
 
 Key: TypeAlias = tuple[str, str, str | None]  # picture's path, task token or prompt, text
 
@@ -53,7 +57,8 @@ class Journal:
         except OSError as error:
             raise InvalidRequest(f"{self.path} cannot be written: {error.strerror}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             end = self._end_of_lines()
             for entry in entries(self.path):
                 self.done.add(entry.key)
