@@ -4,7 +4,8 @@ Florence2Error
 ├── InvalidRequest          the caller's mistake, named in one sentence        INVALID_ARGUMENT   exit 2
 │   ├── InvalidImage        unreadable, of an unknown format, or too large
 │   ├── InvalidPrompt       missing, superfluous or malformed task or text
-│   └── InvalidOption       a generation option out of its range
+│   ├── InvalidOption       a generation option out of its range
+│   └── ModelNotFound       the server has no model of that name (raised by the client alone)
 ├── Unavailable             try again later                                    UNAVAILABLE        exit 3
 │   ├── QueueFull           the decoder accepts no more requests just now
 │   ├── DeadlineExceeded    the request's own time limit passed
@@ -38,6 +39,10 @@ class InvalidPrompt(InvalidRequest):
 
 class InvalidOption(InvalidRequest):
     """A generation option is out of its range."""
+
+
+class ModelNotFound(InvalidRequest):
+    """The server has no model of that name, or is loading it. Raised by the client alone."""
 
 
 class Unavailable(Florence2Error):

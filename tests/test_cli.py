@@ -14,7 +14,8 @@ from PIL import Image
 
 from florence2.errors import ConnectionFailed, InternalError, InvalidRequest
 from florence2.tasks import TASKS
-from florence2_client import cli
+from florence2_client import cli, console
+from florence2_client.commands import export
 
 ANSWERS = {
     "<OD>": {"bboxes": [[1.2, 2.0, 33.7, 24.0], [5, 6, 7, 8]], "labels": ["dog", "中文"], "scores": [0.987, 0.5]},
@@ -39,10 +40,11 @@ class FakeServer:
     def __init__(self):
         self.failure = None
         self.finish_reason = b"stop"
-        self.urls, self.asked = [], []
+        self.urls, self.addresses, self.asked = [], [], []
 
     def open(self, url):
-        self.urls.append(url)
+        self.urls.append(str(url))
+        self.addresses.append(url)
         return self
 
     def infer(self, model, tensors, timeout):
@@ -79,7 +81,7 @@ def picture(tmp_path):
 
 def test_boxes_are_an_aligned_table_with_a_summary(server, picture, capsys):
     """Labels, scores and rounded boxes stand in columns, also behind wide characters; the last line sums up."""
-    assert cli.main(["run", picture, "--task", "od"]) == 0
+    assert cli.main(["run", picture, "--task", "od", "--no-json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         "label  score  box (x1,y1 x2,y2)",
@@ -113,20 +115,20 @@ def test_boxes_are_an_aligned_table_with_a_summary(server, picture, capsys):
 )
 def test_every_kind_of_answer_is_readable(server, picture, capsys, task, expected):
     """Texts are printed as they are, geometry as a table, nothing as a remark."""
-    assert cli.main(["run", picture, "--task", task]) == 0
+    assert cli.main(["run", picture, "--task", task, "--no-json"]) == 0
     assert capsys.readouterr().out.splitlines()[:-2] == expected
 
 
 def test_cut_off_answer_is_marked(server, picture, capsys):
     """The summary says so when the token limit ended the answer."""
     server.finish_reason = b"length"
-    cli.main(["run", picture, "--task", "od"])
+    cli.main(["run", picture, "--task", "od", "--no-json"])
     assert "length (cut off)" in capsys.readouterr().out
 
 
 def test_json_is_one_object(server, picture, capsys):
-    """`--json` prints exactly one JSON object and nothing else."""
-    assert cli.main(["run", picture, "--task", "od", "--json"]) == 0
+    """In a pipe exactly one JSON object is printed and nothing else."""
+    assert cli.main(["run", picture, "--task", "od"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.count("\n") == 1
@@ -141,7 +143,7 @@ def test_options_reach_the_server(server, picture):
     model, tensors, timeout = server.asked[0]
     del tensors["IMAGE"]
     assert server.urls == ["http://box:1"]
-    assert (model, timeout) == ("mine_ensemble", 2.5)
+    assert (model, timeout) == ("mine_ensemble", pytest.approx(2.5, abs=0.1))
     assert tensors == {
         "TASK": b"<CAPTION>",
         "TEXT": b"-1,2",
@@ -158,6 +160,14 @@ def test_draw_writes_the_picture(server, picture, tmp_path):
     drawn = tmp_path / "out.jpg"
     assert cli.main(["run", picture, "--task", "od", "--draw", str(drawn)]) == 0
     assert len(Image.open(drawn).convert("RGB").getcolors(1 << 24)) > 1
+
+
+def test_warning_is_one_sentence(server, picture, tmp_path, capsys, monkeypatch):
+    """A label in letters that no font has is told of without a line of code."""
+    monkeypatch.setitem(ANSWERS, "<CAPTION>", "\ue123")
+    assert cli.main(["run", picture, "--task", "caption", "--draw", str(tmp_path / "out.png")]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("florence2: no font here has") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["out.txt", "out", "no/such/dir/out.png", "out.pdf.unknown"])
@@ -213,12 +223,14 @@ def test_mistake_on_the_command_line_is_one_sentence(capsys, arguments, sentence
 
 def test_tasks_lists_the_table(capsys):
     """Every task is listed by the name that `--task` takes."""
+    names = [task.name for task in TASKS.values()]
+    assert cli.main(["tasks", "--no-json"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == names
     assert cli.main(["tasks"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == [task.name for task in TASKS.values()]
+    assert [json.loads(line)["task"] for line in capsys.readouterr().out.splitlines()] == names
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["serve", "--help"], ["tasks", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS if name != "export")])
 def test_help_is_printed(capsys, arguments):
     """Help ends the program well and says how the command is called."""
     with pytest.raises(SystemExit) as end:
@@ -236,6 +248,69 @@ def test_serve_hands_over_to_the_server(monkeypatch, tmp_path):
     assert cli.main(["serve", "--repository", str(tmp_path), "--host", "0.0.0.0", "--http-port", "0"]) == 5
     flags = {"host": "0.0.0.0", "http_port": 0, "grpc_port": 8001, "metrics_port": 8002, "model_control": False}
     assert calls == [(tmp_path, flags)]
+
+
+def test_export_hands_over_all_arguments(capsys):
+    """`florence2 export` is `python -m export`, its help included."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", "--help"])
+    assert end.value.code == 0
+    assert "--repository DIR" in capsys.readouterr().out
+    assert cli.main(["export", "no/such/checkpoint", "--name", "x"]) == 1
+    assert "no/such/checkpoint" in capsys.readouterr().err
+
+
+def test_export_without_a_checkout_says_so(monkeypatch, tmp_path, capsys):
+    """Where only the client is installed, one sentence tells where export is to be found."""
+    monkeypatch.setattr(export, "CHECKOUT", tmp_path)
+    assert cli.main(["export", "x"]) == 1
+    assert "only the client is installed" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_terminal_gets_text_and_styles(server, picture, monkeypatch):
+    """On a terminal people read a table with a bold heading; NO_COLOR and a dumb terminal leave the style out."""
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert cli.main(["run", picture, "--task", "od"]) == 0
+    assert sys.stdout.getvalue().startswith("\x1b[1mlabel  score  box (x1,y1 x2,y2)\x1b[0m\n")
+    monkeypatch.setenv("TERM", "dumb")
+    assert console.styled("x", "red", Terminal()) == "x"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert console.styled("x", "red", Terminal()) == "x"
+
+
+def test_connection_arguments_reach_the_client(server, picture, capsys, tmp_path):
+    """Headers go with the request; an authority is for TLS alone."""
+    assert cli.main(["run", picture, "--task", "od", "--header", "X-Key: a:b", "--header", "Y:2"]) == 0
+    assert server.addresses[0].headers == {"x-key": "a:b", "y": "2"}
+    assert cli.main(["run", picture, "--task", "od", "--header", "nonsense"]) == 2
+    assert cli.main(["run", picture, "--task", "od", "--ca", str(tmp_path / "no.pem"), "--url", "grpcs://x"]) == 2
+    assert "TLS files cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_completion_is_printed(capsys, shell):
+    """A script for each shell, which knows the commands."""
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--print-completion", shell])
+    assert end.value.code == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in cli.COMMANDS)
+
+
+def test_missing_completion_package_is_named(monkeypatch, capsys):
+    """Who lacks shtab is told how to get it."""
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["--print-completion", "bash"]) == 1
+    assert "pip install shtab" in capsys.readouterr().err
 
 
 COMMAND = [sys.executable, "-c", "import sys; from florence2_client.cli import main; sys.exit(main())"]
@@ -289,7 +364,7 @@ def test_terminal_without_unicode_gets_escapes(server, picture, monkeypatch):
     """An ASCII-only output stream prints escapes instead of failing."""
     ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", ascii_only)
-    assert cli.main(["run", picture, "--task", "caption"]) == 0
+    assert cli.main(["run", picture, "--task", "caption", "--no-json"]) == 0
     assert ascii_only.buffer.getvalue().startswith(b"a caf\\xe9\n")
     assert cli.main(["run", picture, "--task", "caption", "--json"]) == 0
     assert json.loads(ascii_only.buffer.getvalue().splitlines()[-1])["answer"] == "a café"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import inspect
 import io
 import json
 
@@ -19,11 +21,13 @@ from florence2.errors import (
     InvalidOption,
     InvalidPrompt,
     InvalidRequest,
+    ModelNotFound,
     Unavailable,
 )
 from florence2.results import Boxes, Polygons, TextAnswer
-from florence2_client import Client, Result
-from florence2_client.request import request_tensors
+from florence2.tasks import TASKS
+from florence2_client import AsyncClient, Client, Result, Tls
+from florence2_client.request import build_request
 from florence2_client.transport import Address, parse_url
 
 
@@ -56,6 +60,14 @@ class FakeTransport:
 
     def close(self):
         self.closed += 1
+
+
+class AsyncFakeTransport(FakeTransport):
+    async def infer(self, model, tensors, timeout):
+        return super().infer(model, tensors, timeout)
+
+    async def close(self):
+        super().close()
 
 
 def png(size=(4, 3), mode="RGB"):
@@ -179,7 +191,7 @@ def test_tensors_fit_tritonclient(protocol):
 
     from florence2_client.transport import triton_inputs
 
-    tensors = request_tensors(png(), "od", "x", {"num_beams": 2, "length_penalty": 1.0, "early_stopping": True})
+    tensors = build_request(png(), "od", "x", num_beams=2, length_penalty=1.0, early_stopping=True).tensors
     inputs = triton_inputs(importlib.import_module(f"tritonclient.{protocol}").InferInput, tensors)
     assert [(i.name(), i.datatype(), list(i.shape())) for i in inputs] == [
         ("IMAGE", "BYTES", [1]),
@@ -289,7 +301,107 @@ def test_model_and_timeout_reach_the_transport():
     transport = FakeTransport()
     Client(model="mine_ensemble", transport=transport).run(png(), "od", timeout=2.5)
     model, _, timeout = transport.asked[0]
-    assert (model, timeout) == ("mine_ensemble", 2.5)
+    assert model == "mine_ensemble"
+    assert timeout == pytest.approx(2.5, abs=0.1)
+
+
+def task_methods():
+    """name -> what to call it with, of every method of the client that asks one task."""
+    return {
+        name: [
+            (1, 2, 3, 4) if name == "region" else "words" for name in list(inspect.signature(method).parameters)[2:-1]
+        ]
+        for name, method in inspect.getmembers(Client, inspect.isfunction)
+        if not name.startswith("_") and name not in ("run", "run_many", "close")
+    }
+
+
+def test_every_task_has_one_method():
+    """All fifteen tasks can be asked by a method of their own, and the method's docstring names the task."""
+    asked = {}
+    for name, arguments in task_methods().items():
+        transport = FakeTransport()
+        getattr(Client(transport=transport), name)(png(), *arguments, num_beams=1)
+        tensors = transport.asked[0][1]
+        asked[tensors["TASK"][0].decode()] = name
+        assert ("TEXT" in tensors) == bool(arguments)
+        assert tensors["NUM_BEAMS"].tolist() == [1]
+        assert f"`{tensors['TASK'][0].decode()}`" in inspect.getdoc(getattr(Client, name)).splitlines()[0]
+    assert set(asked) == set(TASKS) and len(task_methods()) == len(TASKS)
+
+
+def test_both_clients_have_one_surface():
+    """The asyncio client has the same methods with the same parameters, and puts the same tensors on the wire."""
+    for name, arguments in task_methods().items():
+        transport, twin = FakeTransport(), AsyncFakeTransport()
+        result = getattr(Client(transport=transport), name)(png(), *arguments)
+        assert asyncio.run(getattr(AsyncClient(transport=twin), name)(png(), *arguments)) == result
+        assert twin.asked == transport.asked
+    for name in ("run", "run_many", "close", "__init__"):
+        parameters = [list(inspect.signature(getattr(kind, name)).parameters) for kind in (Client, AsyncClient)]
+        assert parameters[0] == parameters[1]
+
+
+def test_unknown_option_is_a_type_error():
+    """A misspelt option is not silently left out."""
+    with pytest.raises(TypeError, match="num_beam"):
+        Client(transport=FakeTransport()).caption(png(), num_beam=1)
+
+
+@pytest.mark.parametrize("region", [(1, 2, 3.5, 4), [1, 2, 3.5, 4], np.array([1, 2, 3.5, 4], dtype=np.float32)])
+def test_region_may_be_any_four_numbers(region):
+    """Tuples, lists and arrays in pixels go out in the contract's form; anything else is refused."""
+    assert sent_by(png(), "region_to_ocr", region)["TEXT"][0] == b"1.0,2.0,3.5,4.0"
+    for wrong in (region[:3], 7, ["a", "b", "c", "d"]):
+        with pytest.raises(InvalidPrompt, match="four numbers"):
+            sent_by(png(), "region_to_ocr", wrong)
+
+
+def test_large_picture_is_scaled_down_only_if_asked():
+    """With `max_side` a smaller picture is sent and regions shrink with it; a small picture travels untouched."""
+    small, large = png((40, 30)), png((400, 300))
+    assert sent_by(large)["IMAGE"][0] == large
+    assert sent_by(small, max_side=100)["IMAGE"][0] == small
+    tensors = sent_by(large, "region_to_ocr", (40, 40, 400, 300), max_side=100)
+    assert Image.open(io.BytesIO(tensors["IMAGE"][0])).size == (100, 75)
+    assert tensors["TEXT"][0] == b"10.0,10.0,100.0,75.0"
+    tokens = "<loc_1><loc_2><loc_3><loc_4>"
+    assert sent_by(large, "region_to_ocr", tokens, max_side=100)["TEXT"][0] == tokens.encode()
+    with pytest.raises(InvalidOption):
+        sent_by(large, max_side=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "expected"),
+    [
+        ("<OD>", {"bboxes": [[10, 20, 30, 40]], "labels": ["a"]}, {"bboxes": [[20, 60, 60, 120]], "labels": ["a"]}),
+        (
+            "<REGION_TO_SEGMENTATION>",
+            {"polygons": [[[1, 1, 2, 2, 3, 3]]], "labels": [""]},
+            {"polygons": [[[2, 3, 4, 6, 6, 9]]], "labels": [""]},
+        ),
+        (
+            "<OCR_WITH_REGION>",
+            {"quad_boxes": [[1, 1, 2, 1, 2, 2, 1, 2]], "labels": ["x"]},
+            {"quad_boxes": [[2, 3, 4, 3, 4, 6, 2, 6]], "labels": ["x"]},
+        ),
+        ("<REGION_TO_CATEGORY>", "car<loc_1><loc_2><loc_3><loc_4>", "car<loc_1><loc_2><loc_3><loc_4>"),
+    ],
+)
+def test_answer_about_a_smaller_picture_is_in_the_callers_pixels(task, answer, expected):
+    """The server saw 100 x 100; coordinates and size come back for the 200 x 300 that the caller has."""
+    transport = FakeTransport(outputs(task, answer, IMAGE_SIZE=np.array([100, 100], dtype=np.int32)))
+    result = Client(transport=transport).run(png((200, 300)), task, max_side=100)
+    assert result.answer.to_json() == expected
+    assert result.image_size == (200, 300)
+
+
+def test_result_survives_json():
+    """A result written as JSON and read again is the same result."""
+    result = Client(transport=FakeTransport()).run(png(), "od")
+    assert Result.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    with pytest.raises(InternalError):
+        Result.from_dict({"task": "<OD>", "answer": "text"})
 
 
 def test_client_closes_its_transport_once():
@@ -329,11 +441,26 @@ def test_bad_url_is_the_callers_mistake(url):
         Client(url)
 
 
+@pytest.mark.parametrize("headers", [{"a b": "c"}, {"": "c"}, {"a": "b\r\nc: d"}, {"a": "ü"}])
+def test_bad_header_is_the_callers_mistake(headers):
+    """What no header can hold, such as a line break, is refused before anything is sent."""
+    with pytest.raises(InvalidRequest, match="is not a header"):
+        Client(headers=headers)
+
+
+def test_tls_files_are_checked_at_once(tmp_path):
+    """A missing file is named when the client is made, and TLS for a URL without it is a mistake too."""
+    with pytest.raises(InvalidRequest, match="No such file"):
+        Client("https://box", tls=Tls(ca=tmp_path / "missing.pem"))
+    with pytest.raises(InvalidRequest, match="use grpcs://"):
+        Client("grpc://box", tls=Tls(ca=tmp_path / "missing.pem"))
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [
         ("INVALID_ARGUMENT", InvalidRequest),
-        ("NOT_FOUND", InvalidRequest),
+        ("NOT_FOUND", ModelNotFound),
         ("UNAVAILABLE", Unavailable),
         ("DEADLINE_EXCEEDED", DeadlineExceeded),
         ("CANCELLED", Cancelled),
@@ -346,6 +473,15 @@ def test_status_becomes_our_exception(status, error):
     from florence2_client.failures import triton_error
 
     assert type(triton_error(status, "in ensemble 'florence2_ensemble', too bad")) is error
+
+
+def test_model_that_is_loading_may_come():
+    """A restarted server knows a model before it can ask it: that is worth asking again, an unknown name is not."""
+    from florence2_client.failures import triton_error
+
+    loading = "Request for unknown model: 'florence2_ensemble' has no available versions"
+    assert type(triton_error("NOT_FOUND", loading)) is Unavailable
+    assert type(triton_error("NOT_FOUND", "Request for unknown model: 'x' is not found")) is ModelNotFound
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -112,6 +113,22 @@ def test_command_line_asks_the_server(url, picture, tmp_path, capsys):
     """`florence2 run` prints the answer and writes the drawing."""
     path, drawn = tmp_path / "picture.png", tmp_path / "drawn.png"
     picture.save(path)
-    assert cli.main(["run", str(path), "--task", "od", "--url", url, "--draw", str(drawn)]) == 0
+    assert cli.main(["run", str(path), "--task", "od", "--no-json", "--url", url, "--draw", str(drawn)]) == 0
     assert "picture 320x240" in capsys.readouterr().out
     assert Image.open(io.BytesIO(drawn.read_bytes())).width >= SIZE[0]
+
+
+def test_bench_measures_the_server(url, picture, tmp_path, capsys):
+    """`florence2 bench` reports a line per concurrency, whose numbers fit together."""
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    asked = ["bench", str(path), "--task", "caption", "--max-new-tokens", "1", "--num-beams", "1"]
+    assert cli.main([*asked, "--seconds", "0.5", "--concurrency", "1,3", "--url", url]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["concurrency"] for line in lines] == [1, 3]
+    for line in lines:
+        assert line["answered"] >= 1 and line["failed"] == 0
+        assert line["requests_per_second"] == pytest.approx(line["answered"] / line["seconds"], rel=0.01)
+        assert 0 < line["milliseconds"]["p50"] <= line["milliseconds"]["p99"] <= line["milliseconds"]["max"]
+    assert cli.main([*asked, "--seconds", "0.2", "--concurrency", "1", "--url", url, "--no-json"]) == 0
+    assert capsys.readouterr().out.startswith("in flight  answered")

@@ -1,11 +1,17 @@
-"""The real transports against small servers of the test's own that answer as Triton does when things go wrong."""
+"""The real transports, for threads and for asyncio, against small servers of the test's own that answer as Triton
+does when things go wrong.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +28,8 @@ from florence2.errors import (
     InvalidRequest,
     Unavailable,
 )
-from florence2_client.transport import open_transport
+from florence2_client import Tls
+from florence2_client.transport import open_async_transport, open_transport, parse_url
 
 CODES = {  # of gRPC and of Triton's HTTP
     "INVALID_ARGUMENT": (grpc.StatusCode.INVALID_ARGUMENT, 400),
@@ -39,6 +46,7 @@ class Script:
     def __init__(self):
         self.timeouts = []
         self.connections = set()
+        self.headers = {}
 
     def play(self, model, timeout):
         """The status name to fail with, or None to answer."""
@@ -54,6 +62,7 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request, context):
         self.script.connections.add(context.peer())
+        self.script.headers = dict(context.invocation_metadata())
         status = self.script.play(request.model_name, request.parameters["timeout"].int64_param)
         if status:
             context.abort(CODES[status][0], "in ensemble 'e', the reason")
@@ -69,6 +78,7 @@ def http_handler(script):
 
         def do_POST(self):
             script.connections.add(self.client_address)
+            script.headers = {name.lower(): value for name, value in self.headers.items()}
             body = self.rfile.read(int(self.headers["Content-Length"]))
             header = json.loads(body[: int(self.headers["Inference-Header-Content-Length"])])
             model = self.path.split("/")[3]
@@ -84,6 +94,7 @@ def http_handler(script):
             self.send_response(code)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.close_connection = self.path.split("/")[3] == "hang_up"  # without a word of it
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self.wfile.write(body)
 
@@ -93,26 +104,79 @@ def http_handler(script):
     return Handler
 
 
-@pytest.fixture(params=["grpc", "http"])
-def served(request):
-    """A transport to a scripted server, the script, and the server's URL."""
+class FromThreads:
+    """An asyncio transport, for the tests to call like the other: its event loop runs in a thread of its own."""
+
+    def __init__(self, address):
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.transport = self.call(self.made, address)
+
+    async def made(self, address):
+        return open_async_transport(address)
+
+    def call(self, function, *arguments):
+        return asyncio.run_coroutine_threadsafe(function(*arguments), self.loop).result()
+
+    def infer(self, *arguments):
+        return self.call(self.transport.infer, *arguments)
+
+    def close(self):
+        self.call(self.transport.close)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def opened(request):
+    """Opens either kind of transport for a URL; it is closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def open_url(url, **options):
+            address = parse_url(url, **options)
+            transport = open_transport(address) if request.param == "threads" else FromThreads(address)
+            stack.callback(transport.close)
+            return transport
+
+        yield open_url
+
+
+@contextlib.contextmanager
+def scripted_server(protocol, certificate=None):
+    """A server that does what its script says; yields the script and the server's URL."""
     script = Script()
-    if request.param == "grpc":
+    if protocol == "grpc":
         server = grpc.server(ThreadPoolExecutor(4))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(GrpcService(script), server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        if certificate:
+            pair = certificate.with_suffix(".key").read_bytes(), certificate.read_bytes()
+            port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+        else:
+            port = server.add_insecure_port("127.0.0.1:0")
         server.start()
-        stop = lambda: server.stop(None)  # noqa: E731
     else:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http_handler(script))
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         port = server.server_port
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        stop = server.shutdown
-    url = f"{request.param}://127.0.0.1:{port}"
-    transport = open_transport(url)
-    yield transport, script, url
-    transport.close()
-    stop()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield script, f"{protocol}{'s' * bool(certificate)}://127.0.0.1:{port}"
+    if protocol == "grpc":
+        server.stop(None)
+    else:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(params=["grpc", "http"])
+def served(request, opened):
+    """A transport to a scripted server, the script, and the server's URL."""
+    with scripted_server(request.param) as (script, url):
+        yield opened(url), script, url
 
 
 @pytest.fixture
@@ -170,26 +234,26 @@ def test_many_threads_share_a_transport(served):
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_nobody_listening_is_a_failed_connection(scheme, unused_port):
+def test_nobody_listening_is_a_failed_connection(opened, scheme, unused_port):
     """The message holds the address and the way to start a server."""
     url = f"{scheme}://127.0.0.1:{unused_port}"
     with pytest.raises(ConnectionFailed, match=f"{url} .connection refused.; .*florence2 serve"):
-        open_transport(url).infer("fine", TENSORS, 5.0)
+        opened(url).infer("fine", TENSORS, 5.0)
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_unknown_host_is_a_failed_connection(scheme):
+def test_unknown_host_is_a_failed_connection(opened, scheme):
     """A misspelt name is told apart from a stopped server."""
     with pytest.raises(ConnectionFailed, match="unknown host"):
-        open_transport(f"{scheme}://no-such-host.invalid:8000").infer("fine", TENSORS, 5.0)
+        opened(f"{scheme}://no-such-host.invalid:8000").infer("fine", TENSORS, 5.0)
 
 
-def test_wrong_protocol_is_a_failed_connection(served):
+def test_wrong_protocol_is_a_failed_connection(served, opened):
     """gRPC spoken to the HTTP port, or the reverse, is recognised."""
     url = served[2]
     other = "http" if url.startswith("grpc") else "grpc"
     with pytest.raises(ConnectionFailed, match="another protocol"):
-        open_transport(f"{other}://{url.partition('://')[2]}").infer("fine", TENSORS, 5.0)
+        opened(f"{other}://{url.partition('://')[2]}").infer("fine", TENSORS, 5.0)
 
 
 @pytest.mark.parametrize("served", ["http"], indirect=True)
@@ -198,3 +262,55 @@ def test_http_error_that_is_not_tritons_is_an_internal_error(served):
     transport, *_ = served
     with pytest.raises(InternalError, match="HTTP status 502"):
         transport.infer("foreign", TENSORS, None)
+
+
+def test_headers_go_with_every_request(served, opened):
+    """What a gateway asks for arrives, its name in lower case as gRPC needs it."""
+    _, script, url = served
+    opened(url, headers={"X-Api-Key": "secret"}).infer("fine", TENSORS, 5.0)
+    assert script.headers["x-api-key"] == "secret"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1 that only its own file vouches for."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -out {path}"
+    command += f" -keyout {path.with_suffix('.key')} -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return path
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_tls_with_an_authority_of_ones_own(protocol, opened, certificate):
+    """With the authority's file the connection is encrypted and trusted; without it, it is refused."""
+    with scripted_server(protocol, certificate) as (_, url):
+        trusting = opened(url, tls=Tls(ca=certificate))
+        assert trusting.infer("fine", TENSORS, 5.0)["NUM_TOKENS"].tolist() == [7]
+        with pytest.raises(ConnectionFailed, match="certificate"):
+            opened(url).infer("fine", TENSORS, 5.0)
+
+
+@pytest.mark.parametrize("served", ["http"], indirect=True)
+def test_kept_connection_that_the_server_closed_is_replaced(served):
+    """After a pause in which the server hung up, the next request is answered all the same."""
+    transport, script, _ = served
+    transport.infer("hang_up", TENSORS, 5.0)
+    time.sleep(0.1)
+    assert transport.infer("fine", TENSORS, 5.0)["NUM_TOKENS"].tolist() == [7]
+    assert len(script.connections) == 2
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_closing_ends_requests_under_way(protocol):
+    """A thread that waits for an answer is let go when another closes the transport."""
+    with scripted_server(protocol) as (_, url), ThreadPoolExecutor(1) as pool:
+        transport = open_transport(parse_url(url))
+        waiting = pool.submit(transport.infer, "slow", TENSORS, None)
+        time.sleep(0.2)
+        start = time.monotonic()
+        transport.close()
+        assert waiting.exception() is not None
+        assert time.monotonic() - start < 0.3

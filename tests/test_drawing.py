@@ -12,8 +12,9 @@ from PIL import Image
 from florence2.errors import InvalidImage
 from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2_client import draw, labels
-from florence2_client.drawing import PALETTE, label_colours, marks_of
-from florence2_client.labels import Label, contrasting, draw_labels, font_of_size, wrapped
+from florence2_client.drawing import PALETTE, label_colours
+from florence2_client.fonts import Lettering
+from florence2_client.labels import Label, contrasting, draw_labels, wrapped
 
 SIZE = (640, 480)
 BOX = [100.0, 100.0, 300.0, 200.0]
@@ -95,18 +96,19 @@ def test_caption_becomes_a_strip_below():
 
 def test_region_in_a_text_answer_is_drawn_with_its_text():
     """Answers of region tasks keep the location tokens: they become a box, the words its label."""
-    marks, below = marks_of(TextAnswer("car<loc_100><loc_200><loc_499><loc_999>"), (1000, 1000))
-    assert below == ""
-    assert [mark.label for mark in marks] == ["car"]
-    assert marks[0].outlines == [[(100.5, 200.5), (499.5, 200.5), (499.5, 999.5), (100.5, 999.5)]]
+    difference = changed(draw(canvas(size=(1000, 1000)), TextAnswer("car<loc_100><loc_200><loc_499><loc_999>")))
+    assert difference.shape == (1000, 1000)
+    assert difference[200, 100:499].all()
+    assert not difference[300:900, 150:450].any()
 
 
 def test_long_text_of_a_region_goes_below():
     """A description too long for a label keeps its box and stands below the picture."""
     words = "a red car that is parked in front of a very old building with many windows"
-    marks, below = marks_of(TextAnswer(words + "<loc_1><loc_2><loc_3><loc_4>"), (1000, 1000))
-    assert below == words
-    assert [mark.label for mark in marks] == [""]
+    drawn = draw(canvas(), TextAnswer(words + "<loc_100><loc_200><loc_499><loc_899>"))
+    assert drawn.height > SIZE[1]
+    assert changed(drawn.crop((0, 0, *SIZE)))[96, 64:319].all()
+    assert not changed(drawn.crop((0, 0, *SIZE)))[:90].any()  # no label
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "<loc_1>", "<loc_1>" * 5, "a" * 3000, "\u200d中文", "\ud800"])
@@ -170,7 +172,7 @@ def test_labels_avoid_each_other(monkeypatch):
 
 def test_wrapped_lines_fit_and_lose_nothing():
     """Lines are no wider than asked, long words are cut, and all words are there."""
-    font = font_of_size(16)
+    font = Lettering(16)
     text = "the quick brown fox " + "x" * 100 + " end"
     lines = wrapped(text, font, 120)
     assert all(font.getlength(line) <= 120 for line in lines)
@@ -210,17 +212,3 @@ def test_bytes_that_are_no_picture_are_refused():
     """Drawing on something else fails with our own error."""
     with pytest.raises(InvalidImage):
         draw(b"no picture", Boxes([], []))
-
-
-def test_missing_font_does_not_matter(monkeypatch):
-    """Where the system has no DejaVu, Pillow's own font is used."""
-
-    def missing(*arguments):
-        raise OSError("cannot open resource")
-
-    monkeypatch.setattr(labels, "truetype", missing)
-    font_of_size.cache_clear()
-    try:
-        assert changed(draw(canvas(), Boxes([BOX], ["dog 中文"]))).any()
-    finally:
-        font_of_size.cache_clear()

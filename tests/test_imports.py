@@ -65,3 +65,18 @@ def test_import_florence2_needs_numpy_at_most():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_client_needs_numpy_pillow_and_tritonclient_alone():
+    """The library and every command but serve and export start without what the server needs, and without extras."""
+    code = (
+        "import sys\n"
+        "absent = 'tokenizers torch transformers onnxruntime onnx safetensors pytriton supervision tqdm shtab '\n"
+        "absent += 'huggingface_hub yaml rich'\n"
+        "sys.modules.update(dict.fromkeys(absent.split()))\n"
+        "import florence2_client.cli, florence2_client.grpc_transport\n"
+        "florence2_client.cli.parser()\n"
+        "client = florence2_client.Client('grpc://127.0.0.1:1')\n"
+        "client.close()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

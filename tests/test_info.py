@@ -8,7 +8,8 @@ import pytest
 
 from export.stored import content_hash
 from florence2.errors import CheckpointError, InvalidRequest
-from florence2_client import cli, info
+from florence2_client import cli
+from florence2_client.commands import info
 
 ROOT = Path(__file__).parents[1]
 

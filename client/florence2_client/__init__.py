@@ -3,15 +3,66 @@
     from florence2_client import Client
 
     with Client("grpc://127.0.0.1:8001") as client:
-        result = client.run("street.jpg", "od")
+        result = client.detect("street.jpg")
         print(result.answer.labels)
         result.draw("street.jpg").save("street.od.png")
 
-Errors are those of `florence2.errors`.
+`AsyncClient` has the same methods for asyncio. Errors:
+
+Florence2Error
+├── InvalidRequest          the caller's mistake, named in one sentence
+│   ├── InvalidImage        unreadable, of an unknown format, or too large
+│   ├── InvalidPrompt       missing, superfluous or malformed task or text
+│   ├── InvalidOption       an option out of its range
+│   └── ModelNotFound       the server has no model of that name
+├── Unavailable             try again later; was retried for `retry_for` seconds
+│   ├── DeadlineExceeded    the request's own time limit passed; not retried
+│   └── ConnectionFailed    no server answers
+├── Cancelled               the client was closed meanwhile
+└── InternalError           the server's fault; the details are in its log
 """
 
+from florence2.errors import (
+    Cancelled,
+    ConnectionFailed,
+    DeadlineExceeded,
+    Florence2Error,
+    InternalError,
+    InvalidImage,
+    InvalidOption,
+    InvalidPrompt,
+    InvalidRequest,
+    ModelNotFound,
+    Unavailable,
+)
+from florence2_client.async_client import AsyncClient
 from florence2_client.client import Client
 from florence2_client.drawing import draw
+from florence2_client.many import Question, Reply
+from florence2_client.objects import Found
+from florence2_client.request import Options
 from florence2_client.result import Result
+from florence2_client.transport import Tls
 
-__all__ = ["Client", "Result", "draw"]
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "Florence2Error",
+    "Found",
+    "InternalError",
+    "InvalidImage",
+    "InvalidOption",
+    "InvalidPrompt",
+    "InvalidRequest",
+    "ModelNotFound",
+    "Options",
+    "Question",
+    "Reply",
+    "Result",
+    "Tls",
+    "Unavailable",
+    "draw",
+]

@@ -2,74 +2,101 @@
 
 from __future__ import annotations
 
-import math
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from florence2.errors import InvalidOption
-from florence2_client.pictures import Picture, encoded_picture
-from florence2_client.request import request_tensors
+from florence2.errors import Cancelled, Florence2Error, Unavailable
+from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
+from florence2_client.many import Asked, InFlight, Question, Reply, questions
+from florence2_client.pictures import Picture
+from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result, result_from_tensors
-from florence2_client.transport import DEFAULT_URL, Transport, open_transport
+from florence2_client.retry import Patience
+from florence2_client.surface import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, Surface
+from florence2_client.transport import DEFAULT_URL, Tls, Transport, open_transport, parse_url
 
-DEFAULT_MODEL = "florence2_ensemble"
-LONGEST_TIMEOUT = 24 * 60 * 60  # seconds
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class Client:
+class Client(
+    Surface[
+        Result[TextAnswer], Result[Boxes], Result[Quads], Result[Polygons], Result[BoxesAndPolygons], Result[Answer]
+    ]
+):
     """Asks a Florence-2 server. Connects at the first request, keeps the connection, and serves many threads.
 
     `url` is `grpc://host:port`, `http://host:port`, their TLS forms `grpcs://` and `https://`, or `host:port` for gRPC.
-    `transport` takes the place of the network, in tests.
+    `model` is the ensemble to ask. `headers` go with every request. A server that is busy or away is asked again for up
+    to `retry_for` seconds, within the request's `timeout`; 0 asks once. `transport` takes the place of the network.
+
+    >>> with Client("grpc://127.0.0.1:8001") as client:
+    ...     client.detect("scene.png", num_beams=1).labels
+    ['star', 'triangle']
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, model: str = DEFAULT_MODEL, *, transport: Transport | None = None
+        self,
+        url: str = DEFAULT_URL,
+        model: str = DEFAULT_MODEL,
+        *,
+        headers: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+        retry_for: float = DEFAULT_RETRY_SECONDS,
+        transport: Transport | None = None,
     ) -> None:
         self.model = model
-        self._transport = transport or open_transport(url)
-        self._closed = False
+        self.retry_for = retry_for
+        self._transport = transport or open_transport(parse_url(url, headers, tls))
+        self._closed = threading.Event()
 
-    def run(
-        self,
-        image: Picture,
-        task: str,
-        text: str | None = None,
-        *,
-        max_new_tokens: int | None = None,
-        num_beams: int | None = None,
-        no_repeat_ngram_size: int | None = None,
-        length_penalty: float | None = None,
-        early_stopping: bool | None = None,
-        timeout: float | None = None,
-    ) -> Result:
-        """Asks one task about one picture and waits for the answer, at most `timeout` seconds.
+    def run_many(
+        self, asked: Iterable[Asked], *, concurrency: int = 16, ordered: bool = True, **options: Unpack[Options]
+    ) -> Iterator[Reply]:
+        """Asks many questions, at most `concurrency` at a time, and yields replies as they come or in order.
 
-        `image` is a path, encoded bytes, a PIL image or a uint8 array. `task` is a name (`od`), a token (`<OD>`), or
-        any prompt of a fine-tune. `text` is the phrase, caption or region (`x1,y1,x2,y2` in pixels) of tasks that take
-        one. Options left out are the checkpoint's. Raises the errors of `florence2.errors`.
+        `asked` holds Questions, or tuples of image, task and perhaps text. It is read only as fast as answers are
+        taken, so it may be endless. An error is the reply to its question and ends nothing. `options` are for all
+        questions; a question's own go first.
+
+        >>> pages = [("scene.png", task) for task in ("ocr", "caption")]
+        >>> for reply in client.run_many(pages, concurrency=2):
+        ...     print(reply.question.task, "->", reply.unwrap().answer.text)
+        ocr -> HELLO TRITON
+        caption -> a purple star and a green triangle with the text HELLO and TRITON
         """
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        if timeout is not None and not (math.isfinite(timeout) and 0 < timeout <= LONGEST_TIMEOUT):
-            raise InvalidOption(f"timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {timeout}")
-        tensors = request_tensors(
-            encoded_picture(image),
-            task,
-            text,
-            {
-                "max_new_tokens": max_new_tokens,
-                "num_beams": num_beams,
-                "no_repeat_ngram_size": no_repeat_ngram_size,
-                "length_penalty": length_penalty,
-                "early_stopping": early_stopping,
-            },
-        )
-        return result_from_tensors(self._transport.infer(self.model, tensors, timeout))
+        flight: InFlight[Future[Reply]] = InFlight(concurrency, ordered)
+        waiting = questions(asked)
+        pool = ThreadPoolExecutor(concurrency, thread_name_prefix="florence2")
+
+        def start(question: Question) -> Future[Reply]:
+            return pool.submit(self._reply, question, options)
+
+        try:
+            while True:
+                flight.fill(waiting, start)
+                job = flight.take_finished()
+                if job is not None:
+                    flight.fill(waiting, start)  # the server works on while the caller looks at this one
+                    yield job.result()
+                elif running := flight.running:
+                    wait(running, return_when=FIRST_COMPLETED)
+                else:
+                    return
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Closes the connections; a second call does nothing."""
-        if not self._closed:
-            self._closed = True
+        """Closes the connections; a second call does nothing. Questions under way end with Cancelled.
+
+        >>> client = Client("grpc://127.0.0.1:8001")
+        >>> client.close()
+        """
+        if not self._closed.is_set():
+            self._closed.set()
             self._transport.close()
 
     def __enter__(self) -> Client:
@@ -79,3 +106,22 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _reply(self, question: Question, options: Options) -> Reply:
+        try:
+            return Reply(question, self._asked(question, options), None)
+        except Florence2Error as error:
+            return Reply(question, None, error)
+
+    def _ask(self, image: Picture, task: str, text: Region | None, options: Options) -> Any:
+        if self._closed.is_set():
+            raise RuntimeError("the client is closed")
+        request = build_request(image, task, text, **options)
+        patience = Patience(request.timeout, self.retry_for)
+        while True:
+            try:
+                outputs = self._transport.infer(self.model, request.tensors, patience.remaining())
+                return result_from_tensors(outputs, request.picture_size)
+            except Unavailable as error:
+                if self._closed.wait(patience.wait_after(error)):
+                    raise Cancelled("the client was closed") from error

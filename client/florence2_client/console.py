@@ -1,13 +1,17 @@
-"""Answers, task table and summary as lines of text for people. The command line prints them."""
+"""Answers, tables and summaries as lines for people, and as JSON for programs. The commands print them."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
 
 from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.tasks import TASKS, Grammar, TaskInput
-from florence2_client.drawing import REGION_IN_TEXT, region_box
+from florence2_client.objects import REGION_IN_TEXT, region_box
 from florence2_client.result import Result
 
 NOTHING = "(nothing found)"
@@ -22,7 +26,26 @@ ANSWERS = {
     Grammar.BOXES_OR_POLYGONS: "boxes or polygons",
 }
 
+STYLES = {"bold": "1", "red": "31", "dim": "2"}  # of ECMA-48's SGR
+
 Row = Sequence[str]
+
+
+def styled(text: str, style: str, stream: TextIO) -> str:
+    """In a style where the stream is a terminal that has them, and nobody asked for NO_COLOR (no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
+    return text if plain else f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+
+def complain(message: object) -> None:
+    """What went wrong, on standard error."""
+    print(f"{styled('florence2:', 'red', sys.stderr)} {message}", file=sys.stderr)
+
+
+def json_line(value: Any) -> str:
+    """Compact JSON; in ASCII where standard output takes no more."""
+    unicode = str(getattr(sys.stdout, "encoding", "")).lower().replace("-", "").startswith("utf")
+    return json.dumps(value, ensure_ascii=not unicode)
 
 
 def answer_lines(answer: Answer, size: tuple[int, int]) -> list[str]:
@@ -75,7 +98,8 @@ def summary_line(result: Result, milliseconds: float) -> str:
     """How the answer came about."""
     width, height = result.image_size
     finish = "stop" if result.finish_reason == "stop" else f"{result.finish_reason} (cut off)"
-    return f"{result.num_tokens} tokens, {finish}, picture {width}x{height}, {milliseconds:.0f} ms"
+    line = f"{result.num_tokens} tokens, {finish}, picture {width}x{height}, {milliseconds:.0f} ms"
+    return styled(line, "dim", sys.stdout)
 
 
 def task_lines() -> list[str]:
@@ -84,15 +108,18 @@ def task_lines() -> list[str]:
     return table([("task", "takes", "answers with", "what it is"), *rows])
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Rows as lines with aligned columns."""
+def table(rows: Sequence[Row], numbers: bool = False) -> list[str]:
+    """Rows as lines with aligned columns, numbers to the right; the first is the heading."""
     cells = [[" ".join(cell.split()) or "-" for cell in row] for row in rows]
     widths = [max(map(_columns, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    padded = [[_padded(cell, width, numbers) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    heading, *lines = ["  ".join(row).rstrip() for row in padded]
+    return [styled(heading, "bold", sys.stdout), *lines]
 
 
-def _padded(cell: str, width: int) -> str:
-    return cell + " " * (width - _columns(cell))
+def _padded(cell: str, width: int, right: bool) -> str:
+    space = " " * (width - _columns(cell))
+    return space + cell if right else cell + space
 
 
 def _columns(cell: str) -> int:

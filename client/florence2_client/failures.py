@@ -11,12 +11,13 @@ from florence2.errors import (
     Florence2Error,
     InternalError,
     InvalidRequest,
+    ModelNotFound,
     Unavailable,
 )
 
 ERRORS: dict[str, type[Florence2Error]] = {
     "INVALID_ARGUMENT": InvalidRequest,
-    "NOT_FOUND": InvalidRequest,  # no such model
+    "NOT_FOUND": ModelNotFound,
     "UNIMPLEMENTED": InvalidRequest,  # a model that streams
     "UNAVAILABLE": Unavailable,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
@@ -34,6 +35,8 @@ NO_CONNECTION = re.compile(
     "failed to connect|errors resolving|dns resolution|socket closed|connection (reset|aborted)|recvmsg|broken pipe",
     re.IGNORECASE,
 )
+# What Triton says of a model that it is loading or unloading, a restarted server among others: it may come (back).
+NOT_LOADED = re.compile("has no available versions|is not at ready state")
 # What Triton writes before a model's own sentence.
 PREFIXES = re.compile(
     r"^(\[request id: [^\]]*\] "
@@ -44,7 +47,8 @@ PREFIXES = re.compile(
 
 def triton_error(status: str, message: str) -> Florence2Error:
     """The exception for a status name (gRPC's) and Triton's message."""
-    return ERRORS.get(status, InternalError)(clean_sentence(message))
+    kind = Unavailable if NOT_LOADED.search(message) else ERRORS.get(status, InternalError)
+    return kind(clean_sentence(message))
 
 
 def clean_sentence(message: str) -> str:
@@ -69,7 +73,8 @@ def _short(reason: str) -> str:
     for sign, words in (
         ("refused", "connection refused"),
         ("not known|resolving|resolution|name not found", "unknown host"),
-        ("HTTP/2|Expected HTTP", "another protocol is spoken there"),
+        (r"HTTP/2|Expected HTTP|[\x00-\x08]", "another protocol is spoken there"),
+        ("certificate", "its certificate is not trusted"),
         ("timed out|timeout", "timed out"),
     ):
         if re.search(sign, reason, re.I):

@@ -16,8 +16,8 @@ from PIL import Image
 
 from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error
 from florence2_client.client import DEFAULT_MODEL
-from florence2_client.request import Tensors, request_tensors
-from florence2_client.transport import Transport, open_transport
+from florence2_client.request import Tensors, build_request
+from florence2_client.transport import Transport, open_transport, parse_url
 
 NOT_HEALTHY = re.compile(r"Stub process '(?P<model>.+?)_\d+_\d+' is not healthy")
 BUSY = "queue is full"  # the decoder's own words: it could not say so were it dead
@@ -37,7 +37,7 @@ def check_health(
     url: str, model: str = DEFAULT_MODEL, timeout: float = 30.0, *, transport: Transport | None = None
 ) -> Health:
     """Asks for one token about a tiny picture, in at most `timeout` seconds. A server too busy to take it is alive."""
-    transport = transport or open_transport(url)
+    transport = transport or open_transport(parse_url(url))
     start = time.monotonic()
     try:
         _ask_all_stages(transport, model, start + timeout)
@@ -62,7 +62,7 @@ def _question() -> Tensors:
     """A new colour each time, or a response cache would answer for a dead encoder."""
     picture = io.BytesIO()
     Image.new("RGB", (32, 32), tuple(os.urandom(3))).save(picture, "PNG")
-    return request_tensors(picture.getvalue(), "caption", None, {"max_new_tokens": 1, "num_beams": 1})
+    return build_request(picture.getvalue(), "caption", max_new_tokens=1, num_beams=1).tensors
 
 
 def _diagnosis(error: Florence2Error, timeout: float) -> Health:

@@ -1,16 +1,15 @@
-"""Text on pictures: fonts, wrapping, and label chips that stay inside the picture and off each other."""
+"""Text on pictures: wrapping, and label chips that stay inside the picture and off each other."""
 
 from __future__ import annotations
 
 import bisect
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from PIL import Image, ImageDraw
-from PIL.ImageFont import FreeTypeFont, load_default, truetype
+
+from florence2_client.fonts import Lettering
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -34,19 +33,6 @@ def font_size_for(size: tuple[int, int]) -> int:
     return round(max(9, min(max(14, math.sqrt(width * height) / 36), min(size) / 4)))
 
 
-@functools.lru_cache(maxsize=16)
-def font_of_size(size: int) -> FreeTypeFont:
-    """DejaVu where the system has it, for its many scripts; else the Latin font that Pillow brings."""
-    try:
-        return truetype("DejaVuSans.ttf", size)
-    except OSError:
-        return cast(FreeTypeFont, load_default(size))
-
-
-def line_height(font: FreeTypeFont) -> int:
-    return sum(font.getmetrics())
-
-
 def contrasting(colour: Colour) -> Colour:
     """Black or white, whichever reads better: the contrast is at least 4.5 : 1 (WCAG 2, gamma taken as 2.2)."""
     red, green, blue = ((channel / 255) ** 2.2 for channel in colour)
@@ -56,25 +42,25 @@ def contrasting(colour: Colour) -> Colour:
 
 def draw_labels(canvas: Image.Image, labels: Sequence[Label]) -> None:
     """Draws the chips; earlier labels choose their places first."""
-    font = font_of_size(font_size_for(canvas.size))
+    font = Lettering(font_size_for(canvas.size))
     padding = max(2, round(font.size / 5))
     taken: list[Rectangle] = []
     for label in labels:
         room = min(canvas.width, max(WIDEST * canvas.width, label.bounds[2] - label.bounds[0]))
         lines = _shortened(wrapped(label.text, font, room - 2 * padding))
         width = math.ceil(max(map(font.getlength, lines))) + 2 * padding
-        height = line_height(font) * len(lines) + padding
+        height = font.line_height * len(lines) + padding
         place = _best_place((width, height), label.bounds, canvas.size, taken)
         taken.append(place)
         _draw_chip(canvas, place, lines, label.colour, font, padding)
 
 
-def wrapped(text: str, font: FreeTypeFont, width: float) -> list[str]:
+def wrapped(text: str, font: Lettering, width: float) -> list[str]:
     """The text in lines that fit the width; line breaks are kept, words wider than a line are cut."""
     return [line for paragraph in text.splitlines() for line in _wrapped_paragraph(paragraph, font, width)]
 
 
-def _wrapped_paragraph(text: str, font: FreeTypeFont, width: float) -> Iterator[str]:
+def _wrapped_paragraph(text: str, font: Lettering, width: float) -> Iterator[str]:
     line = ""
     for word in text.split():
         if line and font.getlength(f"{line} {word}") > width:
@@ -88,7 +74,7 @@ def _wrapped_paragraph(text: str, font: FreeTypeFont, width: float) -> Iterator[
     yield line
 
 
-def _fitting(line: str, font: FreeTypeFont, width: float) -> int:
+def _fitting(line: str, font: Lettering, width: float) -> int:
     """How many characters fit; at least one, or wrapping would not end."""
     return 1 + bisect.bisect_right(range(2, len(line)), width, key=lambda end: font.getlength(line[:end]))
 
@@ -128,11 +114,11 @@ def _overlap(a: Rectangle, b: Rectangle) -> float:
 
 
 def _draw_chip(
-    canvas: Image.Image, place: Rectangle, lines: list[str], colour: Colour, font: FreeTypeFont, padding: int
+    canvas: Image.Image, place: Rectangle, lines: list[str], colour: Colour, font: Lettering, padding: int
 ) -> None:
     brush = ImageDraw.Draw(canvas)
     x1, y1, x2, y2 = place
     brush.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
     for index, line in enumerate(lines):
-        origin = (x1 + padding, y1 + padding / 2 + index * line_height(font))
-        brush.text(origin, line, fill=contrasting(colour), font=font)
+        origin = (x1 + padding, y1 + padding / 2 + index * font.line_height)
+        font.draw(canvas, origin, line, contrasting(colour))

@@ -14,7 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from florence2.errors import InvalidImage
+from florence2.config import ImageConfig
+from florence2.errors import InvalidImage, InvalidOption
+from florence2.images import decode_image, encoded_image
 
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]"
 
@@ -34,6 +36,27 @@ def encoded_picture(picture: Picture) -> bytes:
     if not data:
         raise InvalidImage("the picture is empty (0 bytes)")
     return data
+
+
+def decoded_picture(picture: Picture) -> Image.Image:
+    """The picture in RGB, upright, as the server sees it. Raises InvalidImage."""
+    return decode_image(encoded_image(encoded_picture(picture)), ImageConfig.max_pixels)
+
+
+def shrunk_picture(picture: Picture, max_side: int) -> tuple[bytes, tuple[float, float], tuple[int, int]]:
+    """Encoded bytes of the picture with no side above `max_side`, by how much x and y shrank, and the picture's
+    (width, height) before, upright. A picture that is small enough goes out untouched.
+    """
+    if isinstance(max_side, bool) or not isinstance(max_side, int) or max_side < 1:
+        raise InvalidOption(f"max_side must be a whole number of pixels above 0, not {max_side!r}")
+    image = decoded_picture(picture)
+    size = image.size
+    if max(size) <= max_side:
+        return encoded_picture(picture), (1.0, 1.0), size
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue(), (image.width / size[0], image.height / size[1]), size
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

@@ -2,43 +2,103 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
 from florence2.errors import InvalidOption, InvalidPrompt
 from florence2.tasks import task_from_name
+from florence2_client.pictures import Picture, encoded_picture, shrunk_picture
 
 Tensors: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
+Region: TypeAlias = "str | Sequence[float] | np.ndarray[Any, Any]"
 
 INT32 = np.iinfo(np.int32)
+LONGEST_TIMEOUT = 24 * 60 * 60  # seconds
+REGION = re.compile(r"\s*[-+.\deE]+\s*(,\s*[-+.\deE]+\s*){3}")
 
 
 class Options(TypedDict, total=False):
-    """Generation options; one that is absent or None is left to the checkpoint."""
+    """What every request takes by name. What is left out, or None, is as the checkpoint or the client has it."""
 
-    max_new_tokens: int | None
-    num_beams: int | None
-    no_repeat_ngram_size: int | None
-    length_penalty: float | None
-    early_stopping: bool | None
+    max_new_tokens: int | None  # cuts the answer off there
+    num_beams: int | None  # 1 is greedy
+    no_repeat_ngram_size: int | None  # 0 allows repetition
+    length_penalty: float | None  # above 0 favours long answers
+    early_stopping: bool | None  # end the search at enough hypotheses
+    timeout: float | None  # seconds for all of it, retries included
+    max_side: int | None  # pictures with a longer side are scaled down before they are sent
 
 
-def request_tensors(image: bytes, task: str, text: str | None, options: Options) -> Tensors:
-    """Name -> tensor [1]: IMAGE, TASK, and of the others only what the caller gave.
-
-    A task name (`od`) becomes its token; a prompt that is no task is passed on as it is. Raises InvalidPrompt and
-    InvalidOption on values that have no tensor; whether they make sense is the server's to say.
+@dataclass(frozen=True)
+class Request:
+    """Ready to be sent. `picture_size` is the (width, height) that answers are to be given in, where that is not the
+    size of the picture that was sent.
     """
+
+    tensors: Tensors
+    timeout: float | None
+    picture_size: tuple[int, int] | None
+
+
+def build_request(
+    image: Picture,
+    task: str,
+    text: Region | None = None,
+    *,
+    timeout: float | None = None,
+    max_side: int | None = None,
+    **generation: Any,
+) -> Request:
+    """Reads and encodes the picture, and turns the rest into tensors [1]: IMAGE, TASK, and what the caller gave.
+
+    A task name (`od`) becomes its token; a prompt that is no task is passed on as it is. Raises InvalidImage,
+    InvalidPrompt and InvalidOption on what has no tensor; whether it makes sense is the server's to say.
+    """
+    if timeout is not None and not (math.isfinite(timeout) and 0 < timeout <= LONGEST_TIMEOUT):
+        raise InvalidOption(f"timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {timeout}")
     known = task_from_name(task)
-    tensors = {"IMAGE": _bytes_tensor(image), "TASK": _text_tensor("task", known.token if known else task)}
-    if text is not None:
-        tensors["TEXT"] = _text_tensor("text", text)
-    for option, value in options.items():
+    words = text if text is None or isinstance(text, str) else _region_text(text)
+    picture_size = None
+    if max_side is None:
+        picture = encoded_picture(image)
+    else:
+        picture, scale, picture_size = shrunk_picture(image, max_side)
+        words = _scaled_region(words, scale)
+    tensors = {"IMAGE": _bytes_tensor(picture), "TASK": _text_tensor("task", known.token if known else task)}
+    if words is not None:
+        tensors["TEXT"] = _text_tensor("text", words)
+    for option, value in generation.items():
+        if option not in Options.__annotations__:
+            raise TypeError(f"there is no option {option!r}")
         if value is not None:
             tensors[option.upper()] = _option_tensor(option, value)
-    return tensors
+    return Request(tensors, timeout, picture_size)
+
+
+def _region_text(region: Sequence[float] | np.ndarray[Any, Any]) -> str:
+    """`x1,y1,x2,y2` of four numbers in any sequence."""
+    try:
+        x1, y1, x2, y2 = (float(number) for number in region)
+    except (TypeError, ValueError) as error:
+        raise InvalidPrompt(f"a region is four numbers x1, y1, x2, y2, not {region!r}") from error
+    return f"{x1!r},{y1!r},{x2!r},{y2!r}"
+
+
+def _scaled_region(words: str | None, scale: tuple[float, float]) -> str | None:
+    """A region in pixels of the caller's picture as one in pixels of the smaller picture that is sent."""
+    if words is None or not REGION.fullmatch(words):
+        return words
+    try:
+        numbers = [float(number) for number in words.split(",")]
+    except ValueError:
+        return words  # the server has the sentence for it
+    return ",".join(repr(number * factor) for number, factor in zip(numbers, scale * 2, strict=True))
 
 
 def _bytes_tensor(value: bytes) -> np.ndarray[Any, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
@@ -17,6 +20,7 @@ Outputs: TypeAlias = "Mapping[str, np.ndarray[Any, Any] | None]"
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
+HEADER = re.compile(r"[A-Za-z0-9_.-]+: ?[\x20-\x7e]*")
 
 
 class Transport(Protocol):
@@ -29,6 +33,28 @@ class Transport(Protocol):
         """Closes the connections."""
 
 
+class AsyncTransport(Protocol):
+    """The same for one event loop. Cancelling `infer` gives the request up."""
+
+    async def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
+        """As `Transport.infer`."""
+
+    async def close(self) -> None:
+        """Closes the connections."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM for `grpcs://` and `https://`. Without `ca` the usual authorities are trusted.
+
+    >>> secure = Tls(ca="our-authority.pem")
+    """
+
+    ca: str | Path | None = None  # authorities to trust in place of the usual ones
+    certificate: str | Path | None = None  # the client's own, where the server asks for one
+    key: str | Path | None = None
+
+
 @dataclass(frozen=True)
 class Address:
     """Where a server listens, and how to speak to it."""
@@ -37,6 +63,8 @@ class Address:
     host: str  # in brackets if it is an IPv6 address
     port: int
     path: str  # behind a proxy Triton's HTTP routes may hang below one; empty for gRPC
+    headers: Mapping[str, str] = field(default_factory=dict)  # sent with every request, names in lower case
+    tls: Tls = Tls()
 
     @property
     def secure(self) -> bool:
@@ -51,7 +79,18 @@ class Address:
         return f"{self.scheme}://{self.target}"
 
 
-def parse_url(url: str) -> Address:
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """Raises InvalidRequest if a file cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        if tls.certificate:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"the TLS files cannot be used: {error}") from error
+    return context
+
+
+def parse_url(url: str, headers: Mapping[str, str] | None = None, tls: Tls | None = None) -> Address:
     """`scheme://host[:port]`, or `host[:port]` for gRPC. Raises InvalidRequest on anything else."""
     try:
         parts = urlsplit(url if "://" in url else f"grpc://{url}")
@@ -61,12 +100,25 @@ def parse_url(url: str) -> Address:
     path = parts.path.rstrip("/")
     if not host or parts.query or parts.username or (path and parts.scheme.startswith("grpc")):
         raise InvalidRequest(f"{url!r} is not a server's URL; it looks like {DEFAULT_URL}")
-    return Address(parts.scheme, f"[{host}]" if ":" in host else host, port, path)
+    address = Address(parts.scheme, f"[{host}]" if ":" in host else host, port, path, _checked(headers), tls or Tls())
+    if address.secure:
+        tls_context(address.tls)  # trouble with its files is told now, and once
+    elif tls:
+        raise InvalidRequest(f"TLS is asked for, but {address} does without it; use {address.scheme}s://")
+    return address
 
 
-def open_transport(url: str) -> Transport:
-    """The transport of a URL; it connects at its first request. Only the libraries it needs are imported."""
-    address = parse_url(url)
+def _checked(headers: Mapping[str, str] | None) -> dict[str, str]:
+    for name, value in (headers or {}).items():
+        if not HEADER.fullmatch(f"{name}: {value}"):
+            raise InvalidRequest(
+                f"{name!r} with {value!r} is not a header: letters, digits and dashes, and plain ASCII"
+            )
+    return {name.lower(): value for name, value in (headers or {}).items()}
+
+
+def open_transport(address: Address) -> Transport:
+    """The transport of an address; it connects at its first request. Only the libraries it needs are imported."""
     if address.scheme.startswith("grpc"):
         from florence2_client.grpc_transport import GrpcTransport
 
@@ -74,6 +126,17 @@ def open_transport(url: str) -> Transport:
     from florence2_client.http_transport import HttpTransport
 
     return HttpTransport(address)
+
+
+def open_async_transport(address: Address) -> AsyncTransport:
+    """The same for asyncio; to be called, used and closed in one event loop."""
+    if address.scheme.startswith("grpc"):
+        from florence2_client.grpc_transport import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(address)
+    from florence2_client.http_transport import AsyncHttpTransport
+
+    return AsyncHttpTransport(address)
 
 
 def triton_inputs(input_class: Any, tensors: Tensors) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The engine's rounds: prefill in pieces between the steps, padded steps, and what a precision leaves of the answers."""
+"""The engine's rounds: prefill in pieces between the steps, padded steps, lower precisions."""
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ from export import installation, repository
 from export.parity import draw_pictures
 from florence2.errors import CheckpointError, ServerError
 from florence2.server import EmbeddedServer
-from florence2_client.info import ask_server
+from florence2_client.commands.info import ask_server
 
 NAME = "florence2"
 

@@ -1,7 +1,7 @@
 """`florence2 info`: what exported models say of themselves, read from a repository or asked of a running server.
 
 An export writes its story into the parameters of the ensemble's config.pbtxt, and Triton shows configurations to anyone
-who asks. `cli` adds the command with `add_command`.
+who asks.
 """
 
 from __future__ import annotations
@@ -53,17 +53,16 @@ class Model:
         return {"model": self.name, **self.story}
 
 
-def add_command(info: argparse.ArgumentParser) -> None:
-    info.description = "Tell which checkpoints a server or a repository holds, and how and when they were exported."
-    info.epilog = EXAMPLES
-    info.set_defaults(command=info_command)
-    place = info.add_mutually_exclusive_group()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Tell which checkpoints a server or a repository holds, and how and when they were exported."
+    parser.epilog = EXAMPLES
+    place = parser.add_mutually_exclusive_group()
     place.add_argument("--url", default=DEFAULT_URL, metavar="U", help="a running server (default: %(default)s)")
     place.add_argument("--repository", type=Path, metavar="DIR", help="a folder made by export, served or not")
-    info.add_argument("--json", action="store_true", help="one JSON object a line, as always in a pipe")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, as always in a pipe")
 
 
-def info_command(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     models = read_repository(options.repository) if options.repository else ask_server(options.url)
     if options.json or not sys.stdout.isatty():
         lines = [json.dumps(model.to_dict()) for model in models]

@@ -1,0 +1,232 @@
+"""`florence2 batch`: many pictures, some tasks each, into a journal that a second run goes on from."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import re
+import sys
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+from PIL import Image
+
+from florence2.errors import ConnectionFailed, Florence2Error, InvalidPrompt, InvalidRequest, ModelNotFound
+from florence2.tasks import TASKS, TaskInput, task_from_name
+from florence2_client import outputs
+from florence2_client.arguments import FILES, add_connection, add_generation, connection, generation, task_name
+from florence2_client.async_client import AsyncClient
+from florence2_client.console import complain
+from florence2_client.journal import Entry, Journal, Key
+from florence2_client.many import Question, Reply
+from florence2_client.progress import Progress
+from florence2_client.sources import output_path, picture_paths
+
+EXAMPLES = """\
+examples:
+  florence2 batch photos/ --tasks caption,od,ocr --out results.jsonl
+  florence2 batch 'photos/**/*.jpg' --tasks od --out od.jsonl --coco od.json --draw drawn/
+  florence2 batch scans.txt --tasks ocr --out ocr.jsonl --csv ocr.csv --url http://gpu-box:8000
+  florence2 batch photos/ --tasks open_vocabulary_detection --text "a traffic sign" --out signs.jsonl --yolo labels/
+
+A line of the output is an answer, with `image` and `task`. The same command again goes on where the last run stopped,
+whatever stopped it; answers that are there already are not asked for again. A picture that cannot be read gets a line
+with `error`. COCO, YOLO and CSV files are written from all lines at the end of each run.
+Exit codes: 0 all answered, 1 the server failed, 2 some pictures or the request are wrong, 3 the server is away or busy,
+130 stopped by Ctrl-C.
+"""
+MOST_FAILURES_IN_A_ROW = 20
+MOST_MISTAKES_SHOWN = 10
+MOST_DRAWN_AT_ONCE = 4
+WHOLE_PICTURE = "<loc_0><loc_0><loc_999><loc_999>"
+INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Ask about many pictures. Survives bad files, a restarted server and Ctrl-C."
+    parser.epilog = EXAMPLES
+    sources = parser.add_argument(
+        "sources", nargs="+", metavar="DIR_OR_GLOB_OR_LIST",
+        help="a directory, a pattern in quotes, picture files, a .txt file with a path\n"
+        "a line, or - for such lines on standard input",
+    )  # fmt: skip
+    sources.complete = FILES  # type: ignore[attr-defined]
+    parser.add_argument("--tasks", required=True, type=_tasks, metavar="T,T", help="such as caption,od,ocr")
+    parser.add_argument("--text", metavar="T", help="phrase, caption or region for the tasks that take one")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl", help="answers, a JSON line each")
+    parser.add_argument("--coco", type=Path, metavar="FILE.json", help="all objects found, as COCO detection")
+    parser.add_argument("--yolo", type=Path, metavar="DIR", help="all objects found, as YOLO label files")
+    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="all answers in words")
+    parser.add_argument("--draw", type=Path, metavar="DIR", help="pictures with the answers on them")
+    parser.add_argument(
+        "--concurrency", type=int, default=8, metavar="N", help="requests in flight (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=120.0, metavar="S",
+        help="wait so long for a server that is away or busy (default: %(default)g)",
+    )  # fmt: skip
+    add_generation(parser)
+    parser.set_defaults(timeout=600.0)
+    add_connection(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    paths = picture_paths(options.sources)
+    with Journal(options.out) as journal:
+        batch = Batch(options, paths, journal)
+        code = batch.run()
+        for write, target in (
+            (outputs.write_coco, options.coco), (outputs.write_yolo, options.yolo), (outputs.write_csv, options.csv),
+        ):  # fmt: skip
+            if target:
+                write(options.out, target)
+    return code
+
+
+class Batch:
+    """One run over the questions that the journal does not answer yet."""
+
+    def __init__(self, options: argparse.Namespace, paths: list[str], journal: Journal) -> None:
+        self._options = options
+        self._paths = paths
+        self._journal = journal
+        self._asked = _with_text(options.tasks, options.text)
+        self._unanswered = 0
+        self._failures_in_a_row = 0
+        self._mistakes = 0
+        self._progress = Progress(0, 0)
+        self._drawing: set[asyncio.Task[None]] = set()
+
+    def run(self) -> int:
+        """Returns the exit code."""
+        total = len(self._paths) * len(self._asked)
+        left = sum(1 for _ in self._questions())
+        try:
+            if left:
+                with Progress(total, total - left) as self._progress:
+                    asyncio.run(self._ask_all())
+        except KeyboardInterrupt:
+            self._report(total)
+            return INTERRUPTED
+        except Florence2Error as error:
+            self._report(total)
+            complain(error)
+            return error.exit_code
+        self._report(total)
+        return 1 if self._unanswered else 2 if self._journal.failed else 0
+
+    def _questions(self) -> Iterator[Question]:
+        for path in self._paths:
+            for task, text in self._asked:
+                if (path, task, text) not in self._journal.done:
+                    yield Question(Path(path), task, text, key=(path, task, text))
+
+    async def _ask_all(self) -> None:
+        wanted = generation(self._options)
+        async with AsyncClient(**connection(self._options), retry_for=self._options.patience) as client:
+            await self._probe(client)
+            replies: AsyncGenerator[Reply, None] = client.run_many(
+                self._questions(), concurrency=self._options.concurrency, ordered=False, **wanted
+            )
+            async with aclosing(replies):
+                async for reply in replies:
+                    if self._options.draw and reply.result:
+                        await self._draw_later(reply)
+                    else:
+                        self._settle(reply)
+            await asyncio.gather(*self._drawing)
+
+    async def _probe(self, client: AsyncClient) -> None:
+        """Each task once about a grey picture: a mistake in the request itself is not to be blamed on the files."""
+        grey = io.BytesIO()
+        Image.new("RGB", (64, 64), "grey").save(grey, "PNG")
+        for task, text in self._asked:
+            words = WHOLE_PICTURE if _takes(task) is TaskInput.REGION else text
+            await client.run(grey.getvalue(), task, words, **generation(self._options))
+
+    async def _draw_later(self, reply: Reply) -> None:
+        """In a thread, some at a time: the server has the next questions meanwhile."""
+        while len(self._drawing) >= MOST_DRAWN_AT_ONCE:
+            done, self._drawing = await asyncio.wait(self._drawing, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        self._drawing.add(asyncio.create_task(self._draw(reply)))
+
+    async def _draw(self, reply: Reply) -> None:
+        """The answer is written down after its drawing, so that a line promises the picture."""
+        path, task, text = reply.question.key
+        target = output_path(self._options.draw, path, f"{Path(path).suffix}.{_file_name(task, text)}.jpg")
+
+        def draw() -> None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            reply.unwrap().draw(path).save(target, quality=90)
+
+        await asyncio.to_thread(draw)
+        self._settle(reply)
+
+    def _settle(self, reply: Reply) -> None:
+        """Answers and mistakes are written down; what the server could not do is left for the next run."""
+        key: Key = reply.question.key
+        error = reply.error
+        if error is None:
+            self._journal.add(Entry(key, reply.unwrap()))
+            self._failures_in_a_row = 0
+        elif isinstance(error, InvalidRequest) and not isinstance(error, ModelNotFound):
+            self._journal.add(Entry(key, None, str(error)))
+            self._mistakes += 1
+            if self._mistakes <= MOST_MISTAKES_SHOWN:
+                more = "; further ones are only counted" if self._mistakes == MOST_MISTAKES_SHOWN else ""
+                self._progress.say(f"{key[0]}: {error}{more}")
+        else:
+            self._unanswered += 1
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW or isinstance(error, ConnectionFailed):
+                raise error
+        self._progress.step()
+
+    def _report(self, total: int) -> None:
+        asked = {(path, *key) for path in self._paths for key in self._asked}
+        left = len(asked - self._journal.done)
+        parts = [f"{total - left} of {total} done"]
+        parts += [f"{self._journal.failed} with an error"] * bool(self._journal.failed)
+        parts += [f"{left} left, which the same command goes on with"] * bool(left)
+        print(f"{self._options.out}: {', '.join(parts)}", file=sys.stderr)
+
+
+def _with_text(tasks: Sequence[tuple[str, str | None]], text: str | None) -> list[tuple[str, str | None]]:
+    """The common text for those that take one and have none of their own. Raises InvalidPrompt if it is missing, or of
+    no use.
+    """
+    takers = [task for task, own in tasks if own is None and _takes(task) is not TaskInput.NONE]
+    if takers and text is None:
+        raise InvalidPrompt(f"{takers[0]} takes a text; give it with --text")
+    if text is not None and not takers:
+        raise InvalidPrompt("--text was given, but none of the tasks takes one")
+    return [(task, text if task in takers and own is None else own) for task, own in tasks]
+
+
+def _takes(task: str) -> TaskInput:
+    return TASKS[task].input if task in TASKS else TaskInput.NONE
+
+
+def _file_name(task: str, text: str | None) -> str:
+    """What tells the drawings of a picture apart."""
+    name = TASKS[task].name if task in TASKS else task
+    return re.sub(r"[^\w-]+", "_", f"{name}_{text}" if text else name).strip("_")[:80]
+
+
+def _tasks(names: str) -> list[tuple[str, str | None]]:
+    """Task token, or a prompt of a fine-tune, each with the text that followed the token: `<OCR>`, `<TASK>text`."""
+    tasks = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        leading = re.match(r"(<[A-Z_]+>)(.+)", name)
+        if leading and leading[1] in TASKS:
+            tasks.append((leading[1], leading[2]))
+        else:
+            known = task_from_name(task_name(name))
+            tasks.append((known.token if known else name, None))
+    if not tasks:
+        raise InvalidPrompt("--tasks names no task; `florence2 tasks` lists them")
+    return list(dict.fromkeys(tasks))

@@ -1,0 +1,152 @@
+"""`florence2 bench`: latency and throughput of a running server, as its users see them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from florence2.errors import Florence2Error, InvalidRequest
+from florence2_client.arguments import (
+    FILES,
+    add_connection,
+    add_generation,
+    add_json,
+    connection,
+    generation,
+    task_name,
+    wants_json,
+)
+from florence2_client.async_client import AsyncClient
+from florence2_client.console import json_line, table
+from florence2_client.pictures import encoded_picture
+from florence2_client.request import Options
+
+EXAMPLES = """\
+examples:
+  florence2 bench street.jpg --task od
+  florence2 bench street.jpg --task caption --concurrency 1,4,16 --seconds 30 --num-beams 1
+  florence2 bench photos/*.jpg --task od --url http://gpu-box:8000 | jq .requests_per_second
+
+So many requests are kept in flight, each followed by the next. Give several pictures to see the speed of the image
+encoder too: the server may remember what it saw of a picture.
+"""
+HEADINGS = ("in flight", "answered", "failed", "per second", "tokens/s", "median ms", "90% ms", "99% ms", "longest ms")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Measure a running server: requests a second and time to answer."
+    parser.epilog = EXAMPLES
+    images = parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, asked about in turn")
+    images.complete = FILES  # type: ignore[attr-defined]
+    parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
+    parser.add_argument("--text", metavar="T", help="of tasks that take one")
+    parser.add_argument(
+        "--concurrency", type=_numbers, default=[1, 4, 8], metavar="N,N", help="requests in flight (default: 1,4,8)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, metavar="S", help="for each of them (default: %(default)g)"
+    )
+    add_json(parser)
+    add_generation(parser)
+    add_connection(parser)
+
+
+@dataclass
+class Measurement:
+    """What happened with so many requests in flight."""
+
+    concurrency: int
+    seconds: float = 0.0
+    tokens: int = 0
+    latencies: list[float] = field(default_factory=list)  # seconds
+    failures: list[Florence2Error] = field(default_factory=list)
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds within which that share of the answers came; NaN without any."""
+        ordered = sorted(self.latencies)
+        return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "concurrency": self.concurrency,
+            "seconds": round(self.seconds, 3),
+            "answered": len(self.latencies),
+            "failed": len(self.failures),
+            "requests_per_second": round(len(self.latencies) / self.seconds, 3),
+            "tokens_per_second": round(self.tokens / self.seconds, 1),
+            "milliseconds": {
+                name: round(self.percentile(share), 1) if self.latencies else None
+                for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
+            },
+        }
+
+    def cells(self) -> list[str]:
+        rates = [f"{number / self.seconds:.2f}" for number in (len(self.latencies), self.tokens)]
+        times = [f"{self.percentile(share):.0f}" for share in (0.5, 0.9, 0.99, 1.0)]
+        return [str(self.concurrency), str(len(self.latencies)), str(len(self.failures)), *rates, *times]
+
+
+def run(options: argparse.Namespace) -> int:
+    if not 0 < options.seconds < float("inf"):
+        raise InvalidRequest(f"--seconds must be above 0, not {options.seconds:g}")
+    pictures = [encoded_picture(Path(name)) for name in options.images]
+    measurements = []
+    for concurrency in options.concurrency:
+        measurement = asyncio.run(_measure(options, pictures, concurrency))
+        measurements.append(measurement)
+        if wants_json(options):
+            print(json_line(measurement.to_dict()), flush=True)
+    if not wants_json(options):
+        print(*table([HEADINGS, *(measurement.cells() for measurement in measurements)], numbers=True), sep="\n")
+    failures = [failure for measurement in measurements for failure in measurement.failures]
+    if failures:
+        raise failures[0]
+    return 0
+
+
+async def _measure(options: argparse.Namespace, pictures: list[bytes], concurrency: int) -> Measurement:
+    """One request first, which connects and is not counted; its error ends the measurement."""
+    measurement, supply, wanted = Measurement(concurrency), cycle(pictures), generation(options)
+    async with AsyncClient(**connection(options), retry_for=0) as client:
+        await client.run(pictures[0], options.task, options.text, **wanted)
+        start = time.perf_counter()
+        asking = [
+            _ask_on(client, options, supply, wanted, measurement, start + options.seconds) for _ in range(concurrency)
+        ]
+        await asyncio.gather(*asking)
+        measurement.seconds = time.perf_counter() - start
+    return measurement
+
+
+async def _ask_on(
+    client: AsyncClient,
+    options: argparse.Namespace,
+    supply: Iterator[bytes],
+    wanted: Options,
+    measurement: Measurement,
+    end: float,
+) -> None:
+    while (start := time.perf_counter()) < end:
+        try:
+            result = await client.run(next(supply), options.task, options.text, **wanted)
+        except Florence2Error as error:
+            measurement.failures.append(error)
+        else:
+            measurement.latencies.append(time.perf_counter() - start)
+            measurement.tokens += result.num_tokens
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise InvalidRequest(f"--concurrency is one or more whole numbers above 0, such as 1,4,8, not {text!r}")
+    return numbers

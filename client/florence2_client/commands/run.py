@@ -1,0 +1,91 @@
+"""`florence2 run`: one task about one picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from florence2.errors import InvalidImage, InvalidRequest
+from florence2_client.arguments import (
+    FILES,
+    add_connection,
+    add_generation,
+    add_json,
+    connection,
+    generation,
+    task_name,
+    wants_json,
+)
+from florence2_client.client import Client
+from florence2_client.console import answer_lines, json_line, summary_line
+
+EXAMPLES = """\
+examples:
+  florence2 run street.jpg --task od
+  florence2 run street.jpg --task od --draw found.png
+  florence2 run street.jpg --task caption_to_phrase_grounding --text "a red car next to a tree"
+  florence2 run street.jpg --task region_to_category --text 34,160,597,371
+  florence2 run street.jpg --task caption | jq -r .answer
+  cat street.jpg | florence2 run - --task ocr --url http://gpu-box:8000
+  florence2 run form.png --task "<DocVQA>What is the date?"      (a fine-tune's own prompt)
+
+`florence2 tasks` lists the tasks. Exit codes: 0 answered, 1 the server failed, 2 a mistake in the request,
+3 the server is away, busy or too slow.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Ask one task about one picture."
+    parser.epilog = EXAMPLES
+    image = parser.add_argument("image", metavar="IMAGE", help="picture file, or - for standard input")
+    image.complete = FILES  # type: ignore[attr-defined]
+    parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
+    parser.add_argument("--text", metavar="T", help="a phrase or caption; for region tasks x1,y1,x2,y2 in pixels")
+    add_json(parser)
+    draw = parser.add_argument(
+        "--draw", type=_picture_file, metavar="OUT.png", help="write the picture with the answer on it"
+    )
+    draw.complete = FILES  # type: ignore[attr-defined]
+    add_generation(parser)
+    add_connection(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    picture = _standard_input() if options.image == "-" else Path(options.image)
+    start = time.perf_counter()
+    with Client(**connection(options), retry_for=0) as client:
+        result = client.run(picture, options.task, options.text, **generation(options))
+    milliseconds = (time.perf_counter() - start) * 1000
+    if wants_json(options):
+        print(json_line(result.to_dict()))
+    else:
+        print(*answer_lines(result.answer, result.image_size), "", summary_line(result, milliseconds), sep="\n")
+    if options.draw:
+        _save(result.draw(picture), options.draw)
+    return 0
+
+
+def _picture_file(name: str) -> Path:
+    path = Path(name)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise InvalidRequest(f"{name} does not end like a picture file; try a name ending in .png or .jpg")
+    if not path.parent.is_dir():
+        raise InvalidRequest(f"there is no directory {path.parent} to write {path.name} to")
+    return path
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{path} cannot be written: {error}") from error
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InvalidImage("IMAGE is - but no picture is piped in")
+    return sys.stdin.buffer.read()

@@ -1,0 +1,126 @@
+"""Objects in the forms that other tools read: COCO, YOLO and supervision. Result and batch runs call it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from florence2_client.objects import Found, Point, Shape
+
+if TYPE_CHECKING:
+    import supervision
+
+
+def numbered(labels: Iterable[str], first: int = 0) -> dict[str, int]:
+    """label -> number, counted from `first` in the order of appearance."""
+    return {label: number for number, label in enumerate(dict.fromkeys(labels), first)}
+
+
+def coco_dataset(objects: Sequence[Found], file_name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """A whole COCO data set of one picture of `size` (width, height)."""
+    categories = numbered((found.label for found in objects), first=1)
+    return {
+        "images": [coco_image(1, file_name, size)],
+        "annotations": [
+            {"id": number} | coco_annotation(found, 1, categories[found.label])
+            for number, found in enumerate(objects, 1)
+        ],
+        "categories": coco_categories(categories),
+    }
+
+
+def coco_image(image_id: int, file_name: str, size: tuple[int, int]) -> dict[str, Any]:
+    return {"id": image_id, "file_name": file_name, "width": size[0], "height": size[1]}
+
+
+def coco_categories(categories: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [{"id": number, "name": label} for label, number in categories.items()]
+
+
+def coco_annotation(found: Found, image_id: int, category_id: int) -> dict[str, Any]:
+    """All but the annotation's `id`. `bbox` is x, y, width, height; `score` is there if the task gives one."""
+    x1, y1, x2, y2 = found.box
+    polygons = [polygon for polygon in found.polygons if len(polygon) >= 3]  # pycocotools takes no others
+    annotation = {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": sum(map(polygon_area, polygons)) if polygons else (x2 - x1) * (y2 - y1),
+        "segmentation": [[coordinate for point in polygon for coordinate in point] for polygon in polygons],
+        "iscrowd": 0,
+    }
+    return annotation if found.score is None else annotation | {"score": found.score}
+
+
+def polygon_area(polygon: Sequence[Point]) -> float:
+    """The shoelace formula."""
+    shifted = [*polygon[1:], *polygon[:1]]
+    return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in zip(polygon, shifted, strict=True))) / 2
+
+
+def yolo_lines(objects: Iterable[Found], classes: Mapping[str, int], size: tuple[int, int]) -> list[str]:
+    """`class x y width height` of a box's middle, or `class x1 y1 x2 y2 ...` of outlines, in fractions of the picture.
+
+    A line is all one outline, so an object of several polygons takes several lines.
+    """
+    width, height = size
+    lines = []
+    for found in objects:
+        if found.label not in classes:
+            continue
+        x1, y1, x2, y2 = found.box
+        box = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+        outlines = [
+            [coordinate for x, y in polygon for coordinate in (x / width, y / height)]
+            for polygon in found.polygons
+            if len(polygon) >= 3
+        ]
+        lines += [
+            " ".join([str(classes[found.label]), *(f"{number:.6f}" for number in numbers)])
+            for numbers in outlines or [box]
+        ]
+    return lines
+
+
+def supervision_detections(objects: Sequence[Found], size: tuple[int, int]) -> supervision.Detections:
+    """What `Detections.from_vlm` makes of the answer, and besides: scores, class numbers, outlines of open-vocabulary
+    detection. Objects of outlines have masks, bool [n, height, width]; lines of text their corners.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
+    if not objects:
+        return supervision.Detections.empty()
+    labels = [found.label for found in objects]
+    numbers = numbered(labels)
+    data: dict[str, Any] = {"class_name": np.array(labels)}
+    if all(found.shape is Shape.QUAD for found in objects):
+        corners = [found.polygons[0] for found in objects]
+        data[supervision.config.ORIENTED_BOX_COORDINATES] = np.array(corners, dtype=np.float32)
+    scores = [found.score for found in objects]
+    return supervision.Detections(
+        xyxy=np.array([found.box for found in objects], dtype=np.float32),
+        mask=_masks(objects, size) if any(found.shape is Shape.POLYGON for found in objects) else None,
+        confidence=None if None in scores else np.array(scores, dtype=np.float32),
+        class_id=np.array([numbers[label] for label in labels]),
+        data=data,
+    )
+
+
+def _masks(objects: Sequence[Found], size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """bool [n, height, width]; the mask of a box is all of it."""
+    masks = []
+    for found in objects:
+        mask = Image.new("1", size)
+        brush = ImageDraw.Draw(mask)
+        for polygon in found.polygons:
+            if len(polygon) >= 3:
+                brush.polygon(polygon, fill=1)
+        if not found.polygons:
+            brush.rectangle(found.box, fill=1)
+        masks.append(np.asarray(mask))
+    return np.stack(masks)

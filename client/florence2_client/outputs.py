@@ -1,0 +1,93 @@
+"""Other files made from a batch run's journal: COCO, YOLO labels, CSV. Read line by line, so memory stays flat."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from florence2.errors import InvalidRequest
+from florence2.results import TextAnswer
+from florence2_client import formats
+from florence2_client.journal import Entry, entries
+from florence2_client.objects import text_alone
+from florence2_client.result import Result
+from florence2_client.sources import output_path
+
+
+def write_coco(journal: Path, target: Path) -> None:
+    """One data set of every object found in any task; pictures in which none was found are listed too."""
+    images: dict[str, tuple[int, tuple[int, int]]] = {}
+    categories: dict[str, int] = {}
+    for entry, result in _answered(journal):
+        images.setdefault(entry.key[0], (len(images) + 1, result.image_size))
+        for label in result.labels:
+            categories.setdefault(label, len(categories) + 1)
+    with _replacing(target) as file:
+        file.write('{"images": [\n')
+        _write_items(file, (formats.coco_image(number, name, size) for name, (number, size) in images.items()))
+        file.write('\n], "annotations": [\n')
+        annotations = (
+            formats.coco_annotation(found, images[entry.key[0]][0], categories[found.label])
+            for entry, result in _answered(journal)
+            for found in result.objects
+        )
+        _write_items(file, ({"id": number} | annotation for number, annotation in enumerate(annotations, 1)))
+        file.write('\n], "categories": [\n')
+        _write_items(file, formats.coco_categories(categories))
+        file.write("\n]}\n")
+
+
+def write_yolo(journal: Path, folder: Path) -> None:
+    """A label file per picture, and `classes.txt` with a label a line, by number."""
+    classes: dict[str, int] = {}
+    pictures: dict[Path, str] = {}
+    for entry, result in _answered(journal):
+        path = output_path(folder, entry.key[0], ".txt")
+        if pictures.setdefault(path, entry.key[0]) != entry.key[0]:
+            raise InvalidRequest(f"{pictures[path]} and {entry.key[0]} would share the label file {path}")
+        for label in result.labels:
+            classes.setdefault(label, len(classes))
+    for path in pictures:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    for entry, result in _answered(journal):
+        with open(output_path(folder, entry.key[0], ".txt"), "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in formats.yolo_lines(result.objects, classes, result.image_size))
+    with _replacing(folder / "classes.txt") as file:
+        file.writelines(f"{' '.join(label.split())}\n" for label in classes)
+
+
+def write_csv(journal: Path, target: Path) -> None:
+    """A row per answer in words: image, task, the text that was asked about, the answer."""
+    with _replacing(target) as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "task", "asked", "answer"])
+        for entry, result in _answered(journal):
+            if isinstance(result.answer, TextAnswer):
+                image, task, asked = entry.key
+                rows.writerow([image, task, asked or "", text_alone(result.answer.text)])
+
+
+def _answered(journal: Path) -> Iterator[tuple[Entry, Result[Any]]]:
+    return ((entry, entry.result) for entry in entries(journal) if entry.result)
+
+
+def _write_items(file: TextIO, items: Iterable[dict[str, Any]]) -> None:
+    for number, item in enumerate(items):
+        file.write(",\n" * bool(number) + json.dumps(item, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[io.TextIOWrapper]:
+    """A file that takes the target's place only when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        yield file
+    os.replace(part, target)

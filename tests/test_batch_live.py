@@ -1,0 +1,81 @@
+"""`florence2 batch` against the real server: killed, interrupted, and with the server restarted under it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench.batch import make_pictures, measure
+from florence2.server import EmbeddedServer
+
+PICTURES = 60
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    make_pictures(tmp_path / "pictures", PICTURES)
+    return tmp_path / "pictures"
+
+
+def batch(url, pictures, *arguments):
+    command = [str(Path(sys.executable).with_name("florence2")), "batch", str(pictures), "--tasks", "caption"]
+    command += ["--out", str(pictures.with_suffix(".jsonl")), "--url", url, "--num-beams", "1", "--max-new-tokens", "1"]
+    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def answers(pictures):
+    with contextlib.suppress(FileNotFoundError):
+        return [json.loads(line) for line in pictures.with_suffix(".jsonl").read_text().splitlines()]
+    return []
+
+
+def wait_for(count, pictures):
+    end = time.monotonic() + 60
+    while len(answers(pictures)) < count and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def test_killed_run_is_resumed_and_memory_stays_flat(server, pictures, capsys):
+    """kill -9 half way, then the rest: each picture has one answer. `python -m bench.batch` does it with 10,000."""
+    assert measure(server.grpc_url, pictures, pictures.with_suffix(".jsonl"), PICTURES) == []
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_ctrl_c_ends_soon_and_loses_nothing(server, pictures, protocol):
+    """Exit code 130 and a sentence; the same command does the rest."""
+    url = getattr(server, f"{protocol}_url")
+    first = batch(url, pictures)
+    wait_for(5, pictures)
+    first.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    _, errors = first.communicate(timeout=30)
+    assert first.returncode == 130
+    assert time.monotonic() - start < 5
+    assert "left, which the same command goes on with" in errors and "Traceback" not in errors
+    second = batch(url, pictures)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 0, errors
+    assert set(Counter(line["image"] for line in answers(pictures)).values()) == {1}
+    assert len(answers(pictures)) == PICTURES
+
+
+def test_restarted_server_is_waited_for(repository, pictures):
+    """The server stops during a run and another takes its place on the same port: every picture has one answer."""
+    with EmbeddedServer(repository, "127.0.0.1", 0, 0, 0) as first:
+        port = int(first.grpc_url.rpartition(":")[2])
+        run = batch(first.grpc_url, pictures)
+        wait_for(5, pictures)
+    assert len(answers(pictures)) < PICTURES
+    with EmbeddedServer(repository, "127.0.0.1", 0, port, 0):
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 0, errors
+    assert set(Counter(line["image"] for line in answers(pictures)).values()) == {1}
+    assert len(answers(pictures)) == PICTURES
