@@ -39,6 +39,7 @@ def test_a_running_server_tells_the_same_over_both_protocols(server, repository,
 
 def test_people_get_lines(repository, capsys, monkeypatch):
     """Aligned, a fact a line, under the model's name."""
+    monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert cli.main(["info", "--repository", str(repository)]) == 0
     lines = capsys.readouterr().out.splitlines()
