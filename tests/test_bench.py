@@ -6,8 +6,9 @@ import logging
 from bench import load, soak
 
 
-def test_nothing_grows_in_a_short_soak(capsys, caplog):
+def test_nothing_grows_in_a_short_soak(capsys, caplog, monkeypatch):
     """The long one is `python -m bench.soak`: 100,000 requests."""
+    monkeypatch.setattr(soak, "MEMORY_SLACK", 2**26)  # torch's buffers per shape come one by one in the first thousand
     caplog.set_level(logging.CRITICAL, "florence2")  # pytest keeps what is logged, with the requests in its tracebacks
     assert soak.EngineSoak().run(400) == 0
     assert "nothing grew" in capsys.readouterr().out

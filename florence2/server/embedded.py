@@ -105,9 +105,10 @@ class EmbeddedServer:
     def wait(self) -> None:
         """Blocks while the server and its models' processes run. Raises ServerError when one of them has died.
 
-        A model without its process can answer nobody, so the requests that still run are then not waited for.
+        A model without its process can answer nobody, so the requests that still run are then not waited for. Under
+        model control processes are not watched: loading a model again ends some of them in good order.
         """
-        models = model_processes(self._folder)
+        models = {} if self._model_control else model_processes(self._folder)
         while (code := self._process.poll()) is None:
             dead = [model for process, model in models.items() if not is_alive(process)]
             if dead:
