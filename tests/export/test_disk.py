@@ -30,7 +30,7 @@ def limit(monkeypatch):
 
 def test_a_file_that_cannot_grow_is_one_sentence(demo, tmp_path, limit, capsys):
     """The system refuses further bytes in the middle of the weights; nothing is left."""
-    assert main([str(demo), "--repository", str(tmp_path / "repository")]) == 1
+    assert main([str(demo), "--precision", "float32", "--repository", str(tmp_path / "repository")]) == 1
     error = capsys.readouterr().err
     assert "cannot be written: the disk is full, or a file too large" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -75,7 +75,7 @@ def test_every_published_checkpoint_exports(tmp_path, name, make, positions, row
     folder = shutil.copytree(shared(f"checkpoints/{name}"), tmp_path / name)
     make(folder)
     said: list[str] = []
-    assert export_checkpoint(str(folder), tmp_path / "repository", output=said.append), said
+    assert export_checkpoint(str(folder), tmp_path / "repository", output=said.append, precision="float32"), said
     assert "6 of 6" in said[-2]
     config = ModelConfig.load(tmp_path / "repository" / "florence2_decoder" / "1" / "florence2.json")
     assert (config.text.max_positions, config.text.vocab_size, config.tokens.known) == (positions, rows, 51289)
