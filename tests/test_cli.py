@@ -256,8 +256,6 @@ def test_export_hands_over_all_arguments(capsys):
         cli.main(["export", "--help"])
     assert end.value.code == 0
     assert "--repository DIR" in capsys.readouterr().out
-    assert cli.main(["export", "no/such/checkpoint", "--name", "x"]) == 1
-    assert "no/such/checkpoint" in capsys.readouterr().err
 
 
 def test_export_without_a_checkout_says_so(monkeypatch, tmp_path, capsys):

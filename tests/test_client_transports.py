@@ -22,6 +22,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from florence2.errors import (
+    Cancelled,
     ConnectionFailed,
     DeadlineExceeded,
     InternalError,
@@ -301,6 +302,16 @@ def test_kept_connection_that_the_server_closed_is_replaced(served):
     time.sleep(0.1)
     assert transport.infer("fine", TENSORS, 5.0)["NUM_TOKENS"].tolist() == [7]
     assert len(script.connections) == 2
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_closed_transport_asks_no_more(protocol):
+    """A thread that comes too late gets one of our errors."""
+    with scripted_server(protocol) as (_, url):
+        transport = open_transport(parse_url(url))
+        transport.close()
+        with pytest.raises((Cancelled, ConnectionFailed)):
+            transport.infer("fine", TENSORS, 5.0)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

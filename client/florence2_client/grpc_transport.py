@@ -8,7 +8,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from florence2.errors import Florence2Error
+from florence2.errors import Cancelled, Florence2Error
 from florence2_client.failures import NO_CONNECTION, connection_failed, deadline_exceeded, triton_error
 from florence2_client.request import Tensors
 from florence2_client.transport import Address, Outputs, triton_inputs, triton_timeout
@@ -33,6 +33,8 @@ class GrpcTransport:
             result = self._client.infer(**_call(self._address, model, tensors, timeout))
         except InferenceServerException as error:
             raise _translated(self._address, error, timeout) from error
+        except ValueError as error:  # gRPC's word for a channel that another thread has closed
+            raise Cancelled("the client was closed") from error
         return _outputs(result)
 
     def close(self) -> None:

@@ -42,6 +42,7 @@ MOST_MISTAKES_SHOWN = 10
 MOST_DRAWN_AT_ONCE = 4
 WHOLE_PICTURE = "<loc_0><loc_0><loc_999><loc_999>"
 INTERRUPTED = 130
+PROBE_PATIENCE = 5.0  # seconds: that no server was started is told soon
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,8 +126,10 @@ class Batch:
 
     async def _ask_all(self) -> None:
         wanted = generation(self._options)
-        async with AsyncClient(**connection(self._options), retry_for=self._options.patience) as client:
+        patience = self._options.patience
+        async with AsyncClient(**connection(self._options), retry_for=min(PROBE_PATIENCE, patience)) as client:
             await self._probe(client)
+            client.retry_for = patience
             replies: AsyncGenerator[Reply, None] = client.run_many(
                 self._questions(), concurrency=self._options.concurrency, ordered=False, **wanted
             )
