@@ -1,80 +1,64 @@
 """The vision encoder as ONNX: uint8 pixels in, the language model's image tokens out, any batch.
 
-Called by `export.pipeline`. Shapes: B pictures, H x W pixels, T image tokens, D = d_model, h heads or groups,
-n and m queries and keys, c channels.
+Called by `export.pipeline`. Shapes: B pictures, H x W pixels, T image tokens, D = d_model.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.models.florence2.modeling_florence2 import Florence2MultiModalProjector, Florence2VisionBackbone
 
 import florence2
 from export.checkpoint import Checkpoint
+from export.davit import Projector, Tower, to_dtype
 
 INPUT, OUTPUT = "PIXELS", "IMAGE_FEATURES"  # as in florence2_vision/config.pbtxt
 OPSET = 18  # the exporter adds IR 10; ONNX Runtime 1.19 of Triton 24.10 reads both
 MAX_BATCH = 64
-ATTENTION = "florence2_query_scaled_first"
-
-
-def query_scaled_first(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """[B, h, n, c], [B, h, m, c], [B, h, m, c] -> [B, n, h, c].
-
-    Channel attention sums over all tokens (36,864 in base's first stage): scaled afterwards, as transformers' eager
-    form does, the sum could leave float16's range. The result is the same.
-    """
-    weights = torch.softmax((query * scaling) @ key.transpose(-2, -1), dim=-1)
-    return (weights @ value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(ATTENTION, query_scaled_first)
-
-
 class VisionEncoder(nn.Module):
-    """Normalisation, tower and projector of one checkpoint in float32."""
+    """Normalisation, tower and projector of one checkpoint; `dtype` is that of convolutions and linear layers."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        image = checkpoint.config.image
-        architecture = copy.deepcopy(checkpoint.architecture)  # the reference of the parity report uses the original
-        architecture.vision_config._attn_implementation = ATTENTION
+        image, architecture = checkpoint.config.image, checkpoint.architecture
+        self.dtype = dtype
         with torch.device("meta"):  # no memory is filled with random weights only to be overwritten
-            self.tower = Florence2VisionBackbone(architecture.vision_config)
-            self.projector = Florence2MultiModalProjector(architecture)
-        _load(self.tower, checkpoint.weights, "model.vision_tower.")
-        _load(self.projector, checkpoint.weights, "model.multi_modal_projector.")
+            self.tower = Tower(architecture.vision_config, image.height, image.width)
+            self.projector = Projector(architecture)
+        self.tower.load_state_dict(_weights(checkpoint, "vision_tower."), assign=True)
+        self.tower.fold_scales()
+        projector = _weights(checkpoint, "multi_modal_projector.")
+        columns, rows = (projector.pop(f"image_position_embed.{axis}_embeddings.weight") for axis in ("column", "row"))
+        frames = projector.pop("visual_temporal_embed.pos_idx_to_embed")
+        self.projector.load_state_dict(projector, assign=True)
+        self.projector.set_position(columns, rows, frames[0], *self.tower.sizes[-1])
+        for module in (self.tower, self.projector):
+            to_dtype(module, dtype)
         self.register_buffer("mean", torch.tensor(image.mean))
         self.register_buffer("std", torch.tensor(image.std))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> float32 [B, T, D], what transformers calls `pooler_output`."""
         normalised = (pixels.to(torch.float32) / 255 - self.mean) / self.std
-        features: Tensor = self.projector(self.tower(normalised.permute(0, 3, 1, 2)).last_hidden_state)
-        return features
+        features: Tensor = self.projector(self.tower(normalised.flatten(1, 2).to(self.dtype)))
+        return features.float()
 
 
-def _load(module: nn.Module, weights: Mapping[str, Tensor], prefix: str) -> None:
-    state = {
+def _weights(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """Of one part of the checkpoint, in float32 under the part's own names."""
+    prefix = f"model.{prefix}"
+    return {
         name.removeprefix(prefix): tensor.to(torch.float32).contiguous()
-        for name, tensor in weights.items()
+        for name, tensor in checkpoint.weights.items()
         if name.startswith(prefix)
     }
-    module.load_state_dict({name: state[name] for name in module.state_dict()}, assign=True)
 
 
 def export_vision(checkpoint: Checkpoint, path: Path) -> None:
