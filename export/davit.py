@@ -9,10 +9,13 @@ What differs from transformers' own modules, and only in speed and rounding:
   stage), and a sum that is scaled afterwards could leave float16's range;
 - layer norm, softmax and channel attention compute in float32 whatever the dtype of the weights.
 
-B pictures, H x W places, N = H * W, C channels, h heads or groups, c channels of one, w window, T image tokens, D = d_model.
+B pictures, H x W places, N = H * W, C channels, h heads or groups, c channels of one, w window, T image tokens,
+D = d_model.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +77,9 @@ class WindowAttention(Attention):
         batch, _, channels = x.shape
         w = self.window
         down, right = -height % w, -width % w  # padding, after the norm as in transformers; none in published models
-        x = functional.pad(x.reshape(batch, height, width, channels), (0, 0, 0, right, 0, down))
+        x = x.reshape(batch, height, width, channels)
+        if down or right:
+            x = functional.pad(x, (0, 0, 0, right, 0, down))
         rows, columns = (height + down) // w, (width + right) // w
         x = x.reshape(batch, rows, w, columns, w, channels).permute(0, 1, 3, 2, 4, 5)
         query, key, value = self.split(x.reshape(batch * rows * columns, w * w, channels))
@@ -174,10 +179,11 @@ class Shrink(nn.Module):
         )
         self.norm = Norm(before if self.norm_first else after)
 
-    def size(self, *sides: int) -> tuple[int, ...]:
-        """Sides of the places after it. Formula: torch.nn.Conv2d."""
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """H x W after it. Formula: torch.nn.Conv2d."""
         kernel, stride, padding = self.conv.kernel_size[0], self.conv.stride[0], int(self.conv.padding[0])
-        return tuple((side + 2 * padding - kernel) // stride + 1 for side in sides)
+        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+        return height, width
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """[B, N, C] -> [B, fewer N, more C]."""
@@ -199,13 +205,14 @@ class Tower(nn.Module):
 
     def __init__(self, config: Florence2VisionConfig, height: int, width: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(Shrink(config, stage) for stage in range(len(config.depths)))
+        shrinks = [Shrink(config, stage) for stage in range(len(config.depths))]
+        self.convs = nn.ModuleList(shrinks)
         self.blocks = nn.ModuleList(
             nn.ModuleList(Block(config, stage) for _ in range(depth)) for stage, depth in enumerate(config.depths)
         )
         self.sizes = [(height, width)]  # before each stage and after the last
-        for conv in self.convs:
-            self.sizes.append(conv.size(*self.sizes[-1]))
+        for shrink in shrinks:
+            self.sizes.append(shrink.size(*self.sizes[-1]))
 
     def fold_scales(self) -> None:
         """To be called once, after the weights are loaded."""
@@ -218,7 +225,7 @@ class Tower(nn.Module):
         """Normalised pixels [B, H * W, 3] -> [B, N, C] of the last stage."""
         for conv, blocks, before, after in zip(self.convs, self.blocks, self.sizes, self.sizes[1:], strict=False):
             x = conv(x, *before)
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = block(x, *after)
         return x
 
@@ -246,15 +253,14 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, T, D] with T = 1 + N."""
-        x = x + self.position
+        x = x + self.position.to(x.dtype)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         features: Tensor = self.image_proj_norm(self.image_projection(x))
         return features
 
 
 def to_dtype(module: nn.Module, dtype: torch.dtype) -> None:
-    """Converts all weights but those of norms."""
+    """Converts linear layers and convolutions; norms keep float32."""
     for part in module.modules():
-        if not isinstance(part, Norm):
-            for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-                setattr(part, name, nn.Parameter(tensor.to(dtype)) if isinstance(tensor, nn.Parameter) else tensor.to(dtype))
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            part.to(dtype)

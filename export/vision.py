@@ -5,20 +5,24 @@ Called by `export.pipeline`. Shapes: B pictures, H x W pixels, T image tokens, D
 
 from __future__ import annotations
 
+import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor, nn
 
-import florence2
 from export.checkpoint import Checkpoint
 from export.davit import Projector, Tower, to_dtype
+from export.pictures import calibration_pictures
+from export.quantise import quantise
 
 INPUT, OUTPUT = "PIXELS", "IMAGE_FEATURES"  # as in florence2_vision/config.pbtxt
 OPSET = 18  # the exporter adds IR 10; ONNX Runtime 1.19 of Triton 24.10 reads both
 MAX_BATCH = 64
+
+
 class VisionEncoder(nn.Module):
     """Normalisation, tower and projector of one checkpoint; `dtype` is that of convolutions and linear layers."""
 
@@ -61,19 +65,34 @@ def _weights(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
     }
 
 
-def export_vision(checkpoint: Checkpoint, path: Path) -> None:
+def export_vision(checkpoint: Checkpoint, path: Path, precision: str, told: Mapping[str, str]) -> None:
     """Writes the graph to `path` and the weights beside it, to `path` + ".data".
 
     One file would be built in memory from several copies of them (base: 2.9 GB instead of 1.2 at the peak).
+    `precision`: float32 serves bfloat16 too, which is the runtime's choice; float16 and int8 are in the file.
+    `told`: what the file says of its own making.
     """
-    encoder = VisionEncoder(checkpoint).eval().requires_grad_(False)
+    program = trace(VisionEncoder(checkpoint, torch.float16 if precision == "float16" else torch.float32), checkpoint)
+    _strip_traces(program)
+    program.model.metadata_props.update(told)
+    if precision != "int8":
+        program.save(path, external_data=True)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        program.save(whole, external_data=True)
+        del program
+        quantise(whole, path, calibration_pictures(checkpoint.config.image))
+
+
+def trace(encoder: VisionEncoder, checkpoint: Checkpoint) -> torch.onnx.ONNXProgram:
     image = checkpoint.config.image
     # With one example picture the exporter would take the batch for a constant.
     example = torch.zeros(2, image.height, image.width, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            encoder,
+            encoder.eval().requires_grad_(False),
             (example,),
             dynamo=True,
             opset_version=OPSET,
@@ -83,19 +102,7 @@ def export_vision(checkpoint: Checkpoint, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    _strip_traces(program)
-    program.model.metadata_props.update(identity(checkpoint))
-    program.save(path, external_data=True)
-
-
-def identity(checkpoint: Checkpoint) -> dict[str, str]:
-    """What the file says of its own making; nothing that changes from one run to the next."""
-    return {
-        "checkpoint": checkpoint.config.source,
-        "florence2-triton": florence2.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    return program
 
 
 def _strip_traces(program: torch.onnx.ONNXProgram) -> None:

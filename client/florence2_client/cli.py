@@ -147,6 +147,14 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         help_text = "0 picks a free one (default: %(default)s)"
         serve.add_argument(f"--{protocol}-port", type=int, default=port, metavar="PORT", help=help_text)
     serve.add_argument(
+        "--cache-mib",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="memory for pictures that are asked about again, so that they are encoded once; 0 is none\n"
+        "(default: %(default)s, 145 pictures of Florence-2-base)",
+    )
+    serve.add_argument(
         "--model-control", action="store_true", help="let callers have models loaded again (see docs/export.md)"
     )
 

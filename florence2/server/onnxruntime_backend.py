@@ -59,7 +59,5 @@ class TritonPythonModel:
 
     def _response(self, request: Any, outputs: dict[str, np.ndarray]) -> Any:
         asked = request.requested_output_names()
-        tensors = [
-            pb_utils.Tensor(name, np.ascontiguousarray(outputs[name])) for name in self.outputs if name in asked
-        ]
+        tensors = [pb_utils.Tensor(name, np.ascontiguousarray(outputs[name])) for name in self.outputs if name in asked]
         return pb_utils.InferenceResponse(tensors)
