@@ -3,7 +3,7 @@
     python -m bench.vision CHECKPOINT [--batches 1 2] [--rounds 5] [--threads N]    speed and error
     python -m bench.vision --answers 300                                             answers of the demo's evaluation
 
-Speed: every candidate runs once a round, so that all see the same machine; figures are medians of the rounds' times, and
+Speed: every candidate runs once a round, so that all see the same machine; figures are medians of the rounds, and
 the ratio to transformers the median of the rounds' ratios. The line to reach is the time that this machine's own matrix
 products take for the encoder's operations. Answers: bundled checkpoint, greedy, drawn scenes it was not trained on.
 """
