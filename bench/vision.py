@@ -37,8 +37,9 @@ SIDE = 2048  # of the matrices whose product tells the machine's speed
 SIZE = 384  # of the drawn scenes
 
 
-def candidates(checkpoint: Checkpoint, folder: Path, threads: int) -> dict[str, Encode]:
-    exact, eight, dynamic = (folder / name / "model.onnx" for name in ("float32", "int8", "dynamic"))
+def write_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """What `export` writes, and ONNX Runtime's own dynamic int8."""
+    exact, eight, dynamic = files(folder)
     for path, precision in (exact, "float32"), (eight, "int8"):
         path.parent.mkdir()
         export_vision(checkpoint, path, precision, {})
@@ -47,6 +48,14 @@ def candidates(checkpoint: Checkpoint, folder: Path, threads: int) -> dict[str, 
         exact, dynamic, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
         use_external_data_format=True, extra_options={"MatMulConstBOnly": True},
     )  # fmt: skip
+
+
+def files(folder: Path) -> list[Path]:
+    return [folder / name / "model.onnx" for name in ("float32", "int8", "dynamic")]
+
+
+def candidates(folder: Path, threads: int) -> dict[str, Encode]:
+    exact, eight, dynamic = files(folder)
     sessions: dict[str, Session] = {
         "ONNX Runtime float32": OnnxRuntime(exact, threads),
         "ONNX Runtime int8, dynamic": OnnxRuntime(dynamic, threads),
@@ -132,7 +141,8 @@ def compare_answers(count: int, threads: int) -> Iterator[str]:
     image = checkpoint.config.image
     pixels = np.stack([np.asarray(picture.resize((image.width, image.height), image.resample)) for picture in drawn])
     with tempfile.TemporaryDirectory() as folder:
-        ways = {REFERENCE: transformers_encoder(checkpoint), **candidates(checkpoint, Path(folder), threads)}
+        write_files(checkpoint, Path(folder))
+        ways = {REFERENCE: transformers_encoder(checkpoint), **candidates(Path(folder), threads)}
         features = {name: torch.from_numpy(encode(pixels)) for name, encode in ways.items()}
     scores = {name: defaultdict(evaluate.Scores) for name in features}
     changed: dict[str, int] = defaultdict(int)
@@ -178,8 +188,8 @@ def main() -> None:
         return
     checkpoint = read_checkpoint(options.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        encoders = {REFERENCE: transformers_encoder(checkpoint)}
-        encoders |= candidates(checkpoint, Path(folder), options.threads)
+        write_files(checkpoint, Path(folder))
+        encoders = {REFERENCE: transformers_encoder(checkpoint), **candidates(Path(folder), options.threads)}
         pictures = draw_pictures(checkpoint.config.image, max(options.batches))
         pixels = np.stack([np.asarray(picture) for picture in pictures])
         flops = count_flops(encoders[REFERENCE], pixels[:1])
