@@ -42,6 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="keep the models of that name as the previous version, for a server that changes over without a pause",
     )
+    parser.add_argument("--target", choices=("cpu", "gpu"), default="cpu", help="what it will run on (default: cpu)")
     return parser.parse_args(arguments)
 
 
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             adapter=options.adapter,
             precision=options.precision,
             add_version=options.add_version,
+            device=options.target,
         )
     except Florence2Error as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,9 +16,11 @@ PREFIX = "model.language_model."
 CAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_precision(asked: str) -> str:
-    """What `auto` means here. docs/adr/0001-precision.md has the figures that chose it."""
-    return "int8" if asked == "auto" else asked
+def choose_precision(asked: str, device: str) -> str:
+    """What `auto` means here. docs/adr/0001-precision.md has the figures that chose it; no GPU computes int8."""
+    if asked != "auto":
+        return asked
+    return "int8" if device == "cpu" else "float16"
 
 
 def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") -> dict[str, Tensor]:

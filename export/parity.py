@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration
@@ -23,11 +22,15 @@ from transformers import Florence2ForConditionalGeneration
 from export import vision
 from export.checkpoint import Checkpoint
 from export.language import language_tensors
+from export.pictures import draw_pictures
 from export.reference import load_reference, reference_features, reference_log_probs, reference_tokens
-from florence2.config import GenerationOptions, ImageConfig, ModelConfig
+from export.repository import read_config
+from export.targets import as_triton_passes_it
+from florence2.config import GenerationOptions, ModelConfig
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
+from florence2.server.onnx_session import open_session
 from florence2.tasks import TASKS
 
 BATCHES = (1, 2)
@@ -107,37 +110,12 @@ def questions(checkpoint: Checkpoint) -> list[Case]:
     return cases
 
 
-def draw_pictures(image: ImageConfig, count: int) -> list[Image.Image]:
-    """Pictures of the model's own size, so that no resize comes between: shapes, a gradient and noise, seeded."""
-    random = np.random.default_rng(2)
-    pictures = []
-    for _ in range(count):
-        noise = random.integers(0, 60, (image.height, image.width, 3))
-        slope = np.linspace(0, 190, image.width)[None, :, None] * random.random(3)
-        picture = Image.fromarray((noise + slope).astype(np.uint8))
-        pen = ImageDraw.Draw(picture)
-        for _ in range(4):
-            left, top = random.uniform(0, 0.6, 2) * (image.width, image.height)
-            box = (left, top, left + image.width / 4, top + image.height / 4)
-            draw = pen.ellipse if random.random() < 0.5 else pen.rectangle
-            draw(box, fill=tuple(int(value) for value in random.integers(0, 256, 3)))
-        pictures.append(picture)
-    return pictures
-
-
 def run_vision(onnx_file: Path, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """The exported encoder's features [B, T, D] of all pictures, which it gets in BATCHES.
-
-    Without an arena and repacked weights, which would double the memory (large: 8 instead of 3.9 GiB) for speed that
-    three pictures do not need.
-    """
-    options = onnxruntime.SessionOptions()
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    session = onnxruntime.InferenceSession(onnx_file, options, providers=["CPUExecutionProvider"])
+    """The exported encoder's features [B, T, D] of all pictures, which it gets in BATCHES, run as it will be served."""
+    session = open_session(onnx_file, as_triton_passes_it(read_config(onnx_file.parents[1])))
     pixels = np.stack([np.asarray(picture) for picture in pictures])  # uint8 [B, H, W, 3]
     batches = np.split(pixels, np.cumsum(BATCHES)[:-1])
-    return np.concatenate([session.run([vision.OUTPUT], {vision.INPUT: batch})[0] for batch in batches])
+    return np.concatenate([session.run({vision.INPUT: batch})[vision.OUTPUT] for batch in batches])
 
 
 def run_language(decoder: Path, features: NDArray[np.float32], cases: Sequence[Case]) -> list[Generation]:

@@ -36,6 +36,11 @@ def story(checkpoint: Checkpoint, settings: Mapping[str, str]) -> dict[str, str]
     return {key: value for key, value in told.items() if value is not None}
 
 
+def without_time(told: Mapping[str, str]) -> dict[str, str]:
+    """What equal exports have in common."""
+    return {key: value for key, value in told.items() if key != "exported"}
+
+
 def _adapter(adapter: Adapter) -> dict[str, str | None]:
     return {
         "adapter": adapter.source.name,

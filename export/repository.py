@@ -21,6 +21,7 @@ TEMPLATE = Path(__file__).parents[1] / "model_repository"
 TEMPLATE_NAME = "florence2"
 ROLES = ("preprocess", "vision", "decoder", "postprocess", "ensemble")
 CONFIG = "config.pbtxt"
+HEADING = "# Written by `python -m export`; model_repository/ and export/targets/ say why each value is what it is."
 
 
 def check_target(target: Path, name: str) -> None:
@@ -48,8 +49,7 @@ def copy_template(
         for code in (source / "1").glob("*.py"):
             shutil.copyfile(code, directory / code.name)
         committed = (source / CONFIG).read_text(encoding="utf-8")
-        adapted = adapt_config(committed, name, version, dims, story)
-        (directory.parent / CONFIG).write_text(adapted, encoding="utf-8")
+        write_config(directory.parent, adapt_config(committed, name, version, dims, story))
 
 
 def true_dims(image: ImageConfig, d_model: int) -> dict[str, list[int]]:
@@ -57,7 +57,9 @@ def true_dims(image: ImageConfig, d_model: int) -> dict[str, list[int]]:
     return {vision.INPUT: [image.height, image.width, 3], vision.OUTPUT: [image.tokens, d_model]}
 
 
-def adapt_config(text: str, name: str, version: int, dims: Mapping[str, list[int]], story: Mapping[str, str]) -> str:
+def adapt_config(
+    text: str, name: str, version: int, dims: Mapping[str, list[int]], story: Mapping[str, str]
+) -> model_config_pb2.ModelConfig:
     """A config.pbtxt with models renamed and dims of the named tensors replaced; every other setting stays.
 
     The ensemble names the versions of its steps, and two versions of a step may be loaded: while a server goes from one
@@ -75,8 +77,16 @@ def adapt_config(text: str, name: str, version: int, dims: Mapping[str, list[int
             config.parameters[key].string_value = value
     else:
         config.version_policy.latest.num_versions = 2
-    heading = "# Written by `python -m export`; model_repository/ says why each value is what it is."
-    return f"{heading}\n{text_format.MessageToString(config)}"
+    return config
+
+
+def read_config(model: Path) -> model_config_pb2.ModelConfig:
+    """Of a model's folder."""
+    return parse_config((model / CONFIG).read_text(encoding="utf-8"))
+
+
+def write_config(model: Path, config: model_config_pb2.ModelConfig) -> None:
+    (model / CONFIG).write_text(f"{HEADING}\n{text_format.MessageToString(config)}", encoding="utf-8")
 
 
 def parse_config(text: str) -> model_config_pb2.ModelConfig:

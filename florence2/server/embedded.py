@@ -22,7 +22,7 @@ from florence2.errors import ServerError
 from florence2.server import supervisor
 from florence2.server.addresses import choose_addresses
 from florence2.server.folder import assemble, mirror, models_of
-from florence2.server.launch import command_line, environment, require_shared_memory
+from florence2.server.launch import CACHE_MIB, command_line, environment, require_shared_memory
 from florence2.server.log import LogReader
 from florence2.server.stubs import is_alive, model_processes
 from florence2.server.wheel import Wheel, find_wheel
@@ -34,6 +34,7 @@ class EmbeddedServer:
     """Tritonserver with an exported repository. Entering waits until all models are ready, leaving stops it.
 
     A port of 0 takes a free one. `report` gets a line for every step and every problem, from another thread.
+    `cache_mib` of memory are for features of pictures that are asked about again; 0 switches the cache off.
     `model_control` lets clients have models loaded again, in explicit mode; Triton then works on the repository itself.
     Entering raises ServerError when the server cannot start; its sentence tells why.
     """
@@ -47,9 +48,11 @@ class EmbeddedServer:
         metrics_port: int = 8002,
         report: Callable[[str], None] = print,
         model_control: bool = False,
+        cache_mib: int = CACHE_MIB,
     ) -> None:
         self.repository = Path(repository)
         self._asked_addresses = (host, http_port, grpc_port, metrics_port)
+        self._cache_mib = cache_mib
         self._report = report
         self._model_control = model_control
         self._log = LogReader()
@@ -120,9 +123,11 @@ class EmbeddedServer:
     def _launch(self, wheel: Wheel, served: Path) -> subprocess.Popen[bytes]:
         """The supervisor has a session of its own: Ctrl-C in a terminal is for us alone, and we stop it in order."""
         supervise = [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix]
+        command = command_line(
+            wheel, self._folder, served, self._shm_prefix, self._addresses, self._model_control, self._cache_mib
+        )
         return subprocess.Popen(
-            supervise
-            + command_line(wheel, self._folder, served, self._shm_prefix, self._addresses, self._model_control),
+            supervise + command,
             env=environment(wheel, self._folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

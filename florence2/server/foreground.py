@@ -12,6 +12,7 @@ from types import FrameType
 
 from florence2.errors import ServerError
 from florence2.server.embedded import EmbeddedServer
+from florence2.server.launch import CACHE_MIB
 
 MOST_DEATHS = 5
 DEATHS_SECONDS = 300.0
@@ -24,6 +25,7 @@ def serve(
     grpc_port: int = 8001,
     metrics_port: int = 8002,
     model_control: bool = False,
+    cache_mib: int = CACHE_MIB,
 ) -> int:
     """Serves until a signal and returns 0. To be called in the main thread, which is the one that gets signals.
 
@@ -37,7 +39,7 @@ def serve(
             try:
                 _say(f"Starting Triton Inference Server with {repository}")
                 started = time.monotonic()
-                with EmbeddedServer(repository, host, *ports, report=_indented, model_control=model_control) as server:
+                with EmbeddedServer(repository, host, *ports, _indented, model_control, cache_mib) as server:
                     _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
                     for url in (server.grpc_url, server.http_url, server.metrics_url):
                         _indented(url)
