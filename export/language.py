@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.checkpoint import HEAD
+from export.layouts import HEAD
+from florence2.engine.linear import quantize
 
 PREFIX = "model.language_model."
+CAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def language_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Native names without their prefix, in float32; `lm_head.weight` only if the checkpoint has its own."""
+def choose_precision(asked: str, device: str) -> str:
+    """What `auto` means here. docs/adr/0001-precision.md has the figures that chose it; no GPU computes int8."""
+    if asked != "auto":
+        return asked
+    return "int8" if device == "cpu" else "float16"
+
+
+def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") -> dict[str, Tensor]:
+    """Native names without their prefix; `lm_head.weight` only if the checkpoint has its own, or with int8 weights."""
     tensors = {name.removeprefix(PREFIX): weights[name] for name in weights if name.startswith((PREFIX, HEAD))}
-    return {name: tensor.to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    if precision == "int8":
+        return dict(_int8(tensors))
+    return {name: tensor.to(CAST[precision]).contiguous() for name, tensor in tensors.items()}
 
 
-def export_language_model(weights: Mapping[str, Tensor], path: Path) -> None:
-    save_file(language_tensors(weights), path)
+def _int8(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Matrices as int8 with a scale for each output, the embedding's rows in bfloat16, the small rest in float32."""
+    for name, tensor in {"lm_head.weight": tensors["shared.weight"], **tensors}.items():
+        if name == "shared.weight":
+            yield name, tensor.to(torch.bfloat16)
+        elif tensor.dim() == 2 and not name.endswith("embed_positions.weight"):
+            weight, scale = quantize(tensor)
+            yield name, weight
+            yield name.removesuffix("weight") + "scale", scale
+        else:
+            yield name, tensor.to(torch.float32).contiguous()
+
+
+def export_language_model(weights: Mapping[str, Tensor], path: Path, precision: str = "float32") -> None:
+    save_file(language_tensors(weights, precision), path, metadata={"precision": precision})
     path.chmod(0o644)  # safetensors makes it private, but the server may run as another user

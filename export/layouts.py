@@ -13,6 +13,17 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from florence2.config import LOCATION_BINS
+from florence2.errors import CheckpointError
+
+EMBEDDING = "model.language_model.shared.weight"
+HEAD = "lm_head.weight"
+# Copies of the embedding: checkpoints store any of them, at least one.
+TIED = (
+    EMBEDDING,
+    "model.language_model.encoder.embed_tokens.weight",
+    "model.language_model.decoder.embed_tokens.weight",
+    HEAD,
+)
 
 # Every rule is tried, in this order.
 RENAMES = tuple(
@@ -68,7 +79,9 @@ def native_name(name: str) -> str:
 
 
 def native_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under native names; nothing is copied."""
+    """The same weights under native names; nothing is copied. Raises CheckpointError on a bias that is not zero."""
+    if DROPPED in weights and weights[DROPPED].any():
+        raise CheckpointError(f"{DROPPED} is not zero, but Florence-2's head has no bias")
     return {
         native_name(name): tensor.T if name == TRANSPOSED else tensor
         for name, tensor in weights.items()

@@ -6,74 +6,107 @@ import logging
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from export import repository, vision
+from export import installation, language, repository, targets, vision
 from export.checkpoint import Checkpoint, read_checkpoint
-from export.language import export_language_model
 from export.parity import parity_report
+from export.provenance import story, without_time
 from florence2.config import FILE_NAME
 from florence2.errors import CheckpointError
 
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What `--target` and `--precision` come to: cpu or gpu, and the precision of each stage."""
+
+    device: str
+    vision: str
+    language: str
+
+
 def print_at_once(line: str) -> None:
     print(line, flush=True)
 
 
-def export_checkpoint(source: str, target: Path, name: str = "florence2", output: Say = print_at_once) -> bool:
+def export_checkpoint(
+    source: str,
+    target: Path,
+    name: str = "florence2",
+    output: Say = print_at_once,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    precision: str = "auto",
+    add_version: bool = False,
+    device: str = "cpu",
+) -> bool:
     """True if the parity report passed and `target` holds the new models; otherwise `target` is as it was.
 
-    Raises CheckpointError if the checkpoint cannot be exported or the target not be written.
+    `precision`: float32, bfloat16, int8, float16, or auto, which each stage understands in its own way. `device`: cpu
+    or gpu. `add_version` keeps what is there as the previous version. Raises CheckpointError if the checkpoint cannot
+    be exported or the target not be written.
     """
     say = _with_time(output)
-    _quiet_libraries()
     repository.check_target(target, name)
-    say(f"reading {source}")
-    checkpoint = read_checkpoint(source)
+    plan = Plan(device, targets.vision_precision(device, precision), language.choose_precision(precision, device))
+    say(f"reading {source}" + (f" with the adapter {adapter}" if adapter else ""))
+    checkpoint = read_checkpoint(source, revision, adapter)
     for note in checkpoint.notes:
         say(f"  note: {note}")
-    with repository.staging(target) as stage:
-        _build(checkpoint, stage, name, say)
+    _quiet_libraries()
+    version = installation.next_version(target, name) if add_version else 1
+    with installation.staging(target) as stage:
+        _build(checkpoint, stage, name, version, plan, say)
         say("comparing with the checkpoint, as transformers runs it")
-        if not _compare(checkpoint, stage, name, say):
+        if not _compare(checkpoint, stage, name, version, plan, say):
             say(f"the comparison did not pass; {target} is as it was")
             return False
         size = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
-        repository.install(stage, target)
+        if add_version:
+            installation.add(stage, target, name, version)
+        else:
+            installation.replace(stage, target)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # Linux counts in KiB
-    say(f"{target} is ready: {size / 1e6:.0f} MB written, peak memory {peak:.1f} GiB")
+    say(f"{target} is ready: version {version}, {size / 1e6:.0f} MB written, peak memory {peak:.1f} GiB")
     return True
 
 
-def _build(checkpoint: Checkpoint, stage: Path, name: str, say: Say) -> None:
+def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: Plan, say: Say) -> None:
     config = checkpoint.config
     preprocess, encoder, decoder, postprocess, _ = (
-        repository.version_directory(stage, name, role) for role in repository.ROLES
+        repository.version_directory(stage, name, role, version) for role in repository.ROLES
     )
     try:
-        repository.copy_template(stage, name, repository.true_dims(config.image, config.text.d_model))
+        dims = repository.true_dims(config.image, config.text.d_model)
+        settings = {"target": plan.device, "vision_precision": plan.vision, "language_precision": plan.language}
+        told = story(checkpoint, settings)
+        repository.copy_template(stage, name, version, dims, told)
+        targets.fit(stage, name, plan.device, plan.vision)
         for directory in (preprocess, decoder, postprocess):
             config.save(directory / FILE_NAME)
         for directory in (preprocess, postprocess):
             (directory / "tokenizer.json").write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
-        say("writing the vision encoder as ONNX")
-        vision.export_vision(checkpoint, encoder / "model.onnx")
-        say("writing the language model as safetensors")
-        export_language_model(checkpoint.weights, decoder / "model.safetensors")
+        say(f"writing the vision encoder as ONNX, for {plan.vision} on a {plan.device.upper()}")
+        vision.export_vision(checkpoint, encoder / "model.onnx", plan.vision, without_time(told))
+        say(f"writing the language model as safetensors, {plan.language}")
+        language.export_language_model(checkpoint.weights, decoder / "model.safetensors", plan.language)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{stage.parent} cannot be written: {reason}") from error
+        # numpy and safetensors, which write most of the bytes, do not pass the system's reason on.
+        reason = getattr(error, "strerror", None) or f"the disk is full, or a file too large ({error})"
+        raise CheckpointError(f"{stage.parent.parent} cannot be written: {reason}") from error
 
 
-def _compare(checkpoint: Checkpoint, stage: Path, name: str, say: Say) -> bool:
-    encoder, decoder = (repository.version_directory(stage, name, role) for role in ("vision", "decoder"))
+def _compare(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: Plan, say: Say) -> bool:
+    encoder, decoder = (repository.version_directory(stage, name, role, version) for role in ("vision", "decoder"))
     passed = True
-    for line in parity_report(checkpoint, encoder / "model.onnx", decoder):
+    for line in parity_report(checkpoint, encoder / "model.onnx", decoder, plan.vision, plan.language):
         say(f"  {line}")
         passed = passed and line.passed
     return passed

@@ -1,15 +1,13 @@
-"""The model repository on disk: a copy of model_repository/ with a checkpoint's true dims, swapped in by rename.
+"""What is written into a model repository: a copy of model_repository/ with a checkpoint's own names, dims and story.
 
-Called by `export.pipeline`: build in `staging`, then `install`. An export that fails leaves the target untouched.
+Called by `export.pipeline` to fill the folder that `export.installation` then moves to its place.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -23,6 +21,7 @@ TEMPLATE = Path(__file__).parents[1] / "model_repository"
 TEMPLATE_NAME = "florence2"
 ROLES = ("preprocess", "vision", "decoder", "postprocess", "ensemble")
 CONFIG = "config.pbtxt"
+HEADING = "# Written by `python -m export`; model_repository/ and export/targets/ say why each value is what it is."
 
 
 def check_target(target: Path, name: str) -> None:
@@ -35,35 +34,22 @@ def check_target(target: Path, name: str) -> None:
         raise CheckpointError(f"{target} is a file, not a directory")
 
 
-def version_directory(repository: Path, name: str, role: str) -> Path:
-    return repository / f"{name}_{role}" / "1"
+def version_directory(repository: Path, name: str, role: str, version: int) -> Path:
+    """The ensemble's own version stays 1: what changes is which versions of the others it is made of."""
+    return repository / f"{name}_{role}" / str(1 if role == "ensemble" else version)
 
 
-@contextlib.contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """A directory on the target's file system that disappears again, whatever happens."""
-    target = target.resolve()
-    place = target if target.is_mount() else target.parent
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        stage = tempfile.mkdtemp(prefix=f".{target.name}-", dir=place)
-    except OSError as error:
-        raise CheckpointError(f"{place} cannot be written: {error.strerror}") from error
-    try:
-        yield Path(stage)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def copy_template(repository: Path, name: str, dims: Mapping[str, list[int]]) -> None:
-    """The five models under their new names, dims corrected, nothing generated yet."""
+def copy_template(
+    repository: Path, name: str, version: int, dims: Mapping[str, list[int]], story: Mapping[str, str]
+) -> None:
+    """The five models under their new names, nothing generated yet. `story`: what the export says of itself."""
     for role in ROLES:
-        source, model = TEMPLATE / f"{TEMPLATE_NAME}_{role}", repository / f"{name}_{role}"
-        (model / "1").mkdir(parents=True)  # Triton wants it even where an ensemble's is empty
+        source, directory = TEMPLATE / f"{TEMPLATE_NAME}_{role}", version_directory(repository, name, role, version)
+        directory.mkdir(parents=True)  # Triton wants it even where an ensemble's is empty
         for code in (source / "1").glob("*.py"):
-            shutil.copyfile(code, model / "1" / code.name)
+            shutil.copyfile(code, directory / code.name)
         committed = (source / CONFIG).read_text(encoding="utf-8")
-        (model / CONFIG).write_text(adapt_config(committed, name, dims), encoding="utf-8")
+        write_config(directory.parent, adapt_config(committed, name, version, dims, story))
 
 
 def true_dims(image: ImageConfig, d_model: int) -> dict[str, list[int]]:
@@ -71,45 +57,41 @@ def true_dims(image: ImageConfig, d_model: int) -> dict[str, list[int]]:
     return {vision.INPUT: [image.height, image.width, 3], vision.OUTPUT: [image.tokens, d_model]}
 
 
-def adapt_config(text: str, name: str, dims: Mapping[str, list[int]]) -> str:
-    """A config.pbtxt with models renamed and dims of the named tensors replaced; every other setting stays."""
-    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+def adapt_config(
+    text: str, name: str, version: int, dims: Mapping[str, list[int]], story: Mapping[str, str]
+) -> model_config_pb2.ModelConfig:
+    """A config.pbtxt with models renamed and dims of the named tensors replaced; every other setting stays.
+
+    The ensemble names the versions of its steps, and two versions of a step may be loaded: while a server goes from one
+    to the next, no request meets models of both (docs/adr/0021).
+    """
+    config = parse_config(text)
     config.name = _renamed(config.name, name)
-    for step in config.ensemble_scheduling.step:
-        step.model_name = _renamed(step.model_name, name)
     for tensor in (*config.input, *config.output):
         if tensor.name in dims:
             tensor.dims[:] = dims[tensor.name]
-    heading = "# Written by `python -m export`; model_repository/ says why each value is what it is."
-    return f"{heading}\n{text_format.MessageToString(config)}"
+    if config.platform == "ensemble":
+        for step in config.ensemble_scheduling.step:
+            step.model_name, step.model_version = _renamed(step.model_name, name), version
+        for key, value in story.items():
+            config.parameters[key].string_value = value
+    else:
+        config.version_policy.latest.num_versions = 2
+    return config
+
+
+def read_config(model: Path) -> model_config_pb2.ModelConfig:
+    """Of a model's folder."""
+    return parse_config((model / CONFIG).read_text(encoding="utf-8"))
+
+
+def write_config(model: Path, config: model_config_pb2.ModelConfig) -> None:
+    (model / CONFIG).write_text(f"{HEADING}\n{text_format.MessageToString(config)}", encoding="utf-8")
+
+
+def parse_config(text: str) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 def _renamed(model: str, name: str) -> str:
     return name + model.removeprefix(TEMPLATE_NAME)
-
-
-def install(stage: Path, target: Path) -> None:
-    """Moves the staged models into the target, in place of those of the same names; all of them or none."""
-    models = sorted(stage.iterdir())
-    replaced = Path(tempfile.mkdtemp(dir=stage))
-    created = not target.exists()
-    moved: list[tuple[Path, Path]] = []
-    try:
-        target.mkdir(exist_ok=True)
-        for model in models:
-            if (target / model.name).exists():
-                _move(target / model.name, replaced / model.name, moved)
-            _move(model, target / model.name, moved)
-    except BaseException as error:
-        for source, destination in reversed(moved):
-            destination.rename(source)
-        if created:
-            target.rmdir()
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{target} cannot be written: {error.strerror}") from error
-        raise
-
-
-def _move(source: Path, destination: Path, moved: list[tuple[Path, Path]]) -> None:
-    source.rename(destination)
-    moved.append((source, destination))

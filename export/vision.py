@@ -1,95 +1,98 @@
 """The vision encoder as ONNX: uint8 pixels in, the language model's image tokens out, any batch.
 
-Called by `export.pipeline`. Shapes: B pictures, H x W pixels, T image tokens, D = d_model, h heads or groups,
-n and m queries and keys, c channels.
+Called by `export.pipeline`. Shapes: B pictures, H x W pixels, T image tokens, D = d_model.
 """
 
 from __future__ import annotations
 
-import copy
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.models.florence2.modeling_florence2 import Florence2MultiModalProjector, Florence2VisionBackbone
 
-import florence2
 from export.checkpoint import Checkpoint
+from export.davit import Projector, Tower, to_dtype
+from export.pictures import calibration_pictures
+from export.quantise import quantise
 
 INPUT, OUTPUT = "PIXELS", "IMAGE_FEATURES"  # as in florence2_vision/config.pbtxt
 OPSET = 18  # the exporter adds IR 10; ONNX Runtime 1.19 of Triton 24.10 reads both
 MAX_BATCH = 64
-ATTENTION = "florence2_query_scaled_first"
-
-
-def query_scaled_first(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """[B, h, n, c], [B, h, m, c], [B, h, m, c] -> [B, n, h, c].
-
-    Channel attention sums over all tokens (36,864 in base's first stage): scaled afterwards, as transformers' eager
-    form does, the sum could leave float16's range. The result is the same.
-    """
-    weights = torch.softmax((query * scaling) @ key.transpose(-2, -1), dim=-1)
-    return (weights @ value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(ATTENTION, query_scaled_first)
 
 
 class VisionEncoder(nn.Module):
-    """Normalisation, tower and projector of one checkpoint in float32."""
+    """Normalisation, tower and projector of one checkpoint; `dtype` is that of convolutions and linear layers."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        image = checkpoint.config.image
-        architecture = copy.deepcopy(checkpoint.architecture)  # the reference of the parity report uses the original
-        architecture.vision_config._attn_implementation = ATTENTION
+        image, architecture = checkpoint.config.image, checkpoint.architecture
+        self.dtype = dtype
         with torch.device("meta"):  # no memory is filled with random weights only to be overwritten
-            self.tower = Florence2VisionBackbone(architecture.vision_config)
-            self.projector = Florence2MultiModalProjector(architecture)
-        _load(self.tower, checkpoint.weights, "model.vision_tower.")
-        _load(self.projector, checkpoint.weights, "model.multi_modal_projector.")
+            self.tower = Tower(architecture.vision_config, image.height, image.width)
+            self.projector = Projector(architecture)
+        self.tower.load_state_dict(_weights(checkpoint, "vision_tower."), assign=True)
+        self.tower.fold_scales()
+        projector = _weights(checkpoint, "multi_modal_projector.")
+        columns, rows = (projector.pop(f"image_position_embed.{axis}_embeddings.weight") for axis in ("column", "row"))
+        frames = projector.pop("visual_temporal_embed.pos_idx_to_embed")
+        self.projector.load_state_dict(projector, assign=True)
+        self.projector.set_position(columns, rows, frames[0], *self.tower.sizes[-1])
+        for module in (self.tower, self.projector):
+            to_dtype(module, dtype)
         self.register_buffer("mean", torch.tensor(image.mean))
         self.register_buffer("std", torch.tensor(image.std))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> float32 [B, T, D], what transformers calls `pooler_output`."""
         normalised = (pixels.to(torch.float32) / 255 - self.mean) / self.std
-        features: Tensor = self.projector(self.tower(normalised.permute(0, 3, 1, 2)).last_hidden_state)
-        return features
+        features: Tensor = self.projector(self.tower(normalised.flatten(1, 2).to(self.dtype)))
+        return features.float()
 
 
-def _load(module: nn.Module, weights: Mapping[str, Tensor], prefix: str) -> None:
-    state = {
+def _weights(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """Of one part of the checkpoint, in float32 under the part's own names."""
+    prefix = f"model.{prefix}"
+    return {
         name.removeprefix(prefix): tensor.to(torch.float32).contiguous()
-        for name, tensor in weights.items()
+        for name, tensor in checkpoint.weights.items()
         if name.startswith(prefix)
     }
-    module.load_state_dict({name: state[name] for name in module.state_dict()}, assign=True)
 
 
-def export_vision(checkpoint: Checkpoint, path: Path) -> None:
+def export_vision(checkpoint: Checkpoint, path: Path, precision: str, told: Mapping[str, str]) -> None:
     """Writes the graph to `path` and the weights beside it, to `path` + ".data".
 
     One file would be built in memory from several copies of them (base: 2.9 GB instead of 1.2 at the peak).
+    `precision`: float32 serves bfloat16 too, which is the runtime's choice; float16 and int8 are in the file.
+    `told`: what the file says of its own making.
     """
-    encoder = VisionEncoder(checkpoint).eval().requires_grad_(False)
+    program = trace(VisionEncoder(checkpoint, torch.float16 if precision == "float16" else torch.float32), checkpoint)
+    _strip_traces(program)
+    program.model.metadata_props.update(told)
+    if precision != "int8":
+        program.save(path, external_data=True)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        program.save(whole, external_data=True)
+        del program
+        quantise(whole, path, calibration_pictures(checkpoint.config.image))
+
+
+def trace(encoder: VisionEncoder, checkpoint: Checkpoint) -> torch.onnx.ONNXProgram:
     image = checkpoint.config.image
     # With one example picture the exporter would take the batch for a constant.
     example = torch.zeros(2, image.height, image.width, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            encoder,
+            encoder.eval().requires_grad_(False),
             (example,),
             dynamo=True,
             opset_version=OPSET,
@@ -99,19 +102,7 @@ def export_vision(checkpoint: Checkpoint, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    _strip_traces(program)
-    program.model.metadata_props.update(identity(checkpoint))
-    program.save(path, external_data=True)
-
-
-def identity(checkpoint: Checkpoint) -> dict[str, str]:
-    """What the file says of its own making; nothing that changes from one run to the next."""
-    return {
-        "checkpoint": checkpoint.config.source,
-        "florence2-triton": florence2.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    return program
 
 
 def _strip_traces(program: torch.onnx.ONNXProgram) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import triton_python_backend_utils as pb_utils
 
 from florence2 import errors
 from florence2.config import GenerationOptions, ModelConfig
+from florence2.engine.metrics import Kind, Metric, Sample, Series
 
 Outputs = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -29,6 +30,7 @@ class Arguments:
     def __init__(self, args: dict[str, str]) -> None:
         self.directory = Path(args["model_repository"]) / args["model_version"]
         self.device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        self.model = args["model_name"]
         self._parameters = json.loads(args["model_config"]).get("parameters", {})
 
     def integer(self, name: str) -> int:
@@ -149,10 +151,60 @@ class Reply:
         return bool(self._sender.is_cancelled())
 
     def send(self, outputs: Outputs) -> None:
-        self._send(response(outputs, self._wanted))
+        """Answers; with an error if the outputs do not make a response, since nobody may be left without any."""
+        try:
+            message = response(outputs, self._wanted)
+        except Exception as error:
+            message = error_response(error)
+        self._send(message)
 
     def fail(self, error: Exception) -> None:
         self._send(error_response(error))
 
     def _send(self, message: Any) -> None:
         self._sender.send(message, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+class MetricsEndpoint:
+    """Publishes what the decoder counts on the server's own metrics endpoint. Keep it for the life of the process.
+
+    A metric that is collected as garbage takes its series away, and another one of the same name and labels, even of
+    another process, would go on writing where it was (Triton 24.10). So each is made once, kept, and has a `model`.
+    """
+
+    def __init__(self, table: Iterable[Metric], model: str) -> None:
+        self._model = model
+        self._series: dict[Series, Any] = {}
+        try:
+            self._families = {metric: _family(metric) for metric in table}
+        except pb_utils.TritonModelException as error:
+            self._families = {}
+            pb_utils.Logger.log_warn(f"no metrics of the decoder: {error}")  # `--allow-metrics=false`
+
+    def publish(self, samples: list[Sample]) -> None:
+        """Each sample is a call of 20 to 65 µs, so not for the engine's thread."""
+        for series, value in samples:
+            if series.metric in self._families:
+                self._write(series, value)
+
+    def _write(self, series: Series, value: float) -> None:
+        if series not in self._series:
+            self._series[series] = self._new(series)
+        line = self._series[series]
+        match series.metric.kind:
+            case Kind.COUNTER:
+                line.increment(value)
+            case Kind.GAUGE:
+                line.set(value)
+            case Kind.HISTOGRAM:
+                line.observe(value)
+
+    def _new(self, series: Series) -> Any:
+        labels = {"model": self._model, **dict(zip(series.metric.labels, series.labels, strict=True))}
+        buckets = {"buckets": list(series.metric.buckets)} if series.metric.buckets else {}
+        return self._families[series.metric].Metric(labels=labels, **buckets)
+
+
+def _family(metric: Metric) -> Any:
+    kind = getattr(pb_utils.MetricFamily, metric.kind.name)
+    return pb_utils.MetricFamily(name=metric.name, description=metric.help, kind=kind)

@@ -18,6 +18,8 @@ from florence2_client.console import complain
 COMMANDS = {  # name -> its module and one line of help
     "run": ("florence2_client.commands.run", "ask one task about one picture"),
     "batch": ("florence2_client.commands.batch", "ask about many pictures, and go on where it stopped"),
+    "health": ("florence2_client.commands.health", "ask whether a server is alive, by a real inference"),
+    "info": ("florence2_client.commands.info", "tell which checkpoints are served"),
     "tasks": ("florence2_client.commands.tasks", "list the tasks"),
     "bench": ("florence2_client.commands.bench", "measure latency and throughput of a running server"),
     "serve": ("florence2_client.commands.serve", "serve an exported model"),

@@ -183,6 +183,12 @@ def repeating_tokens(tokens: tuple[int, ...], size: int) -> list[int]:
     """Tokens that would make an n-gram of `size` occur twice in `tokens` (0: none)."""
     if size == 0 or len(tokens) < size:
         return []
-    context = tokens[len(tokens) - size + 1 :]
-    starts = range(len(tokens) - size + 1)
-    return [tokens[i + size - 1] for i in starts if tokens[i : i + size - 1] == context]
+    if size == 1:
+        return list(tokens)
+    context, last = tokens[len(tokens) - size + 1 :], tokens[-1]
+    found, place = [], tokens.index(last, size - 2)
+    while place < len(tokens) - 1:  # the last token finds itself in the end
+        if tokens[place - size + 2 : place + 1] == context:
+            found.append(tokens[place + 1])
+        place = tokens.index(last, place + 1)
+    return found

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +19,11 @@ from torch import Tensor
 
 from florence2 import config as config_module
 from florence2.config import ModelConfig
-from florence2.engine.beam import Generation, start_search
-from florence2.engine.kv_cache import SelfKV
-from florence2.engine.model import LanguageModel, Span
+from florence2.engine.attention import Span, ViewedStep
+from florence2.engine.beam import Candidate, Generation, start_search
+from florence2.engine.graphs import StepGraphs
+from florence2.engine.kv_cache import KVCache, rows_within
+from florence2.engine.model import LanguageModel
 from florence2.engine.scheduler import Scheduler
 from florence2.engine.scoring import candidates, top
 from florence2.engine.sequence import Request, Sequence
@@ -28,22 +34,47 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """`rows`: hypotheses that are decoded together; a request takes as many as it has beams."""
+    """`rows`: hypotheses that are decoded together; a request takes as many as it has beams.
 
-    def __init__(self, model: LanguageModel, config: ModelConfig, *, rows: int = 24, max_waiting: int = 256) -> None:
+    `prefill_seconds`: how long prefill may hold up the live requests before their next token. It stops at the end of a
+    layer, so a step lasts up to one layer longer than that. `static_shapes`: whether steps are padded so that graphs of
+    them can be replayed; by default on CUDA alone.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        config: ModelConfig,
+        *,
+        rows: int = 24,
+        max_waiting: int = 256,
+        prefill_seconds: float = 0.05,
+        static_shapes: bool | None = None,
+    ) -> None:
         self.model = model
         self.config = config
-        weight = model.shared.weight
-        self.device, self.dtype = weight.device, weight.dtype
         self.scheduler = Scheduler(rows, max_waiting)
-        self.cache = SelfKV(config.text, rows, self.dtype, self.device)
+        self.cache = KVCache(config.text, rows, model.cache_dtype, model.device)
+        self.prefill_seconds = prefill_seconds
+        padded = model.device.type == "cuda" if static_shapes is None else static_shapes
+        self._graphs = StepGraphs(model, self.cache) if padded else None
+        self._prefilling: deque[Sequence] = deque()
 
     @classmethod
-    def load(cls, directory: Path, *, device: str = "cpu", rows: int = 24, max_waiting: int = 256) -> Engine:
-        """From the folder of an exported decoder. Raises CheckpointError."""
+    def load(
+        cls, directory: Path, *, device: str = "cpu", rows: int = 24, kv_cache_bytes: int | None = None, **options: Any
+    ) -> Engine:
+        """From the folder of an exported decoder, with fewer rows if they took more memory. Raises CheckpointError."""
         config = ModelConfig.load(directory / config_module.FILE_NAME)
         model = load_language_model(directory, config, torch.device(device))
-        return cls(model, config, rows=rows, max_waiting=max_waiting)
+        if kv_cache_bytes is not None:
+            rows = rows_within(kv_cache_bytes, rows, config.text, model.cache_dtype)
+        return cls(model, config, rows=rows, **options)
+
+    @property
+    def kv_bytes_per_row(self) -> int:
+        """Keys and values of a beam, and as much again for its request."""
+        return self.cache.bytes_per_row
 
     def check(self, request: Request) -> None:
         """Raises InvalidRequest on what would break a step: callers can reach the decoder without preprocessing."""
@@ -63,11 +94,13 @@ class Engine:
         self.scheduler.add(sequence)
         return sequence
 
+    @torch.inference_mode()
     def step(self) -> list[Sequence]:
         """Returns the sequences that are done. An exception is about the whole batch; see `fail_live`."""
         self._admit()
+        self._prefill()
         self._decode()
-        return self.scheduler.retire()
+        return self._retire()
 
     def generate(self, requests: list[Request]) -> list[Generation]:
         """Answers a list of requests; for tests, parity reports and benchmarks. Raises the first request's error."""
@@ -86,55 +119,93 @@ class Engine:
         for sequence in self.scheduler.live:
             if not sequence.done:
                 sequence.finish(InternalError("the decoder failed on this batch of requests; see the server's log"))
-        return self.scheduler.retire()
+        return self._retire()
 
     def _admit(self) -> None:
-        """At most one request a step, so that the live ones never wait for more than one prefill."""
-        sequence = self.scheduler.admit()
-        if sequence is None:
+        while (sequence := self.scheduler.admit()) is not None:
+            sequence.slot = self.cache.take_slot()
+            sequence.prefill = self._start_prefill(sequence, sequence.slot)
+            self._prefilling.append(sequence)
+
+    def _start_prefill(self, sequence: Sequence, slot: int) -> Iterator[None]:
+        features = torch.from_numpy(sequence.request.image_features).to(self.model.device)
+        prompt = torch.tensor(sequence.request.prompt_ids, device=self.model.device)
+        yield from self.model.prefill(features, prompt, self.cache, slot)
+
+    def _prefill(self) -> None:
+        """Works on those who were admitted, in their order, until the time is over; without a limit if nobody waits."""
+        deadline = time.monotonic() + self.prefill_seconds
+        while self._prefilling:
+            sequence = self._prefilling[0]
+            self._prefill_piece(sequence)
+            if sequence.prefill is None:
+                self._prefilling.popleft()
+            if time.monotonic() >= deadline and self._decoding():
+                return
+
+    def _prefill_piece(self, sequence: Sequence) -> None:
+        if sequence.prefill is None:  # it was ended from outside
             return
         try:
-            self._prefill(sequence)
+            next(sequence.prefill)
+        except StopIteration:
+            sequence.prefill = None
         except Exception:  # this request's alone: the others have not been touched
             log.exception("prefill failed")
             sequence.finish(InternalError("the text encoder failed on this request; see the server's log"))
 
-    def _prefill(self, sequence: Sequence) -> None:
-        features = torch.from_numpy(sequence.request.image_features).to(self.device, self.dtype)
-        sequence.cross = self.model.encode(features, torch.tensor(sequence.request.prompt_ids, device=self.device))
+    def _decoding(self) -> list[Sequence]:
+        return [sequence for sequence in self.scheduler.live if sequence.prefill is None and not sequence.done]
 
     def _decode(self) -> None:
-        live = [sequence for sequence in self.scheduler.live if not sequence.done]
+        live = self._decoding()
         if not live:
             return
-        spans = _spans(live)
         tokens = [token for sequence in live for token in sequence.search.last_tokens]
-        positions = [span.position for span in spans for _ in range(span.batch.start, span.batch.stop)]
-        logits = self.model.decode(
-            torch.tensor(tokens, device=self.device), torch.tensor(positions, device=self.device), spans, self.cache
-        )
-        for sequence, span in zip(live, spans, strict=True):
-            self._advance(sequence, logits[span.batch])
+        logits = self._logits(tokens, [_span(sequence) for sequence in live])
+        searches = [sequence.search for sequence in live]
+        for sequence, scored in zip(live, candidates(searches, logits, self.config.tokens.known), strict=True):
+            self._advance(sequence, scored)
 
-    def _advance(self, sequence: Sequence, logits: Tensor) -> None:
-        """logits: [K, V] of this sequence's beams."""
+    def _logits(self, tokens: list[int], spans: list[Span]) -> Tensor:
+        """[R, V], the rows in the order of the spans'."""
+        if self._graphs:
+            return self._graphs.decode(tokens, spans)
+        return self.model.decode(torch.tensor(tokens, device=self.model.device), ViewedStep(self.cache, spans))
+
+    def _advance(self, sequence: Sequence, scored: list[Candidate]) -> None:
         search = sequence.search
-        length = search.length
-        scored = candidates(search, logits, self.config.tokens.known)
         if math.isnan(scored[0].score):
             return sequence.finish(InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range"))
+        decoded = [hypothesis.tokens for hypothesis in search.running]
         parents = search.advance(scored)
         if parents is None:
             sequence.finish(search.result())
         else:
-            self.cache.reorder(sequence.rows, parents, length)
+            self._follow(sequence.rows, parents, decoded)
+
+    def _follow(self, rows: range, parents: list[int], decoded: list[tuple[int, ...]]) -> None:
+        """Row i goes on with what its parent decoded. Beams share long beginnings, and with them keys and values."""
+        moves = [(parent, beam) for beam, parent in enumerate(parents) if parent != beam]
+        if moves:
+            start = min(shared_length(decoded[parent], decoded[beam]) for parent, beam in moves)
+            sources, targets = ([rows[beam] for beam in beams] for beams in zip(*moves, strict=True))
+            self.cache.copy_rows(sources, targets, slice(start, len(decoded[0])))
+
+    def _retire(self) -> list[Sequence]:
+        done = self.scheduler.retire()
+        for sequence in done:
+            if sequence.slot is not None:
+                self.cache.free_slot(sequence.slot)
+        return done
 
 
-def _spans(live: list[Sequence]) -> list[Span]:
-    spans, start = [], 0
-    for sequence in live:
-        stop = start + len(sequence.rows)
-        rows = slice(sequence.rows.start, sequence.rows.stop)
-        spans.append(Span(slice(start, stop), rows, sequence.search.length - 1, sequence.cross))
-        start = stop
-    return spans
+def _span(sequence: Sequence) -> Span:
+    assert sequence.slot is not None
+    encoder_length = len(sequence.request.image_features) + len(sequence.request.prompt_ids)
+    return Span(sequence.rows, sequence.slot, sequence.search.length - 1, encoder_length)
+
+
+def shared_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many tokens two hypotheses begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))

@@ -1,43 +1,61 @@
-"""Keys and values of the decoder: self-attention preallocated by row, cross-attention once per request.
+"""Keys and values of the decoder, all preallocated: self-attention by row, cross-attention once per request, by slot.
 
-L layers, R rows (one per live hypothesis), H heads, T decoder positions, S encoder positions, E size of a head.
+L layers, R rows (one per live hypothesis), C slots (one per live request), H heads, T decoder positions, S encoder
+positions, E size of a head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
 
 import torch
-from torch import Tensor
 
 from florence2.config import TextConfig
 
 
-@dataclass(frozen=True)
-class CrossKV:
-    """A request's cross-attention keys and values, shared by its beams."""
+class KVCache:
+    """self_keys, self_values: [L, R, H, T, E]; cross_keys, cross_values: [L, C, H, S, E], with as many slots as rows.
 
-    keys: list[Tensor]  # L of [H, S, E]
-    values: list[Tensor]  # L of [H, S, E]
-
-
-class SelfKV:
-    """keys, values: [L, R, H, T, E]. Memory is reserved at once and, on CPU, touched only as far as it is used."""
+    On CPU the memory is reserved at once and touched as far as it is used. Zeros, since whatever lies behind a
+    request's last position is read and masked, and must be finite.
+    """
 
     def __init__(self, config: TextConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        head_dim = config.d_model // config.decoder_heads
-        shape = (config.decoder_layers, rows, config.decoder_heads, config.max_positions, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.rows, self.dtype, self.device = rows, dtype, device
+        self.heads = config.decoder_heads
+        self.bytes_per_row = bytes_per_row(config, dtype)
+        shape = (config.decoder_layers, rows, self.heads, config.max_positions, config.d_model // self.heads)
+        self.self_keys, self.self_values, self.cross_keys, self.cross_values = (
+            torch.zeros(shape, dtype=dtype, device=device) for _ in range(4)
+        )
+        self._free_slots = list(range(rows))  # a heap: the lowest first, so that live slots stay close together
+
+    def take_slot(self) -> int:
+        """For a request's cross-attention keys and values. There are as many as rows, so one is always free."""
+        return heapq.heappop(self._free_slots)
+
+    def free_slot(self, slot: int) -> None:
+        heapq.heappush(self._free_slots, slot)
 
     @property
-    def bytes_per_row(self) -> int:
-        return 2 * self.keys[:, 0].numel() * self.keys.element_size()
+    def used_slots(self) -> int:
+        return self.rows - len(self._free_slots)
 
-    def reorder(self, rows: range, parents: list[int], length: int) -> None:
-        """Row i of `rows` goes on with the first `length` positions of its parent, numbered within `rows`."""
-        if parents == list(range(len(rows))):
-            return
-        index = torch.tensor([rows.start + parent for parent in parents], device=self.keys.device)
-        for cache in (self.keys, self.values):
-            cache[:, rows.start : rows.stop, :, :length] = cache[:, index, :, :length]
+    def copy_rows(self, sources: list[int], targets: list[int], positions: slice) -> None:
+        """All sources are read before any target is written."""
+        read, written = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
+        for cache in (self.self_keys, self.self_values):
+            cache[:, written, :, positions] = cache[:, read, :, positions]
+
+
+def bytes_per_row(config: TextConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one hypothesis, and as much again for a request's cross-attention: there may be as many.
+
+    Base (6 layers, 1024 positions, 768 wide) in float32: 2 * 2 * 6 * 1024 * 768 * 4 = 75,497,472.
+    """
+    return 2 * 2 * config.decoder_layers * config.max_positions * config.d_model * dtype.itemsize
+
+
+def rows_within(budget: int, limit: int, config: TextConfig, dtype: torch.dtype) -> int:
+    """How many rows fit into `budget` bytes: at least one, at most `limit`."""
+    return max(1, min(limit, budget // bytes_per_row(config, dtype)))

@@ -1,16 +1,15 @@
-"""Florence-2's language model, BART with the image's features before the prompt: `encode` once, `decode` step by step.
+"""Florence-2's language model, BART with the image's features before the prompt: `prefill` once, `decode` step by step.
 
-Every row's result is independent of the other rows in a step: the linear layers run on all rows together, attention
-runs request by request on views of the cache, so nothing is padded or masked.
+The linear layers run on all rows of a step together, which reads the weights once; attention over the cache is the
+`attention.Step`'s. Nothing depends on the other rows of a step.
 
-D d_model, H heads, E size of a head, S encoder positions, R rows of a step, K rows (beams) of one request,
-T decoder positions so far, V rows of the embedding.
+D d_model, H heads, E size of a head, S encoder positions, R rows of a step, V rows of the embedding.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -18,113 +17,93 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from florence2.config import ModelConfig, TextConfig
-from florence2.engine.kv_cache import CrossKV, SelfKV
+from florence2.engine.attention import Step
+from florence2.engine.kv_cache import KVCache
+from florence2.engine.linear import LayerType, Projection, layer_type, pack
 
 POSITION_OFFSET = 2  # BART keeps two rows before position 0
 
 
-@dataclass(frozen=True)
-class Span:
-    """One request's share of a decode step."""
-
-    batch: slice  # its K rows of the step's batch
-    rows: slice  # its K rows of the cache
-    position: int  # of the token being decoded
-    cross: CrossKV
-
-
 class Attention(nn.Module):
-    """The four projections of BART's attention; the callers combine them."""
+    """The four projections of BART's attention."""
 
-    def __init__(self, d_model: int, heads: int) -> None:
+    def __init__(self, d_model: int, heads: int, linear: LayerType) -> None:
         super().__init__()
         self.heads = heads
         self.scale = 1 / math.sqrt(d_model // heads)
-        self.q_proj = nn.Linear(d_model, d_model)
-        self.k_proj = nn.Linear(d_model, d_model)
-        self.v_proj = nn.Linear(d_model, d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (linear(d_model, d_model) for _ in range(4))
 
     def split(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, H, E]"""
         return x.unflatten(-1, (self.heads, -1))
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[…, N, E] over […, M, E] -> […, N, E]. Two products: fused attention is slow for single queries on CPU."""
-        weights = (queries @ keys.transpose(-1, -2)).mul_(self.scale)
-        return weights.softmax(-1) @ values
 
+class Layer(nn.Module):
+    """What an encoder and a decoder layer share. Layer norms come after the sums, as BART has it."""
 
-class FeedForward(nn.Module):
-    """The second half of a layer, with the layer norm after the sum, as BART has it."""
+    def __init__(self, d_model: int, heads: int, ffn: int, linear: LayerType) -> None:
+        super().__init__()
+        self.self_attn = Attention(d_model, heads, linear)
+        self.self_attn_layer_norm = nn.LayerNorm(d_model)
+        self.fc1 = linear(d_model, ffn)
+        self.fc2 = linear(ffn, d_model)
+        self.final_layer_norm = nn.LayerNorm(d_model)
 
-    fc1: nn.Linear
-    fc2: nn.Linear
-    final_layer_norm: nn.LayerNorm
+    def pack(self) -> None:
+        """Exchanges the layers as they were loaded for those that compute fastest."""
+        attention = self.self_attn
+        self.project_in = pack(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.project_out = pack(attention.out_proj)
+        self.widen, self.narrow = pack(self.fc1), pack(self.fc2)
+        del attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, self.fc1, self.fc2
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, D] -> scaled queries, keys and values, [N, H, E] each"""
+        queries, keys, values = self.project_in(x).chunk(3, -1)
+        attention = self.self_attn
+        return attention.split(queries) * attention.scale, attention.split(keys), attention.split(values)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.final_layer_norm(x + self.fc2(F.gelu(self.fc1(x))))
+        return self.final_layer_norm(x + self.narrow(F.gelu(self.widen(x))))
 
 
-class EncoderLayer(FeedForward):
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.self_attn = Attention(config.d_model, config.encoder_heads)
-        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn)
-        self.fc2 = nn.Linear(config.encoder_ffn, config.d_model)
-        self.final_layer_norm = nn.LayerNorm(config.d_model)
-
+class EncoderLayer(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """[S, D] -> [S, D]"""
-        attention = self.self_attn
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        queries, keys, values = (attention.split(project(x)).transpose(0, 1)[None] for project in projections)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)[0]
-        x = self.self_attn_layer_norm(x + attention.out_proj(mixed.transpose(0, 1).flatten(1)))
+        queries, keys, values = (part.transpose(0, 1)[None] for part in self.project(x))
+        mixed = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[0]
+        x = self.self_attn_layer_norm(x + self.project_out(mixed.transpose(0, 1).flatten(1)))
         return self.feed_forward(x)
 
 
-class DecoderLayer(FeedForward):
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.self_attn = Attention(config.d_model, config.decoder_heads)
-        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.encoder_attn = Attention(config.d_model, config.decoder_heads)
-        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.fc1 = nn.Linear(config.d_model, config.decoder_ffn)
-        self.fc2 = nn.Linear(config.decoder_ffn, config.d_model)
-        self.final_layer_norm = nn.LayerNorm(config.d_model)
+class DecoderLayer(Layer):
+    def __init__(self, d_model: int, heads: int, ffn: int, linear: LayerType) -> None:
+        super().__init__(d_model, heads, ffn, linear)
+        self.encoder_attn = Attention(d_model, heads, linear)
+        self.encoder_attn_layer_norm = nn.LayerNorm(d_model)
 
-    def forward(self, x: Tensor, spans: list[Span], keys: Tensor, values: Tensor, layer: int) -> Tensor:
-        """[R, D] -> [R, D]; keys, values: this layer's cache [rows, H, T, E], written at each span's position."""
-        x = self.self_attn_layer_norm(x + self._attend_to_self(x, spans, keys, values))
-        x = self.encoder_attn_layer_norm(x + self._attend_to_encoder(x, spans, layer))
-        return self.feed_forward(x)
-
-    def _attend_to_self(self, x: Tensor, spans: list[Span], keys: Tensor, values: Tensor) -> Tensor:
-        attention = self.self_attn
-        query, key, value = (
-            attention.split(project(x)) for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        mixed = torch.empty_like(query)
-        for span in spans:
-            keys[span.rows, :, span.position] = key[span.batch]
-            values[span.rows, :, span.position] = value[span.batch]
-            past = (span.rows, slice(None), slice(span.position + 1))
-            queries = query[span.batch].unsqueeze(2)  # [K, H, 1, E]
-            mixed[span.batch] = attention.attend(queries, keys[past], values[past]).squeeze(2)
-        return attention.out_proj(mixed.flatten(1))
-
-    def _attend_to_encoder(self, x: Tensor, spans: list[Span], layer: int) -> Tensor:
+    def pack(self) -> None:
+        super().pack()
         attention = self.encoder_attn
-        query = attention.split(attention.q_proj(x))
-        mixed = torch.empty_like(query)
-        for span in spans:
-            queries = query[span.batch].transpose(0, 1)  # [H, K, E]: a request's K/V are read once for all its beams
-            answer = attention.attend(queries, span.cross.keys[layer], span.cross.values[layer])
-            mixed[span.batch] = answer.transpose(0, 1)
-        return attention.out_proj(mixed.flatten(1))
+        self.project_encoder = pack(attention.k_proj, attention.v_proj)
+        self.ask_encoder, self.answer_encoder = pack(attention.q_proj), pack(attention.out_proj)
+        del attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
+
+    def forward(self, x: Tensor, step: Step, layer: int, dtype: torch.dtype) -> Tensor:
+        """[R, D] -> [R, D]; dtype: the cache's"""
+        queries, keys, values = (part.to(dtype) for part in self.project(x))
+        mixed = step.attend_to_self(layer, queries, keys, values).flatten(1).to(x.dtype)
+        x = self.self_attn_layer_norm(x + self.project_out(mixed))
+        attention = self.encoder_attn
+        queries = attention.split(self.ask_encoder(x) * attention.scale)
+        mixed = step.attend_to_encoder(layer, queries.to(dtype)).flatten(1).to(x.dtype)
+        x = self.encoder_attn_layer_norm(x + self.answer_encoder(mixed))
+        return self.feed_forward(x)
+
+    def encoder_keys_and_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """[S, D] -> [H, S, E] twice"""
+        keys, values = self.project_encoder(encoded).chunk(2, -1)
+        return self.encoder_attn.split(keys).transpose(0, 1), self.encoder_attn.split(values).transpose(0, 1)
 
 
 class Side(nn.Module):
@@ -142,36 +121,71 @@ class Side(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Weights as in the checkpoint, without the prefix `model.language_model.`; the head is `shared` unless untied."""
+    """Weights as in the checkpoint, without the prefix `model.language_model.`; the head is `shared` unless untied.
 
-    def __init__(self, config: ModelConfig, *, tied: bool = True) -> None:
+    `pack` makes it ready, once the weights are in. `precision`: float32, bfloat16, float16, or int8, which keeps
+    float32 between the layers.
+    """
+
+    head: Projection
+
+    def __init__(self, config: ModelConfig, *, tied: bool = True, precision: str = "float32") -> None:
         super().__init__()
-        text = config.text
-        self.known_tokens = config.tokens.known
+        text, linear = config.text, layer_type(precision)
+        self.precision = precision
         self.embed_scale = math.sqrt(text.d_model) if text.scale_embedding else 1.0
         self.shared = nn.Embedding(text.vocab_size, text.d_model)
-        self.encoder = Side(text, [EncoderLayer(text) for _ in range(text.encoder_layers)])
-        self.decoder = Side(text, [DecoderLayer(text) for _ in range(text.decoder_layers)])
-        self.lm_head = None if tied else nn.Linear(text.d_model, text.vocab_size, bias=False)
+        encoder = (text.d_model, text.encoder_heads, text.encoder_ffn, linear)
+        decoder = (text.d_model, text.decoder_heads, text.decoder_ffn, linear)
+        self.encoder = Side(text, [EncoderLayer(*encoder) for _ in range(text.encoder_layers)])
+        self.decoder = Side(text, [DecoderLayer(*decoder) for _ in range(text.decoder_layers)])
+        self.lm_head = None if tied else linear(text.d_model, text.vocab_size, bias=False)
 
-    @torch.inference_mode()
-    def encode(self, image_features: Tensor, prompt_ids: Tensor) -> CrossKV:
-        """Prefill: [image tokens, D] and [prompt tokens] -> cross-attention keys and values of every decoder layer."""
-        x = torch.cat([image_features, self.shared(prompt_ids) * self.embed_scale])
+    def pack(self) -> LanguageModel:
+        """Called once, after the weights were loaded."""
+        self.eval().requires_grad_(False)
+        for layer in (*self.encoder.layers, *self.decoder.layers):
+            layer.pack()
+        self.head = pack(self.lm_head or self.shared)
+        self.lm_head = None
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.shared.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what goes from layer to layer."""
+        return self.encoder.layernorm_embedding.weight.dtype
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """On CPU float32: of a cache in bfloat16 torch's products would first make a dense copy."""
+        return torch.float32 if self.device.type == "cpu" else self.dtype
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[N] -> [N, D]"""
+        return self.shared(tokens).to(self.dtype) * self.embed_scale
+
+    def prefill(self, image_features: Tensor, prompt_ids: Tensor, cache: KVCache, slot: int) -> Iterator[None]:
+        """[image tokens, D] and [prompt tokens] -> cross-attention keys and values of every decoder layer, in the slot.
+
+        A generator that stops after each layer, so that others may decode in between.
+        """
+        x = torch.cat([image_features.to(self.dtype), self.embed(prompt_ids)])  # [S, D]
         x = self.encoder.embed(x, torch.arange(len(x), device=x.device))
         for layer in self.encoder.layers:
             x = layer(x)
-        attentions = [cast(DecoderLayer, layer).encoder_attn for layer in self.decoder.layers]
-        return CrossKV(
-            [attention.split(attention.k_proj(x)).transpose(0, 1).contiguous() for attention in attentions],
-            [attention.split(attention.v_proj(x)).transpose(0, 1).contiguous() for attention in attentions],
-        )
-
-    @torch.inference_mode()
-    def decode(self, tokens: Tensor, positions: Tensor, spans: list[Span], cache: SelfKV) -> Tensor:
-        """One step: the last token of each row [R] and its position [R] -> float32 logits of the next [R, V]."""
-        x = self.decoder.embed(self.shared(tokens) * self.embed_scale, positions)
+            yield
         for index, layer in enumerate(self.decoder.layers):
-            x = layer(x, spans, cache.keys[index], cache.values[index], index)
-        head = self.shared if self.lm_head is None else self.lm_head
-        return F.linear(x, head.weight).float()
+            keys, values = cast(DecoderLayer, layer).encoder_keys_and_values(x)
+            cache.cross_keys[index, slot, :, : len(x)] = keys
+            cache.cross_values[index, slot, :, : len(x)] = values
+
+    def decode(self, tokens: Tensor, step: Step) -> Tensor:
+        """The last token of each row [R] -> float32 logits of the next [R, V]."""
+        x = self.decoder.embed(self.embed(tokens), step.positions)
+        for index, layer in enumerate(self.decoder.layers):
+            x = layer(x, step, index, self.cache_dtype)
+        return self.head(x).float()

@@ -1,7 +1,9 @@
 """Who is in the batch: the waiting queue, the live sequences and their rows of the cache. Pure Python.
 
-First come, first served: the head of the queue is admitted as soon as enough adjacent rows are free for its beams, and
-nobody overtakes it. Live sequences always end (their length is bounded), so the head is admitted in the end.
+First come, first served, with a reservation. A request needs as many adjacent rows as it has beams. While the head of
+the queue waits for them, those behind it may have rows that it does not wait for: they keep rows busy and cannot delay
+it. Live sequences always end (their length is bounded), so the head's rows become free, whoever else arrives.
+docs/adr/0002-admission-order.md has the reasons and figures.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 
 from florence2.engine.sequence import Sequence
-from florence2.errors import QueueFull
+from florence2.errors import Florence2Error, QueueFull
 
 
 class Scheduler:
@@ -20,34 +22,64 @@ class Scheduler:
         self.max_waiting = max_waiting
         self.waiting: deque[Sequence] = deque()
         self.live: list[Sequence] = []  # ordered by their rows
+        self._reserved: tuple[Sequence, range] | None = None  # for the head of the queue, when it does not fit
 
     def add(self, sequence: Sequence) -> None:
-        assert sequence.request.options.num_beams <= self.rows, "Engine.check lets no such request through"
-        if len(self.waiting) >= self.max_waiting:
-            raise QueueFull(f"the decoder's queue is full ({self.max_waiting} requests are waiting); try again later")
+        assert _beams(sequence) <= self.rows, "Engine.check lets no such request through"
+        self.require_room()
         self.waiting.append(sequence)
 
+    def require_room(self, arriving: int = 0) -> None:
+        """Raises QueueFull when no more can wait, those included who are on their way to `add`."""
+        if len(self.waiting) + arriving >= self.max_waiting:
+            raise QueueFull(f"the decoder's queue is full ({self.max_waiting} requests are waiting); try again later")
+
     def admit(self) -> Sequence | None:
-        """Moves the head of the queue into the batch and gives it rows; None if it must wait, or nobody does."""
+        """Moves one of the queue, the head if it fits, into the batch and gives it rows; None if all must wait."""
         if not self.waiting:
             return None
-        start = self._free_rows(self.waiting[0].request.options.num_beams)
-        if start is None:
-            return None
-        sequence = self.waiting.popleft()
-        sequence.rows = range(start, start + sequence.request.options.num_beams)
+        head = self.waiting[0]
+        start = _first_fit(self._gaps(range(0)), _beams(head))
+        if start is not None:
+            return self._make_live(head, start)
+        gaps = self._gaps(self._reserve_for(head))
+        for sequence in self.waiting if gaps else ():  # the head itself does not fit
+            start = _first_fit(gaps, _beams(sequence))
+            if start is not None:
+                return self._make_live(sequence, start)
+        return None
+
+    def _reserve_for(self, head: Sequence) -> range:
+        """The rows that it waits for. Once chosen they stay the same, so that it waits for their occupants alone."""
+        if self._reserved is None or self._reserved[0] is not head:
+            self._reserved = (head, self._window_of_the_oldest(_beams(head)))
+        return self._reserved[1]
+
+    def _window_of_the_oldest(self, count: int) -> range:
+        """`count` adjacent rows whose youngest occupant has decoded the most: nobody knows who will end first."""
+        age = [float("inf")] * self.rows
+        for sequence in self.live:
+            for row in sequence.rows:
+                age[row] = sequence.search.length
+        start = max(range(self.rows - count + 1), key=lambda first: min(age[first : first + count]))
+        return range(start, start + count)
+
+    def _gaps(self, reserved: range) -> list[range]:
+        """Adjacent rows that are neither live nor reserved, each as long as can be."""
+        gaps, start = [], 0
+        taken = sorted([sequence.rows for sequence in self.live] + [reserved], key=lambda rows: rows.start)
+        for rows in (*taken, range(self.rows, self.rows)):
+            if rows.start > start:
+                gaps.append(range(start, rows.start))
+            start = max(start, rows.stop)
+        return gaps
+
+    def _make_live(self, sequence: Sequence, start: int) -> Sequence:
+        self.waiting.remove(sequence)
+        sequence.rows = range(start, start + _beams(sequence))
         self.live.append(sequence)
         self.live.sort(key=lambda live: live.rows.start)
         return sequence
-
-    def _free_rows(self, count: int) -> int | None:
-        """First fit: the start of the first gap of `count` rows between the live sequences."""
-        start = 0
-        for sequence in self.live:
-            if sequence.rows.start - start >= count:
-                return start
-            start = sequence.rows.stop
-        return start if self.rows - start >= count else None
 
     def retire(self) -> list[Sequence]:
         """Takes out, and returns, everybody who is done, live or still waiting; their rows are free again."""
@@ -55,7 +87,16 @@ class Scheduler:
         if done:
             self.live = [sequence for sequence in self.live if not sequence.done]
             self.waiting = deque(sequence for sequence in self.waiting if not sequence.done)
+            if self._reserved and self._reserved[0] not in self.waiting:
+                self._reserved = None  # who is gone keeps no memory
         return done
+
+    def dismiss_waiting(self, error: Florence2Error) -> list[Sequence]:
+        """Ends everybody who waits, and returns all who are done."""
+        for sequence in self.waiting:
+            if not sequence.done:
+                sequence.finish(error)
+        return self.retire()
 
     @property
     def idle(self) -> bool:
@@ -65,8 +106,16 @@ class Scheduler:
         """The invariants, asserted: live rows lie within the cache and do not overlap; no one is in two places."""
         stop = 0
         for sequence in self.live:
-            assert sequence.rows.start >= stop and len(sequence.rows) == sequence.request.options.num_beams
+            assert sequence.rows.start >= stop and len(sequence.rows) == _beams(sequence)
             stop = sequence.rows.stop
         assert stop <= self.rows
         assert len({id(sequence) for sequence in (*self.live, *self.waiting)}) == len(self.live) + len(self.waiting)
         assert len(self.waiting) <= self.max_waiting
+
+
+def _beams(sequence: Sequence) -> int:
+    return sequence.request.options.num_beams
+
+
+def _first_fit(gaps: list[range], count: int) -> int | None:
+    return next((gap.start for gap in gaps if len(gap) >= count), None)

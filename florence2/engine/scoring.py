@@ -1,10 +1,14 @@
 """From logits to candidates, with transformers' arithmetic and order of the rules, so that ties fall alike.
 
-K beams of one request, V rows of the embedding. The padding rows of the embedding (ids >= `known_tokens`) are masked
-after the softmax: they can never be chosen, and the scores stay those of transformers, which counts them.
+R rows of a step, K rows (beams) of one request, N requests with as many beams, V rows of the embedding. The padding
+rows of the embedding (ids >= `known_tokens`) are masked after the softmax: they can never be chosen, and the scores
+stay those of transformers, which counts them.
 """
 
 from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,13 +16,20 @@ from torch import Tensor
 from florence2.engine.beam import Candidate, Constraint, Search
 
 
-def candidates(search: Search, logits: Tensor, known_tokens: int) -> list[Candidate]:
-    """logits: float32 [K, V]. Returns the candidates of `search.advance`, best first."""
-    constraints = search.constraints()
-    if len(constraints) == 1:
-        return [_best_token(logits[0], constraints[0], search.running[0].score, known_tokens)]
-    running = torch.tensor([hypothesis.score for hypothesis in search.running], device=logits.device)
-    return _best_continuations(logits, constraints, running, known_tokens)
+def candidates(searches: Sequence[Search], logits: Tensor, known_tokens: int) -> list[list[Candidate]]:
+    """logits: float32 [R, V], the rows in the order of the searches; they are overwritten.
+
+    Returns for each search the candidates of its `advance`, best first.
+    """
+    found: list[list[Candidate]] = [[]] * len(searches)
+    for places, rows in _by_beams(searches):
+        group = [searches[place] for place in places]
+        theirs = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+        constraints = [constraint for search in group for constraint in search.constraints()]
+        score = _best_tokens if len(group[0].running) == 1 else _best_continuations
+        for place, best in zip(places, score(group, theirs, constraints, known_tokens), strict=True):
+            found[place] = best
+    return found
 
 
 def top(scores: list[float], count: int) -> list[int]:
@@ -26,30 +37,59 @@ def top(scores: list[float], count: int) -> list[int]:
     return torch.tensor(scores).topk(count).indices.tolist()
 
 
-def _best_token(logits: Tensor, constraint: Constraint, running: float, known_tokens: int) -> Candidate:
+def _by_beams(searches: Sequence[Search]) -> list[tuple[list[int], list[int]]]:
+    """Places of the searches that have as many beams, and their rows."""
+    groups: defaultdict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    row = 0
+    for place, search in enumerate(searches):
+        beams = len(search.running)
+        places, rows = groups[beams]
+        places.append(place)
+        rows.extend(range(row, row + beams))
+        row += beams
+    return list(groups.values())
+
+
+def _best_tokens(
+    searches: Sequence[Search], logits: Tensor, constraints: Sequence[Constraint], known_tokens: int
+) -> list[list[Candidate]]:
     """Greedy: the rules act on the logits, and the log-prob is that of the logits they leave."""
-    if constraint.forced is not None:
-        return Candidate(running, 0, constraint.forced, 0.0)
-    logits = logits.clone()
-    logits[constraint.banned] = -torch.inf
-    token = int(logits[:known_tokens].argmax())
-    log_prob = float(logits.log_softmax(-1)[token])
-    return Candidate(running + log_prob, 0, token, log_prob)
+    _apply(constraints, logits)
+    tokens = logits[:, :known_tokens].argmax(-1)
+    log_probs = logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+    chosen = zip(searches, tokens.tolist(), log_probs.tolist(), strict=True)
+    return [[Candidate(search.running[0].score + log_prob, 0, token, log_prob)] for search, token, log_prob in chosen]
 
 
 def _best_continuations(
-    logits: Tensor, constraints: list[Constraint], running: Tensor, known_tokens: int
-) -> list[Candidate]:
-    """Beam search: the rules act on the log-probs; the best 2K of all K * V sums. running: [K] scores so far."""
+    searches: Sequence[Search], logits: Tensor, constraints: Sequence[Constraint], known_tokens: int
+) -> list[list[Candidate]]:
+    """Beam search: the rules act on the log-probs; the best 2K of all K * V sums of each search."""
     log_probs = logits.log_softmax(-1)
     log_probs[:, known_tokens:] = -torch.inf
-    for row, constraint in zip(log_probs, constraints, strict=True):
+    _apply(constraints, log_probs)
+    scores = [hypothesis.score for search in searches for hypothesis in search.running]
+    sums = log_probs + torch.tensor(scores, device=logits.device)[:, None]
+    beams, vocabulary = len(searches[0].running), logits.shape[1]
+    best = sums.view(len(searches), -1).topk(2 * beams)  # of [N, K * V]
+    chosen = log_probs.view(len(searches), -1).gather(1, best.indices)
+    rows = zip(best.values.tolist(), best.indices.tolist(), chosen.tolist(), strict=True)
+    return [
+        [
+            Candidate(score, index // vocabulary, index % vocabulary, log_prob)
+            for score, index, log_prob in zip(*row, strict=True)
+        ]
+        for row in rows
+    ]
+
+
+def _apply(constraints: Sequence[Constraint], scores: Tensor) -> None:
+    """scores: [R, V]; a forced token is certain, a banned one impossible."""
+    rows = [row for row, constraint in enumerate(constraints) for _ in constraint.banned]
+    banned = [token for constraint in constraints for token in constraint.banned]
+    if banned:
+        scores[torch.tensor(rows, device=scores.device), torch.tensor(banned, device=scores.device)] = -torch.inf
+    for row, constraint in zip(scores, constraints, strict=True):
         if constraint.forced is not None:
             row.fill_(-torch.inf)
             row[constraint.forced] = 0.0
-        row[constraint.banned] = -torch.inf
-    vocabulary = log_probs.shape[1]
-    best = (log_probs + running[:, None]).flatten().topk(2 * len(constraints))
-    chosen = log_probs.flatten()[best.indices]
-    rows = zip(best.values.tolist(), best.indices.tolist(), chosen.tolist(), strict=True)
-    return [Candidate(score, index // vocabulary, index % vocabulary, log_prob) for score, index, log_prob in rows]

@@ -5,6 +5,7 @@ waiting --admit--> live --retire--> done
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,8 @@ class Sequence:
     request: Request
     search: Search
     rows: range = range(0)  # of the self-attention cache; empty while waiting
-    cross: Any = None  # CrossKV, made by prefill
+    slot: int | None = None  # of the cross-attention cache
+    prefill: Iterator[None] | None = None  # what is left of it
     outcome: Generation | Florence2Error | None = field(default=None)
 
     @property
@@ -39,4 +41,4 @@ class Sequence:
     def finish(self, outcome: Generation | Florence2Error) -> None:
         assert self.outcome is None, "a request has one outcome"
         self.outcome = outcome
-        self.cross = None
+        self.prefill = None

@@ -1,7 +1,9 @@
-"""The threads around the engine: callers hand jobs in, an engine thread steps, a sender thread hands answers out.
+"""The threads around the engine: callers hand jobs in, an engine thread steps, a sender thread deals with callers.
 
-Every job handed in is answered exactly once, whatever happens: a failed step, a dead engine, a deadline, a caller who
-went away, a stop. Answers leave from a thread of their own, since sending blocks for most of a millisecond.
+Every job that `submit` takes is answered exactly once, whatever happens: a failed step, a dead engine, a deadline, a
+caller who went away, a stop. It is open until somebody gives it an outcome (`_finish`), and the first one wins. The
+sender thread alone talks to callers: it sends answers, which blocks for most of a millisecond, and asks who went away,
+which must never happen after the answer.
 """
 
 from __future__ import annotations
@@ -10,18 +12,22 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from florence2.engine import metrics
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
+from florence2.engine.metrics import Recorder, Sample, Times
 from florence2.engine.sequence import Request, Sequence
 from florence2.errors import Cancelled, DeadlineExceeded, Florence2Error, InternalError, Unavailable
 
 log = logging.getLogger(__name__)
 
 Outcome = Generation | Florence2Error
-POLL_SECONDS = 0.1  # asking Triton whether a caller went away costs up to 0.13 ms: not every step
+POLL_SECONDS = 0.1  # asking Triton whether a caller went away costs up to 0.13 ms
+WAITING_POLL_SECONDS = 1.0  # hundreds may wait, and they hold no rows
+PUBLISH_SECONDS = 1.0
 STOP_SECONDS = 5.0
 
 
@@ -33,58 +39,93 @@ class Job:
     answer: Callable[[Outcome], None]
     cancelled: Callable[[], bool] = lambda: False
     deadline: float = float("inf")  # of time.monotonic()
-    sequence: Sequence | None = None
+    task: str = metrics.OTHER_TASK
+    times: Times = field(default_factory=lambda: Times(time.monotonic()))
     next_poll: float = field(default_factory=lambda: time.monotonic() + POLL_SECONDS)
+    gone: bool = False  # written by the sender, read by the engine thread
+
+
+def publish_nothing(_samples: list[Sample]) -> None:
+    """For those who only want answers."""
 
 
 class Worker:
-    """Runs an engine. `submit` may be called from any thread."""
+    """Runs an engine. `submit` may be called from any thread.
 
-    def __init__(self, engine: Engine) -> None:
+    `max_seconds`: no request stays longer. Triton tells an ensemble's models nothing of callers who went away, and this
+    is what ends a request that nobody waits for. `publish` gets what `recorder` counted, from the sender thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_seconds: float = float("inf"),
+        publish: Callable[[list[Sample]], None] = publish_nothing,
+    ) -> None:
         self.engine = engine
+        self.max_seconds = max_seconds
+        self.recorder = Recorder()
+        self._publish_samples = publish
         self._jobs: dict[Sequence, Job] = {}  # of the engine thread alone
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None wakes the engine up to stop
-        self._outbox: queue.SimpleQueue[tuple[Job, Outcome] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # nobody enters the inbox after the last look into it
+        self._outbox: queue.SimpleQueue[tuple[Job, Outcome] | None] = queue.SimpleQueue()  # None ends the sender
+        self._lock = threading.Lock()  # of the two below: nobody comes in after the last look at who is open
+        self._open: set[Job] = set()
         self._closed: str | None = None
-        self._sender = threading.Thread(target=self._send, name="florence2-sender", daemon=True)
+        self._sender = threading.Thread(target=self._serve_callers, name="florence2-sender", daemon=True)
         self._thread = threading.Thread(target=self._run, name="florence2-engine", daemon=True)
         self._sender.start()
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Raises InvalidRequest on a request that cannot be decoded, Unavailable when the engine is down."""
+        """Raises InvalidRequest on what cannot be decoded, QueueFull, and Unavailable when the engine is down."""
         self.engine.check(job.request)
         with self._lock:
             if self._closed:
                 raise Unavailable(self._closed)
+            self.engine.scheduler.require_room(self._inbox.qsize())
             self._inbox.put(job)
+            self._open.add(job)
 
     def stop(self) -> None:
-        """Answers whoever is left with Unavailable and ends the threads."""
-        self._close("the decoder is shutting down")
+        """Answers whoever is left with Unavailable, even while a step runs, and ends the threads."""
+        reason = "the decoder is shutting down"
+        self._close(reason, Unavailable(reason))
         self._thread.join(STOP_SECONDS)
+        self._outbox.put(None)
         self._sender.join(STOP_SECONDS)
 
-    def _close(self, reason: str) -> None:
+    def _close(self, reason: str, last_words: Florence2Error) -> None:
+        """Takes no more jobs and answers all that are open."""
         with self._lock:
             self._closed = self._closed or reason
+            left = list(self._open)
+        for job in left:
+            self._finish(job, last_words)
         self._inbox.put(None)
 
+    def _finish(self, job: Job, outcome: Outcome) -> None:
+        """The job's outcome, unless it has one already."""
+        with self._lock:
+            if job not in self._open:
+                return
+            self._open.remove(job)
+        self.recorder.finished(job.task, outcome, job.times, time.monotonic())
+        self._outbox.put((job, outcome))
+
+    # ---- the engine thread
+
     def _run(self) -> None:
-        last_words: Florence2Error = Unavailable("the decoder is shutting down")
         try:
             while not self._closed:
                 self._receive()
-                self._drop_the_late()
+                self._end_the_late()
                 self._step()
         except BaseException:  # nobody may wait for ever, even if the thread is being torn down
+            reason = "the decoder stopped working and must be restarted; see the server's log"
+            self._close(reason, InternalError("the decoder stopped working; see the server's log"))
             log.exception("the engine thread died")
-            last_words = InternalError("the decoder stopped working; see the server's log")
-            self._close("the decoder stopped working and must be restarted; see the server's log")
-        finally:
-            self._answer_everybody(last_words)
-            self._outbox.put(None)
 
     def _receive(self) -> None:
         """Takes all who came in; waits for the first one when there is nothing else to do."""
@@ -97,52 +138,117 @@ class Worker:
 
     def _add(self, job: Job) -> None:
         try:
-            job.sequence = self.engine.add(job.request)
+            self._jobs[self.engine.add(job.request)] = job
         except Florence2Error as error:
-            self._outbox.put((job, error))
-        else:
-            self._jobs[job.sequence] = job
+            self._finish(job, error)
+        except Exception:  # out of memory, say: this job's trouble alone
+            log.exception("a request could not be added")
+            self._finish(job, InternalError("the decoder failed on this request; see the server's log"))
 
-    def _drop_the_late(self) -> None:
-        """Ends, waiting or live, whose deadline passed or whose caller went away."""
+    def _end_the_late(self) -> None:
+        """Ends, waiting or live, whose time is over or whose caller went away."""
         now = time.monotonic()
         for sequence, job in self._jobs.items():
-            if now >= job.deadline:
-                sequence.finish(DeadlineExceeded("the request's time limit passed before its answer was complete"))
-            elif now >= job.next_poll:
-                job.next_poll = now + POLL_SECONDS
-                if _has_gone(job):
-                    sequence.finish(Cancelled("the caller cancelled the request"))
+            error = self._reason_to_end(job, now)
+            if error and not sequence.done:
+                sequence.finish(error)
+
+    def _reason_to_end(self, job: Job, now: float) -> Florence2Error | None:
+        if job.gone:
+            return Cancelled("the caller cancelled the request")
+        if now >= job.deadline:
+            return DeadlineExceeded("the request's time limit passed before its answer was complete")
+        if now - job.times.arrived >= self.max_seconds:
+            return DeadlineExceeded(f"the answer took longer than the {self.max_seconds:g} seconds this server allows")
+        return None
 
     def _step(self) -> None:
+        started = time.monotonic()
+        failed = False
         try:
             done = self.engine.step()
         except Exception:  # for example out of memory: answer the batch, go on with those who wait
             log.exception("a decoder step failed")
-            done = self.engine.fail_live()
-            if not done:  # nobody to blame, so the next step would fail alike, for ever
-                raise
+            failed = True
+            # With nobody live, whoever waits is to blame: else the next step would fail alike, for ever.
+            done = self.engine.fail_live() or self.engine.scheduler.dismiss_waiting(
+                InternalError("the decoder failed on this request; see the server's log")
+            )
+        now = time.monotonic()
+        self.recorder.stepped(now - started, failed=failed)
+        self._note_times((*self.engine.scheduler.live, *done), started, now)
         for sequence in done:
             assert sequence.outcome is not None
-            self._outbox.put((self._jobs.pop(sequence), sequence.outcome))
+            self._finish(self._jobs.pop(sequence), sequence.outcome)
 
-    def _answer_everybody(self, error: Florence2Error) -> None:
-        for job in self._jobs.values():
-            self._outbox.put((job, error))
-        self._jobs.clear()
-        while not self._inbox.empty():
-            late = self._inbox.get()
-            if late is not None:
-                self._outbox.put((late, error))
+    def _note_times(self, sequences: Iterable[Sequence], started: float, now: float) -> None:
+        for sequence in sequences:
+            times = self._jobs[sequence].times
+            if times.admitted is None and sequence.rows:
+                times.admitted = started
+            has_token = sequence.search.length > 1  # it counts the decoder's start token
+            if times.first_token is None and (has_token or isinstance(sequence.outcome, Generation)):
+                times.first_token = now
 
-    def _send(self) -> None:
-        while (item := self._outbox.get()) is not None:
-            job, outcome = item
-            try:
-                job.answer(outcome)
-            except Exception:  # one caller's trouble; the next one wants an answer too
-                log.exception("an answer could not be sent")
-            del item, job, outcome  # Triton's request objects must go at once
+    # ---- the sender thread
+
+    def _serve_callers(self) -> None:
+        publish_at = 0.0
+        while (item := self._next_answer()) is not None:
+            if item:
+                _answer(*item)
+            del item  # Triton's request objects must go at once
+            self._attend_to_open_jobs()
+            if time.monotonic() >= publish_at:
+                self._publish()
+                publish_at = time.monotonic() + PUBLISH_SECONDS
+        self._publish()
+
+    def _next_answer(self) -> tuple[Job, Outcome] | tuple[()] | None:
+        """Nothing after a while, so that callers are asked and metrics published meanwhile."""
+        try:
+            return self._outbox.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            return ()
+
+    def _attend_to_open_jobs(self) -> None:
+        """Asks who went away. Answers whose time is over, even while the engine thread is busy with a long step."""
+        now = time.monotonic()
+        with self._lock:
+            everybody = list(self._open)
+        for job in everybody:
+            if now >= job.next_poll and self._outbox.empty():  # answers go first; who is not asked now is asked next
+                job.next_poll = now + (WAITING_POLL_SECONDS if job.times.admitted is None else POLL_SECONDS)
+                job.gone = job.gone or _has_gone(job)
+            error = self._reason_to_end(job, now)
+            if error:  # the engine thread will find the same reason and free its rows
+                self._finish(job, error)
+
+    def _publish(self) -> None:
+        try:
+            self._measure()
+            self._publish_samples(self.recorder.take())
+        except Exception:  # answers matter more
+            log.exception("the metrics could not be published")
+
+    def _measure(self) -> None:
+        scheduler, gauge = self.engine.scheduler, self.recorder.gauge
+        live, row_bytes = list(scheduler.live), self.engine.kv_bytes_per_row
+        rows = sum(len(sequence.rows) for sequence in live)
+        gauge(metrics.UP, float(self._thread.is_alive()))
+        gauge(metrics.WAITING, len(scheduler.waiting) + self._inbox.qsize())
+        gauge(metrics.LIVE, len(live))
+        gauge(metrics.LIVE_ROWS, rows)
+        gauge(metrics.ROWS, scheduler.rows)
+        gauge(metrics.KV_BYTES, scheduler.rows * row_bytes, "reserved")
+        gauge(metrics.KV_BYTES, (rows + len(live)) * row_bytes // 2, "used")  # half of it is of the request's own
+
+
+def _answer(job: Job, outcome: Outcome) -> None:
+    try:
+        job.answer(outcome)
+    except BaseException:  # one caller's trouble; the next one wants an answer too
+        log.exception("an answer could not be sent")
 
 
 def _has_gone(job: Job) -> bool:

@@ -7,8 +7,10 @@ log.py         reads tritonserver's log: progress, real errors, reasons of failu
 supervisor.py  the small process between us and tritonserver that leaves nothing behind, whoever is killed
 launch.py      what tritonserver is started with: command line, environment, shared memory
 embedded.py    EmbeddedServer, which puts the others together
-foreground.py  serve, an EmbeddedServer until Ctrl-C
+stubs.py       which processes the models have, and whether they live
+foreground.py  serve, an EmbeddedServer until Ctrl-C; starts another one when something of it has died
 onnxruntime_backend.py   runs inside tritonserver, in place of the C++ backend that the wheel lacks
+onnx_session.py          runs an ONNX file as a model's configuration says, for it
 """
 
 from florence2.server.embedded import EmbeddedServer

@@ -21,16 +21,21 @@ from pathlib import Path
 from florence2.errors import ServerError
 from florence2.server import supervisor
 from florence2.server.addresses import choose_addresses
-from florence2.server.folder import assemble, models_of
-from florence2.server.launch import command_line, environment, require_shared_memory
+from florence2.server.folder import assemble, mirror, models_of
+from florence2.server.launch import CACHE_MIB, command_line, environment, require_shared_memory
 from florence2.server.log import LogReader
+from florence2.server.stubs import is_alive, model_processes
 from florence2.server.wheel import Wheel, find_wheel
+
+WATCH_SECONDS = 0.5
 
 
 class EmbeddedServer:
     """Tritonserver with an exported repository. Entering waits until all models are ready, leaving stops it.
 
     A port of 0 takes a free one. `report` gets a line for every step and every problem, from another thread.
+    `cache_mib` of memory are for features of pictures that are asked about again; 0 switches the cache off.
+    `model_control` lets clients have models loaded again, in explicit mode; Triton then works on the repository itself.
     Entering raises ServerError when the server cannot start; its sentence tells why.
     """
 
@@ -42,12 +47,22 @@ class EmbeddedServer:
         grpc_port: int = 8001,
         metrics_port: int = 8002,
         report: Callable[[str], None] = print,
+        model_control: bool = False,
+        cache_mib: int = CACHE_MIB,
     ) -> None:
         self.repository = Path(repository)
         self._asked_addresses = (host, http_port, grpc_port, metrics_port)
+        self._cache_mib = cache_mib
         self._report = report
+        self._model_control = model_control
         self._log = LogReader()
         self._shm_prefix = f"florence2_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._hurry = False  # running requests are not waited for
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """HTTP, gRPC, metrics; of 0 the one that was chosen."""
+        return self._addresses.http_port, self._addresses.grpc_port, self._addresses.metrics_port
 
     @property
     def grpc_url(self) -> str:
@@ -67,12 +82,18 @@ class EmbeddedServer:
         require_shared_memory()
         self._addresses = choose_addresses(*self._asked_addresses)
         if not self._addresses.is_loopback:
+            if self._model_control:
+                raise ServerError(
+                    f"model control lets callers run code here, so it is not opened to all who can reach "
+                    f"{self._addresses.host}; listen on 127.0.0.1"
+                )
             self._report(f"open to everyone who can reach {self._addresses.host}: there is no access control")
         self._folder = Path(tempfile.mkdtemp(prefix="florence2-server-"))
         with contextlib.ExitStack() as undo:
             undo.callback(supervisor.remove_leftovers, self._folder, self._shm_prefix)
-            assemble(self._folder, wheel, self.repository)
-            self._process = self._launch(wheel)
+            assemble(self._folder, wheel)
+            served = self.repository.resolve() if self._model_control else mirror(self._folder, self.repository)
+            self._process = self._launch(wheel, served)
             undo.callback(self._end_process)
             self._reader = threading.Thread(target=self._pass_log_on, name="tritonserver log", daemon=True)
             self._reader.start()
@@ -85,15 +106,28 @@ class EmbeddedServer:
         self._undo.close()
 
     def wait(self) -> None:
-        """Blocks while the server runs. Raises ServerError when it stops by itself."""
-        code = self._process.wait()
+        """Blocks while the server and its models' processes run. Raises ServerError when one of them has died.
+
+        A model without its process can answer nobody, so the requests that still run are then not waited for. Under
+        model control processes are not watched: loading a model again ends some of them in good order.
+        """
+        models = {} if self._model_control else model_processes(self._folder)
+        while (code := self._process.poll()) is None:
+            dead = [model for process, model in models.items() if not is_alive(process)]
+            if dead:
+                self._hurry = True
+                raise ServerError(f"a process of {dead[0]} died")
+            time.sleep(WATCH_SECONDS)
         raise ServerError(f"tritonserver stopped by itself: {_end(code)}")
 
-    def _launch(self, wheel: Wheel) -> subprocess.Popen[bytes]:
+    def _launch(self, wheel: Wheel, served: Path) -> subprocess.Popen[bytes]:
         """The supervisor has a session of its own: Ctrl-C in a terminal is for us alone, and we stop it in order."""
         supervise = [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix]
+        command = command_line(
+            wheel, self._folder, served, self._shm_prefix, self._addresses, self._model_control, self._cache_mib
+        )
         return subprocess.Popen(
-            supervise + command_line(wheel, self._folder, self._shm_prefix, self._addresses),
+            supervise + command,
             env=environment(wheel, self._folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -133,6 +167,9 @@ class EmbeddedServer:
     def _end_process(self) -> None:
         self._process.terminate()
         try:
+            if self._hurry:
+                time.sleep(2 * supervisor.POLL_SECONDS)  # two signals at once would be one
+                self._process.terminate()
             self._process.wait(supervisor.STOP_SECONDS + supervisor.KILL_SECONDS)
         except KeyboardInterrupt:
             self._process.terminate()

@@ -21,7 +21,7 @@ STAND_IN = Path(__file__).with_name("onnxruntime_backend.py")
 NEEDS_ONNX_FILE = re.compile(r'^\s*backend\s*:\s*"onnxruntime"', re.MULTILINE)
 
 
-def assemble(folder: Path, wheel: Wheel, repository: Path) -> None:
+def assemble(folder: Path, wheel: Wheel) -> None:
     """Fills the empty `folder`. Tritonserver refuses backends that are links, so those are copies (3 MB)."""
     python_backend = folder / "backends" / "python"
     shutil.copytree(wheel.python_backend, python_backend, ignore=shutil.ignore_patterns("__pycache__"))
@@ -32,8 +32,13 @@ def assemble(folder: Path, wheel: Wheel, repository: Path) -> None:
     shutil.copyfile(STAND_IN, stand_in / "model.py")
     (folder / "lib").mkdir()
     (folder / "lib" / wheel.libpython.name).symlink_to(wheel.libpython)
+
+
+def mirror(folder: Path, repository: Path) -> Path:
+    """The mirror of a model repository in `folder`."""
     for model in models_of(repository):
         _mirror(model, folder / "repository" / model.name)
+    return folder / "repository"
 
 
 def models_of(repository: Path) -> list[Path]:

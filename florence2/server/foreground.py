@@ -1,15 +1,21 @@
-"""serve: an embedded server in the foreground, until Ctrl-C or SIGTERM. Called by `florence2 serve`."""
+"""serve: an embedded server in the foreground, until Ctrl-C or SIGTERM, and again when it dies. `florence2 serve`."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from florence2.errors import ServerError
 from florence2.server.embedded import EmbeddedServer
+from florence2.server.launch import CACHE_MIB
+
+MOST_DEATHS = 5
+DEATHS_SECONDS = 300.0
 
 
 def serve(
@@ -18,23 +24,47 @@ def serve(
     http_port: int = 8000,
     grpc_port: int = 8001,
     metrics_port: int = 8002,
+    model_control: bool = False,
+    cache_mib: int = CACHE_MIB,
 ) -> int:
     """Serves until a signal and returns 0. To be called in the main thread, which is the one that gets signals.
 
-    Raises ServerError when the server cannot start, and when it stops by itself.
+    When tritonserver or a model's process dies, the server is started again on the same ports. Raises ServerError when
+    it cannot start, and when it has died MOST_DEATHS times within DEATHS_SECONDS.
     """
-    started = time.monotonic()
+    ports = (http_port, grpc_port, metrics_port)
+    deaths: deque[float] = deque(maxlen=MOST_DEATHS)
     with contextlib.suppress(KeyboardInterrupt), _sigterm_interrupts():
-        _say(f"Starting Triton Inference Server with {repository}")
-        with EmbeddedServer(repository, host, http_port, grpc_port, metrics_port, report=_indented) as server:
-            _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
-            for url in (server.grpc_url, server.http_url, server.metrics_url):
-                _indented(url)
+        while True:
             try:
-                server.wait()
-            except KeyboardInterrupt:
-                _say("\nStopping when running requests are answered. Ctrl-C again stops at once.")
+                _say(f"Starting Triton Inference Server with {repository}")
+                started = time.monotonic()
+                with EmbeddedServer(repository, host, *ports, _indented, model_control, cache_mib) as server:
+                    _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
+                    for url in (server.grpc_url, server.http_url, server.metrics_url):
+                        _indented(url)
+                    ports = server.ports
+                    _wait(server)
+            except _Died as death:
+                deaths.append(time.monotonic())
+                if len(deaths) == MOST_DEATHS and deaths[-1] - deaths[0] < DEATHS_SECONDS:
+                    raise ServerError(f"{death}; that was the {MOST_DEATHS}th time in a short while") from death
+                _say(f"{death}. Starting again")
     return 0
+
+
+class _Died(ServerError):
+    """A server that was ready is no more."""
+
+
+def _wait(server: EmbeddedServer) -> None:
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        _say("\nStopping when running requests are answered. Ctrl-C again stops at once.")
+        raise
+    except ServerError as error:
+        raise _Died(str(error)) from error
 
 
 def _say(line: str) -> None:

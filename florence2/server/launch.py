@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import shutil
 import sys
 from pathlib import Path
@@ -21,12 +22,27 @@ LOAD_SECONDS = 600
 SHM_GROWTH = 32 * MIB
 # Six stubs that grew once. With less they die of SIGBUS in the middle of a request (Docker's default is 64 MiB).
 SHM_NEEDED = 6 * (MIB + SHM_GROWTH)
+# Features of 145 pictures of the base model or 109 of large, float32.
+CACHE_MIB = 256
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def command_line(wheel: Wheel, folder: Path, shm_prefix: str, addresses: Addresses) -> list[str]:
+def command_line(
+    wheel: Wheel,
+    folder: Path,
+    repository: Path,
+    shm_prefix: str,
+    addresses: Addresses,
+    model_control: bool,
+    cache_mib: int,
+) -> list[str]:
+    """`model_control`: clients may have models loaded anew, and unloaded, while the server runs.
+
+    `cache_mib`: of the response cache, which the vision encoder's config asks for; 0 is none.
+    """
     options = {
-        "model-repository": folder / "repository",
+        "model-repository": repository,
+        **(_model_control() if model_control else {}),
         "backend-directory": folder / "backends",
         "http-address": addresses.host,
         "http-port": addresses.http_port,
@@ -48,7 +64,17 @@ def command_line(wheel: Wheel, folder: Path, shm_prefix: str, addresses: Address
         "--disable-auto-complete-config",
         *(f"--{key}={value}" for key, value in options.items()),
         *(f"--backend-config=python,{key}={value}" for key, value in python_backend.items()),
+        *([f"--cache-directory={wheel.caches}", f"--cache-config=local,size={cache_mib * MIB}"] if cache_mib else []),
     ]
+
+
+def _model_control() -> dict[str, str]:
+    """By gRPC alone: any page in a browser on this machine could send the HTTP request, and files to run with it."""
+    return {
+        "model-control-mode": "explicit",
+        "load-model": "*",
+        "http-restricted-api": f"model-repository:admin-key={secrets.token_hex(16)}",
+    }
 
 
 def environment(wheel: Wheel, folder: Path) -> dict[str, str]:

@@ -1,19 +1,19 @@
 """Stands in for Triton's C++ onnxruntime backend, which the wheel lacks: a model repository serves here unchanged.
 
 Copied to `backends/onnxruntime/model.py` of the embedded server, where tritonserver runs it for every model with
-`backend: "onnxruntime"`. It imports nothing of this project. Where libtriton_onnxruntime.so exists, that one is used.
+`backend: "onnxruntime"`. Where libtriton_onnxruntime.so exists, that one is used.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
+
+from florence2.server.onnx_session import open_session
 
 
 class TritonPythonModel:
@@ -22,7 +22,7 @@ class TritonPythonModel:
         file_name = config.get("default_model_filename") or "model.onnx"
         # Resolved, because weights kept in a file of their own are looked for beside the real ONNX file.
         path = (Path(args["model_repository"]) / args["model_version"] / file_name).resolve()
-        self.session = onnxruntime.InferenceSession(path, _options(config), providers=["CPUExecutionProvider"])
+        self.session = open_session(path, config)
         self.batches = config["max_batch_size"] > 0
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
@@ -40,12 +40,15 @@ class TritonPythonModel:
     def _run_together(self, requests: list[Any], feeds: list[dict[str, np.ndarray]]) -> list[Any]:
         joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs}
         starts = np.cumsum([len(feed[self.inputs[0]]) for feed in feeds])[:-1]
-        outputs = [np.split(output, starts) for output in self.session.run(self.outputs, joined)]
-        return [self._response(request, own) for request, *own in zip(requests, *outputs, strict=True)]
+        outputs = {name: np.split(output, starts) for name, output in self.session.run(joined).items()}
+        return [
+            self._response(request, {name: parts[i] for name, parts in outputs.items()})
+            for i, request in enumerate(requests)
+        ]
 
     def _run_alone(self, request: Any, feed: dict[str, np.ndarray]) -> Any:
         try:
-            return self._response(request, self.session.run(self.outputs, feed))
+            return self._response(request, self.session.run(feed))
         except Exception as error:
             pb_utils.Logger.log_error(f"onnxruntime: {error}")
             reason = pb_utils.TritonError("onnxruntime could not run the model", pb_utils.TritonError.INTERNAL)
@@ -54,21 +57,7 @@ class TritonPythonModel:
     def _feed(self, request: Any) -> dict[str, np.ndarray]:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
 
-    def _response(self, request: Any, outputs: list[np.ndarray]) -> Any:
+    def _response(self, request: Any, outputs: dict[str, np.ndarray]) -> Any:
         asked = request.requested_output_names()
-        tensors = [
-            pb_utils.Tensor(name, np.ascontiguousarray(output))
-            for name, output in zip(self.outputs, outputs, strict=True)
-            if name in asked
-        ]
+        tensors = [pb_utils.Tensor(name, np.ascontiguousarray(outputs[name])) for name in self.outputs if name in asked]
         return pb_utils.InferenceResponse(tensors)
-
-
-def _options(config: dict[str, Any]) -> onnxruntime.SessionOptions:
-    """Obeys the C++ backend's parameter for threads; without it, the number that all libraries here are given."""
-    threads = config["parameters"].get("intra_op_thread_count", {"string_value": os.environ["OMP_NUM_THREADS"]})
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(threads["string_value"])
-    # Waiting threads that spin would take the cores from the decoder.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options

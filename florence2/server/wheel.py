@@ -30,6 +30,7 @@ class Wheel:
     tritonserver: Path
     libraries: Path  # shared libraries that the wheel brings for its own binaries
     python_backend: Path
+    caches: Path
     stub: Path
     libpython: Path
 
@@ -49,6 +50,7 @@ def find_wheel() -> Wheel:
         tritonserver=root / "bin" / "tritonserver",
         libraries=package.parent / "nvidia_pytriton.libs",
         python_backend=root / "backends" / "python",
+        caches=root / "caches",
         stub=stub,
         libpython=_find_libpython(),
     )

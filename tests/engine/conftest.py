@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from florence2.config import (
-    GenerationDefaults,
-    GenerationOptions,
-    ImageConfig,
-    ModelConfig,
-    TextConfig,
-    TokenConfig,
-)
+from bench.soak import tiny_config
+from florence2.config import GenerationOptions, ModelConfig
 from florence2.engine.engine import Engine
 from florence2.engine.model import LanguageModel
 from florence2.engine.sequence import Request
@@ -19,20 +13,13 @@ from florence2.engine.sequence import Request
 
 @pytest.fixture(scope="session")
 def config() -> ModelConfig:
-    return ModelConfig(
-        image=ImageConfig(32, 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 3, tokens=5),
-        text=TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=48, scale_embedding=False),
-        tokens=TokenConfig(bos=0, pad=1, eos=2, decoder_start=2, first_location=20, known=37),
-        generation=GenerationDefaults(3, 3, 1.0, True, forced_bos=0, forced_eos=2),
-        banned_phrases=(),
-        source="random weights",
-    )
+    return tiny_config()
 
 
 @pytest.fixture(scope="session")
 def model(config: ModelConfig) -> LanguageModel:
     torch.manual_seed(0)
-    return LanguageModel(config).eval().requires_grad_(False)
+    return LanguageModel(config).pack()
 
 
 @pytest.fixture

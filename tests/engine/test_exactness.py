@@ -47,7 +47,9 @@ class Reference:
 
     def engine(self, **options) -> Engine:
         config = self.checkpoint.config
-        return Engine(build_language_model(language_tensors(self.checkpoint.weights), config), config, **options)
+        return Engine(
+            build_language_model(language_tensors(self.checkpoint.weights), config, "float32"), config, **options
+        )
 
     def features(self, seed: int) -> np.ndarray:
         """Features of a random picture, float32 [image tokens, d_model]."""
@@ -183,7 +185,7 @@ def test_padding_rows_of_the_embedding_are_never_generated(tmp_path):
     checkpoint = read_checkpoint(str(directory))
     tensors = language_tensors(checkpoint.weights)
     tensors["shared.weight"][1674:] = tensors["shared.weight"][:46] * 3
-    engine = Engine(build_language_model(tensors, checkpoint.config), checkpoint.config)
+    engine = Engine(build_language_model(tensors, checkpoint.config, "float32"), checkpoint.config)
     assert checkpoint.config.tokens.known == 1674
     features = np.random.default_rng(0).standard_normal((37, 128)).astype(np.float32)
     for beams in (1, 3):

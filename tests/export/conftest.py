@@ -26,10 +26,10 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> tuple[Path, list[str]]:
-    """The repository of the bundled checkpoint, and what the export said."""
+    """The repository of the bundled checkpoint in float32, and what the export said."""
     repository = tmp_path_factory.mktemp("exported") / "repository"
     said: list[str] = []
-    assert export_checkpoint(str(DEMO), repository, output=said.append), said
+    assert export_checkpoint(str(DEMO), repository, output=said.append, precision="float32"), said
     return repository, said
 
 

@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
 
 from export.__main__ import main
-from export.checkpoint import EMBEDDING, HEAD, TIED, locate, read_checkpoint
+from export.checkpoint import read_checkpoint
+from export.layouts import EMBEDDING, HEAD, TIED
 from florence2.errors import CheckpointError
 
 LAST_NORM = "model.multi_modal_projector.image_proj_norm.weight"
@@ -40,7 +42,30 @@ def test_shards_are_one_checkpoint(demo, checkpoint, tmp_path):
     for name in ("tokenizer.json", "processor_config.json"):
         shutil.copy(demo / name, tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    read = read_checkpoint(str(tmp_path))
+    assert_same_weights(read_checkpoint(str(tmp_path)), checkpoint)
+
+
+@pytest.mark.parametrize("settings", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "legacy"])
+def test_pickled_weights_are_the_same_checkpoint(copy, checkpoint, settings):
+    """Older checkpoints are pytorch_model.bin; the legacy form of the file cannot be mapped into memory."""
+    weights = load_file(copy.path / "model.safetensors")
+    (copy.path / "model.safetensors").unlink()
+    torch.save(weights, copy.path / "pytorch_model.bin", **settings)
+    assert_same_weights(copy.read(), checkpoint)
+
+
+def test_pickled_shards_are_one_checkpoint(copy, checkpoint):
+    """As transformers 4 saved them with safe_serialization=False."""
+    weights = load_file(copy.path / "model.safetensors")
+    (copy.path / "model.safetensors").unlink()
+    places = {name: f"pytorch_model-0000{1 + place % 2}-of-00002.bin" for place, name in enumerate(weights)}
+    for shard in set(places.values()):
+        torch.save({name: weights[name] for name in weights if places[name] == shard}, copy.path / shard)
+    (copy.path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert_same_weights(copy.read(), checkpoint)
+
+
+def assert_same_weights(read, checkpoint):
     assert read.weights.keys() == checkpoint.weights.keys()
     assert all(torch.equal(read.weights[name], checkpoint.weights[name]) for name in read.weights)
 
@@ -116,6 +141,30 @@ def test_weights_of_something_else_are_noted(copy):
     assert "classifier.weight" in copy.read().notes[0]
 
 
+@pytest.mark.parametrize("size", [(128, 128), (160, 96), (192, 256)])
+def test_pictures_may_have_another_size(copy, size):
+    """Fine-tunes change it; the number of image tokens follows."""
+    height, width = size
+    edit = {"height": height, "width": width}
+    copy.edit("processor_config.json", lambda config: config["image_processor"].update(size=edit, crop_size=edit))
+    read = copy.read()
+    assert (read.config.image.height, read.config.image.width) == size
+    assert read.config.image.tokens == 1 + height // 32 * (width // 32)
+    assert "image_seq_length" in read.notes[0]
+
+
+def test_tokens_added_by_a_fine_tune_may_be_generated(copy, checkpoint):
+    """Its tokenizer has more tokens and its embedding more rows, often more than are used."""
+    rows, added = checkpoint.config.text.vocab_size, checkpoint.tokenizer.get_vocab_size()
+    token = {"id": added, "content": "<invoice>", "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True}  # fmt: skip
+    copy.edit("tokenizer.json", lambda tokenizer: tokenizer["added_tokens"].append(token))
+    copy.reweigh(lambda weights: weights.update({EMBEDDING: torch.cat([weights[EMBEDDING], torch.zeros(13, 128)])}))
+    config = copy.read().config
+    assert config.text.vocab_size == rows + 13
+    assert config.tokens.known == added + 1
+
+
 def write(name, text):
     return lambda copy: (copy.path / name).write_text(text)
 
@@ -133,9 +182,41 @@ def truncate(copy):
     (copy.path / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
-def lose_a_shard(copy):
-    index = {"weight_map": {EMBEDDING: "model.safetensors", LAST_NORM: "model-00002-of-00002.safetensors"}}
-    (copy.path / "model.safetensors.index.json").write_text(json.dumps(index))
+class Code:
+    """Unpickling it would call print."""
+
+    def __reduce__(self):
+        return print, ("code of a checkpoint ran",)
+
+
+def pickled(content, **settings):
+    def change(copy):
+        (copy.path / "model.safetensors").unlink()
+        torch.save(content, copy.path / "pytorch_model.bin", **settings)
+
+    return change
+
+
+def half_a_pickle(copy):
+    torch.save(load_file(copy.path / "model.safetensors"), copy.path / "pytorch_model.bin")
+    (copy.path / "model.safetensors").write_bytes((copy.path / "pytorch_model.bin").read_bytes())
+    truncate(copy)
+    (copy.path / "model.safetensors").rename(copy.path / "pytorch_model.bin")
+
+
+def index(weight_map):
+    def change(copy):
+        (copy.path / "model.safetensors").rename(copy.path / "model-00001-of-00002.safetensors")
+        (copy.path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return change
+
+
+def only_an_adapter(copy):
+    (copy.path / "config.json").rename(copy.path / "adapter_config.json")
+
+
+lose_a_shard = index({EMBEDDING: "model-00001-of-00002.safetensors", LAST_NORM: "model-00002-of-00002.safetensors"})
 
 
 DAMAGE = {
@@ -156,8 +237,19 @@ DAMAGE = {
         lambda copy: copy.edit("processor_config.json", lambda values: values["image_processor"].pop("size")),
         "'size'",
     ),
-    "no weights": (remove("model.safetensors"), "holds no model.safetensors"),
-    "pickled weights": (only_a_pickle, "holds no model.safetensors"),
+    "no weights": (remove("model.safetensors"), "holds no model.safetensors or pytorch_model.bin"),
+    "a pickle that is none": (only_a_pickle, "pytorch_model.bin"),
+    "a pickle that runs code": (pickled({"weight": Code()}), "wants to run code"),
+    "an old pickle that runs code": (pickled({"weight": Code()}, _use_new_zipfile_serialization=False), "run code"),
+    "a pickle of something else": (pickled([1, 2]), "something else than weights"),
+    "half a pickle": (half_a_pickle, "damaged"),
+    "an index of nothing": (index({}), "lists no weights"),
+    "an index that leads out": (index({EMBEDDING: "../../etc/passwd"}), "outside of the checkpoint"),
+    "an adapter alone": (only_an_adapter, "give the checkpoint it changes"),
+    "quantised weights": (
+        lambda copy: copy.reweigh(lambda weights: weights.update({LAST_NORM: weights[LAST_NORM].to(torch.int8)})),
+        "quantised",
+    ),
     "half a file": (truncate, "damaged or incomplete"),
     "text for weights": (write("model.safetensors", "<html>404</html>"), "damaged or incomplete"),
     "a lost shard": (lose_a_shard, "model-00002-of-00002.safetensors is missing"),
@@ -202,30 +294,6 @@ def test_damage_is_one_sentence_and_exit_code_1(copy, case, capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
     assert not (tmp_path / "repository").exists()
-
-
-def test_a_typing_mistake_is_not_sought_on_the_hub(tmp_path):
-    """Only what looks like OWNER/NAME is a hub id."""
-    for source in ("nothing-here", "./no/where", "a/b/c", str(tmp_path / "none")):
-        with pytest.raises(CheckpointError, match="there is no directory"):
-            locate(source)
-    (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="is a file"):
-        locate(str(tmp_path / "file"))
-
-
-def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
-    """Offline, a hub id that is not in the cache is refused without a traceback."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="cannot be had from the hub") as caught:
-        locate("nobody/no-such-checkpoint")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_hub_checkpoint_is_called_by_its_id(monkeypatch, demo):
-    """What is downloaded is read from huggingface_hub's cache and keeps the hub's name."""
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, allow_patterns: str(demo))
-    assert read_checkpoint("somebody/florence-2").config.source == "somebody/florence-2"
 
 
 def test_nothing_in_a_checkpoint_is_executed(copy, tmp_path):

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from transformers import Florence2Config
 
 from export import layouts
-from export.checkpoint import EMBEDDING, read_checkpoint
+from export.checkpoint import read_checkpoint
+from export.layouts import EMBEDDING
 
 SHARED = Path(__file__).parents[3] / "shared"
 PUBLISHED = SHARED / "checkpoints"

@@ -1,6 +1,7 @@
 """The parity report passes on what is right (see test_pipeline) and notices what is wrong, stage by stage."""
 
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from transformers import Florence2ForConditionalGeneration
 
 from export import parity
-from export.checkpoint import EMBEDDING, HEAD
 from export.language import export_language_model
-from florence2.engine.engine import Engine
+from export.layouts import EMBEDDING, HEAD
+from export.reference import load_reference
 
 
 @pytest.fixture(scope="module")
 def reference(checkpoint) -> Florence2ForConditionalGeneration:
-    return parity.load_reference(checkpoint)
+    return load_reference(checkpoint)
 
 
 @pytest.fixture
@@ -32,14 +33,29 @@ def nudge(decoder, name: str) -> None:
     save_file(weights, decoder / "model.safetensors")
 
 
-def test_one_wrong_feature_fails_the_vision_stage():
+def test_one_wrong_feature_fails_the_vision_stage_of_float32():
     """The largest error decides, not the mean; NaN is never close."""
     theirs = np.zeros((3, 5, 7), np.float32)
-    assert parity.compare_features([theirs[-1:], theirs], theirs).passed
+    assert parity.compare_features(theirs, theirs).passed
     for wrong in (0.1, np.nan, np.inf):
         ours = theirs.copy()
         ours[1, 2, 3] = wrong
-        assert not parity.compare_features([theirs[-1:], ours], theirs).passed
+        assert not parity.compare_features(ours, theirs).passed
+
+
+@pytest.mark.parametrize("precision", parity.BOUNDS)
+def test_lower_precisions_may_have_outliers_but_no_shift(precision):
+    """Their mean error counts, in standard deviations of the features, whatever unit those have."""
+    random = np.random.default_rng(0)
+    theirs = 40 * random.standard_normal((3, 50, 70)).astype(np.float32)
+    bound = parity.BOUNDS[precision].features
+    ours = theirs + 40 * bound / 2 * random.standard_normal(theirs.shape).astype(np.float32)
+    ours[0, 0, 0] += 30
+    assert parity.compare_features(ours, theirs, precision).passed
+    assert not parity.compare_features(ours, theirs).passed
+    assert not parity.compare_features(theirs + 40 * 1.1 * bound, theirs, precision).passed
+    ours[0, 0, 0] = np.nan
+    assert not parity.compare_features(ours, theirs, precision).passed
 
 
 def test_pictures_are_of_the_models_size_and_always_the_same(checkpoint):
@@ -63,27 +79,56 @@ def test_a_changed_or_missing_tensor_fails_the_language_stage(decoder, reference
     assert not parity.compare_weights(decoder, reference).passed
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What the engine of a decoder folder answers, beside the reference."""
+
+    answers: list
+    arguments: tuple
+
+    def language(self, precision="float32"):
+        reference, config, features, cases = self.arguments
+        return parity.compare_log_probs(self.answers, reference, config, features, cases, precision)
+
+    def tokens(self, exact=True):
+        reference, config, features, cases = self.arguments
+        return parity.compare_answers(self.answers, reference, config, features, cases, exact)
+
+
+def compare(decoder, checkpoint, reference) -> Compared:
+    image, text = checkpoint.config.image, checkpoint.config.text
+    features = np.random.default_rng(0).standard_normal((3, image.tokens, text.d_model)).astype(np.float32)
+    cases = parity.questions(checkpoint)
+    answers = parity.run_language(decoder, features, cases)
+    return Compared(answers, (reference, checkpoint.config, features, cases))
+
+
 def test_an_untied_head_is_exported_and_compared(copy, decoder):
     """The head of such a fine-tune is not the embedding, here as in transformers."""
     copy.reweigh(lambda weights: weights.update({HEAD: weights[EMBEDDING].flip(0)}))
     untied = copy.read()
-    reference = parity.load_reference(untied)
+    reference = load_reference(untied)
     assert not parity.compare_weights(decoder, reference).passed
     export_language_model(untied.weights, decoder / "model.safetensors")
     assert parity.compare_weights(decoder, reference).passed
-    assert answers(decoder, untied, reference).passed
+    assert compare(decoder, untied, reference).tokens().passed
 
 
-def answers(decoder, checkpoint, reference):
-    image, text = checkpoint.config.image, checkpoint.config.text
-    features = np.random.default_rng(0).standard_normal((2, image.tokens, text.d_model)).astype(np.float32)
-    prompts = [checkpoint.tokenizer.encode(f"<s>{text}</s>").ids for text in ("a", "What does the image describe?")]
-    return parity.compare_answers(Engine.load(decoder), reference, features, features, prompts)
-
-
-def test_other_tokens_fail_the_answers_stage(decoder, checkpoint, reference):
-    """Both greedy and with the checkpoint's beams."""
-    report = answers(decoder, checkpoint, reference)
-    assert report.passed and "4 of 4" in str(report) and "1 and 3 beams" in str(report)
+def test_wrong_weights_fail_the_language_and_the_answers_stage(decoder, checkpoint, reference):
+    """By the scores of the very same tokens, and by other tokens, greedy and with the checkpoint's beams."""
+    right = compare(decoder, checkpoint, reference)
+    assert right.language().passed and right.tokens().passed
+    assert "6 of 6" in str(right.tokens()) and "1 and 3 beams" in str(right.tokens())
     nudge(decoder, "decoder.layers.1.fc1.weight")
-    assert not answers(decoder, checkpoint, reference).passed
+    wrong = compare(decoder, checkpoint, reference)
+    assert not wrong.language().passed and not wrong.language("int8").passed
+    assert not wrong.tokens().passed
+
+
+def test_a_lower_precision_reports_changed_answers_and_is_judged_by_its_scores(decoder, checkpoint, reference):
+    """bfloat16 weights: outside of float32's bound, inside of its own."""
+    weights = load_file(decoder / "model.safetensors")
+    save_file({name: tensor.bfloat16().float() for name, tensor in weights.items()}, decoder / "model.safetensors")
+    rounded = compare(decoder, checkpoint, reference)
+    assert not rounded.language().passed and rounded.language("bfloat16").passed
+    assert rounded.tokens(exact=False).passed

@@ -6,9 +6,13 @@ import onnxruntime
 import pytest
 import torch
 from transformers import CLIPImageProcessorPil, Florence2ForConditionalGeneration
-from transformers.models.florence2.modeling_florence2 import eager_attention_forward
+from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
+from transformers.models.florence2.modeling_florence2 import Florence2VisionBackbone
 
-from export.vision import ATTENTION, INPUT, OUTPUT, VisionEncoder, query_scaled_first
+from export.davit import ChannelAttention, Tower
+from export.pictures import draw_pictures
+from export.vision import INPUT, OUTPUT, VisionEncoder, export_vision
+from florence2.server.onnx_session import OpenVino
 
 
 @pytest.fixture(scope="module")
@@ -53,32 +57,102 @@ def dims(value) -> list[str | int]:
 def test_the_file_says_what_made_it_and_nothing_of_the_machine(file, checkpoint):
     """Metadata names the checkpoint and the versions; no path of the exporting machine is left."""
     metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
-    assert metadata.keys() == {"checkpoint", "florence2-triton", "torch", "transformers"}
-    assert metadata["checkpoint"] == checkpoint.config.source
+    assert metadata["checkpoint"] == checkpoint.source.name
+    assert metadata.keys() >= {"weights_sha256", "vision_precision", "target", "florence2", "torch", "transformers"}
+    assert "exported" not in metadata, "equal exports are equal files"
     data = file.read_bytes()
     assert b"stack_trace" not in data and b"site-packages" not in data and b".py" not in data
 
 
-def test_scaling_the_query_first_changes_nothing_but_the_range():
-    """Equal to transformers' attention in float32; in float16 the product of many tokens stays finite."""
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(2, 3, 5, 7) for _ in range(3))
-    ours, _ = query_scaled_first(torch.nn.Module(), query, key, value, None, scaling=0.3)
-    theirs, _ = eager_attention_forward(torch.nn.Module(), query, key, value, None, scaling=0.3)
-    torch.testing.assert_close(ours, theirs)
+@pytest.fixture(scope="module")
+def float16(checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("float16") / "model.onnx"
+    export_vision(checkpoint, path, "float16", {})
+    return path
 
-    tokens = 192 * 192
-    many = torch.full((1, 1, 2, tokens), 2.0, dtype=torch.float16)
-    assert torch.isinf(many @ many.transpose(-2, -1)).all()
-    ours, _ = query_scaled_first(torch.nn.Module(), many, many, many, None, scaling=tokens**-0.5)
-    assert torch.isfinite(ours).all()
+
+def test_float16_spares_norms_softmax_and_channel_attention(float16):
+    """They compute in float32, everything with weights else in float16; pixels and features keep their types."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(float16))
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    computed = {
+        kind: {kinds.get(node.input[0]) for node in model.graph.node if node.op_type == kind}
+        for kind in ("LayerNormalization", "Softmax", "Conv", "MatMul")
+    }
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert computed["LayerNormalization"] == computed["Softmax"] == {single}
+    assert computed["Conv"] == {half}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            assert kinds[node.input[0]] == half
+    blocks = 5  # of the bundled checkpoint: two products of channel attention each are float32, two of windows float16
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
+    assert [kinds[node.input[0]] for node in products].count(single) == 2 * blocks
+    assert len(products) == 4 * blocks
+    assert model.graph.output[0].type.tensor_type.elem_type == single
+
+
+def test_float16_stays_close_to_float32(file, float16, checkpoint):
+    """ONNX Runtime's CPU kernels run the file that is meant for GPUs."""
+    pixels = random_pictures(2, checkpoint.config.image.width)
+    (exact,), (half,) = (onnxruntime.InferenceSession(path).run([OUTPUT], {INPUT: pixels}) for path in (file, float16))
+    assert np.linalg.norm(half - exact) < 0.01 * np.linalg.norm(exact)
+
+
+def test_a_channel_sum_over_many_places_stays_finite_in_float16():
+    """The query's weights carry the scale, so that even its sum over the 36,864 places of base's first stage fits."""
+    attention = ChannelAttention(32, 1, bias=True)
+    for parameter in attention.parameters():
+        torch.nn.init.constant_(parameter, 0.1)
+    x = torch.full((1, 192 * 192, 32), 2.0)
+    exact = attention.split(x)
+    attention.fold_scale(192, 192)
+    query, key, _ = attention.split(x)
+    torch.testing.assert_close(query, exact[0] / 192)
+    assert torch.isinf((exact[0].transpose(-2, -1) @ exact[1]).half()).all()
+    assert torch.isfinite((query.transpose(-2, -1) @ key).half()).all()
+
+
+def test_windows_that_do_not_fit_are_padded_as_in_transformers():
+    """Other image sizes of fine-tunes leave a rest; published ones do not."""
+    config = Florence2VisionConfig(
+        embed_dim=[32, 64], depths=[1, 1], num_heads=[1, 2], num_groups=[1, 2], patch_size=[7, 3], patch_stride=[4, 2],
+        patch_padding=[3, 1], patch_prenorm=[False, True], window_size=5, projection_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = Florence2VisionBackbone(config).eval()
+    ours = Tower(config, 96, 72).eval()
+    ours.load_state_dict(theirs.state_dict())
+    ours.fold_scales()
+    pixels = torch.randn(2, 3, 96, 72)
+    with torch.inference_mode():
+        expected = theirs(pixels).last_hidden_state.flatten(2).transpose(1, 2)
+        torch.testing.assert_close(ours(pixels.permute(0, 2, 3, 1).flatten(1, 2)), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_int8_keeps_the_features_near(file, checkpoint, tmp_path):
+    """Every product with weights but the last is quantised, and the features stay recognisable, in OpenVINO too."""
+    path = tmp_path / "model.onnx"
+    export_vision(checkpoint, path, "int8", {"vision_precision": "int8"})
+    model = onnx.load(path)
+    assert model.ir_version <= 10 and max(opset.version for opset in model.opset_import) <= 21
+    assert {entry.key: entry.value for entry in model.metadata_props}["vision_precision"] == "int8"
+    assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer) >= 40
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    pixels = np.stack([np.asarray(picture) for picture in draw_pictures(checkpoint.config.image, 2)])
+    (exact,) = onnxruntime.InferenceSession(file).run([OUTPUT], {INPUT: pixels})
+    (quantised,) = onnxruntime.InferenceSession(path).run([OUTPUT], {INPUT: pixels})
+    served = OpenVino(path, 2, True, {"INFERENCE_PRECISION_HINT": "bf16"}).run({INPUT: pixels})[OUTPUT]
+    for features in (quantised, served):
+        assert np.linalg.norm(features - exact) < 0.2 * np.linalg.norm(exact)
 
 
 def test_the_wrapper_alone_equals_the_onnx_file(file, checkpoint):
     """The traced graph took no branch of the example picture."""
     pixels = random_pictures(1, checkpoint.config.image.width)
     encoder = VisionEncoder(checkpoint).eval()
-    assert checkpoint.architecture.vision_config._attn_implementation != ATTENTION, "the reference stays transformers"
     with torch.inference_mode():
         expected = encoder(torch.from_numpy(pixels)).numpy()
     (features,) = onnxruntime.InferenceSession(file).run([OUTPUT], {INPUT: pixels})

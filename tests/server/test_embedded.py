@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 
 from florence2.errors import ServerError
 from florence2.server import EmbeddedServer
+from florence2.server.stubs import model_processes
 
 BATCHING = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
 PYTHON_MODEL = """
@@ -270,13 +271,30 @@ def test_a_second_signal_stops_it_at_once(serving, temporary):
     assert not folders(temporary) and not processes(str(temporary)) and not shared_memory(serving.pid)
 
 
-@pytest.mark.parametrize("victim", ["we", "tritonserver", "supervisor"])
-def test_nothing_is_left_when_a_process_is_killed(serving, temporary, victim):
-    """`kill -9` of any of the three processes ends the others and frees files and shared memory."""
-    supervisor = child_of(serving.pid, "supervisor.py")
+def test_nothing_is_left_when_we_are_killed(serving, temporary):
+    """`kill -9` ends the others and frees files and shared memory."""
     assert shared_memory(serving.pid)
-    pid = {"we": serving.pid, "supervisor": supervisor, "tritonserver": child_of(supervisor, "tritonserver")}[victim]
-    os.kill(pid, signal.SIGKILL)
+    serving.kill()
     serving.wait(timeout=15)
     wait_until_gone(temporary)
     assert not folders(temporary) and not shared_memory(serving.pid)
+
+
+@pytest.mark.parametrize("victim", ["stub", "tritonserver", "supervisor"])
+def test_it_starts_again_when_a_process_is_killed(serving, temporary, victim):
+    """Whichever dies: the same address answers again, of the dead server nothing is left, and one stop ends all."""
+    address, [folder] = grpc_address(temporary), folders(temporary)
+    supervisor = child_of(serving.pid, "supervisor.py")
+    tritonserver = child_of(supervisor, "tritonserver")
+    [stub] = model_processes(temporary / folder)
+    os.kill({"stub": stub, "supervisor": supervisor, "tritonserver": tritonserver}[victim], signal.SIGKILL)
+    for line in serving.stdout:
+        if "Listening on" in line:
+            break
+    with triton.InferenceServerClient(address) as client:
+        assert client.infer("double", [tensor(np.zeros(1, np.float32))]).as_numpy("Y").tolist() == [0]
+    assert folder not in folders(temporary) and len(folders(temporary)) == 1
+    serving.send_signal(signal.SIGINT)
+    serving.communicate(timeout=30)
+    assert serving.returncode == 0
+    assert not folders(temporary) and not processes(str(temporary)) and not shared_memory(serving.pid)

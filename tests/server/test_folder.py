@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from florence2.errors import ServerError
+from florence2.server import folder
 from florence2.server.folder import assemble, models_of
 from florence2.server.wheel import find_wheel
 
@@ -26,8 +27,8 @@ def exported(tmp_path: Path) -> Path:
 
 def test_repository_is_mirrored(exported: Path, tmp_path: Path):
     """Weights are links to the originals, code is not, empty version folders exist, other folders are left out."""
-    assemble(tmp_path, find_wheel(), exported)
-    mirror = tmp_path / "repository"
+    assemble(tmp_path, find_wheel())
+    mirror = folder.mirror(tmp_path, exported)
     assert sorted(path.name for path in mirror.iterdir()) == ["ensemble", "vision"]
     assert (mirror / "vision/1/model.onnx").resolve() == (exported / "vision/1/model.onnx").resolve()
     assert (mirror / "vision/1/weights/data.bin").read_text() == "vision/1/weights/data.bin"
@@ -38,7 +39,8 @@ def test_repository_is_mirrored(exported: Path, tmp_path: Path):
 
 def test_backends_are_files_of_their_own(exported: Path, tmp_path: Path):
     """Tritonserver refuses links that leave the backend folder, and starts the stub as a program."""
-    assemble(tmp_path, find_wheel(), exported)
+    assemble(tmp_path, find_wheel())
+    folder.mirror(tmp_path, exported)
     backends = list((tmp_path / "backends").rglob("*"))
     assert {path.name for path in backends} >= {"libtriton_python.so", "triton_python_backend_utils.py", "model.py"}
     assert not any(path.is_symlink() for path in backends)

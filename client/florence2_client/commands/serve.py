@@ -29,6 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for protocol, port in ("http", 8000), ("grpc", 8001), ("metrics", 8002):
         help_text = "0 picks a free one (default: %(default)s)"
         parser.add_argument(f"--{protocol}-port", type=int, default=port, metavar="PORT", help=help_text)
+    parser.add_argument(
+        "--cache-mib",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="memory for pictures that are asked about again, so that they are encoded once; 0 is none\n"
+        "(default: %(default)s, 145 pictures of Florence-2-base)",
+    )
+    parser.add_argument(
+        "--model-control", action="store_true", help="let callers have models loaded again (see docs/export.md)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,4 +51,6 @@ def run(options: argparse.Namespace) -> int:
         http_port=options.http_port,
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
+        model_control=options.model_control,
+        cache_mib=options.cache_mib,
     )

@@ -9,6 +9,7 @@ import numpy as np
 from florence2 import triton_io
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
+from florence2.engine.metrics import METRICS, OTHER_TASK, task_label
 from florence2.engine.sequence import Request
 from florence2.engine.worker import Job, Worker
 
@@ -20,27 +21,35 @@ class TritonPythonModel:
             arguments.directory,
             device=arguments.device,
             rows=arguments.integer("rows"),
+            kv_cache_bytes=arguments.integer("kv_cache_mib") * 2**20,
+            prefill_seconds=arguments.integer("prefill_ms") / 1000,
             max_waiting=arguments.integer("max_waiting"),
         )
         self.config = engine.config
-        self.worker = Worker(engine)
+        self.endpoint = triton_io.MetricsEndpoint(METRICS, arguments.model)
+        self.worker = Worker(engine, max_seconds=arguments.integer("max_seconds"), publish=self.endpoint.publish)
 
     def execute(self, requests):
         for request in requests:
-            reply = triton_io.Reply(request)
-            try:
-                self.worker.submit(self.job(request, reply))
-            except Exception as error:  # nothing may be raised once a reply was taken: it would close all of them
-                reply.fail(error)
+            self.take(request, triton_io.Reply(request))
         return None
 
-    def job(self, request, reply):
+    def take(self, request, reply):
+        task = OTHER_TASK
+        try:
+            task = task_label(triton_io.text(request, "ANSWER_KEY"))
+            self.worker.submit(self.job(request, reply, task))
+        except Exception as error:  # nothing may be raised once a reply was taken: it would close all of them
+            self.worker.recorder.refused(task, error)
+            reply.fail(error)
+
+    def job(self, request, reply, task):
         asked = Request(
             image_features=triton_io.required(request, "IMAGE_FEATURES"),
             prompt_ids=triton_io.required(request, "PROMPT_IDS").tolist(),
             options=triton_io.generation_options(request, self.config),
         )
-        return Job(asked, lambda outcome: answer(reply, outcome), reply.is_cancelled, reply.deadline)
+        return Job(asked, lambda outcome: answer(reply, outcome), reply.is_cancelled, reply.deadline, task)
 
     def finalize(self):
         self.worker.stop()

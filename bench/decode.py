@@ -1,0 +1,128 @@
+"""One decode step of the engine against the time to read its weights once, and against transformers' `generate`.
+
+`python -m bench.decode`: base geometry with random weights, since speed does not depend on them. Every figure of a
+table comes from one run on one machine; compare ratios, not milliseconds. The thread settings are the server's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from export.language import language_tensors
+from florence2.config import GenerationDefaults, GenerationOptions, ImageConfig, ModelConfig, TextConfig, TokenConfig
+from florence2.engine.engine import Engine
+from florence2.engine.sequence import Request
+from florence2.engine.weights import build_language_model
+
+BASE = ModelConfig(
+    image=ImageConfig(768, 768, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3, tokens=24 * 24 + 1),
+    text=TextConfig(51328, 768, 6, 6, 12, 12, 3072, 3072, max_positions=1024, scale_embedding=False),
+    tokens=TokenConfig(bos=0, pad=1, eos=2, decoder_start=2, first_location=50269, known=51289),
+    generation=GenerationDefaults(3, 3, 1.0, True, forced_bos=0, forced_eos=2),
+    banned_phrases=(),
+    source="random weights, base geometry",
+)
+PRECISIONS = ("float32", "bfloat16", "int8")
+LOADS = ((1, 1), (1, 3), (8, 1), (8, 3))  # requests in flight and beams
+PROMPT_TOKENS = 15
+WARM_UP, STEPS = 8, 24
+
+
+def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Float32, named as in a native checkpoint."""
+    from florence2.engine.model import LanguageModel
+
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in LanguageModel(config).state_dict().items()}
+    random = torch.Generator().manual_seed(0)
+    return {
+        f"model.language_model.{name}": torch.ones(shape)
+        if "norm" in name and name.endswith("weight")
+        else torch.randn(shape, generator=random) * 0.02
+        for name, shape in shapes.items()
+    }
+
+
+def request(config: ModelConfig, seed: int, **options: int) -> Request:
+    random = np.random.default_rng(seed)
+    features = random.standard_normal((config.image.tokens, config.text.d_model), dtype=np.float32)
+    prompt = [0, *random.integers(4, 50000, PROMPT_TOKENS - 2).tolist(), 2]
+    return Request(features, prompt, GenerationOptions.resolve(config, **options))
+
+
+def decoder_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """What a step has to read of the weights: the decoder's layers and the head."""
+    head = "lm_head.weight" if "lm_head.weight" in tensors else "shared.weight"
+    prefill_only = ("encoder_attn.k_proj", "encoder_attn.v_proj", "embed_positions")
+    read = [
+        tensor
+        for name, tensor in tensors.items()
+        if name == head or (name.startswith("decoder.") and not any(part in name for part in prefill_only))
+    ]
+    return sum(tensor.nbytes for tensor in read)
+
+
+def read_seconds(size: int) -> float:
+    """Time to stream `size` bytes from memory with the same threads: the best of several, as a floor should be."""
+    block = torch.zeros(max(size, 256 * 2**20) // 8, dtype=torch.int64)
+    return min(_seconds(block.max) for _ in range(7)) * size / block.nbytes
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def step_seconds(engine: Engine, requests: int, beams: int) -> float:
+    """The median of some steps with these requests in flight."""
+    length = WARM_UP + STEPS + 2
+    sequences = [
+        engine.add(request(engine.config, seed, num_beams=beams, max_new_tokens=length)) for seed in range(requests)
+    ]
+    while any(sequence.prefill is not None or not sequence.rows for sequence in sequences):
+        engine.step()
+    for _ in range(WARM_UP):
+        engine.step()
+    seconds = statistics.median(_seconds(engine.step) for _ in range(STEPS - requests))
+    while not engine.scheduler.idle:
+        engine.step()
+    return seconds
+
+
+def prefill_seconds(engine: Engine) -> float:
+    """Of one request, its one decode step included."""
+    return min(_seconds(lambda: engine.generate([request(BASE, 1, max_new_tokens=1, num_beams=1)])) for _ in range(3))
+
+
+def table(precisions: list[str]) -> Iterator[str]:
+    weights = random_weights(BASE)
+    yield "| weights | read once | " + " | ".join(f"{r} x {b}" for r, b in LOADS) + " | prefill |"
+    yield "|---|---|" + "---|" * (len(LOADS) + 1)
+    for precision in precisions:
+        tensors = language_tensors(weights, precision)
+        engine = Engine(build_language_model(tensors, BASE, precision), BASE, rows=24, prefill_seconds=60)
+        floor = read_seconds(decoder_bytes(tensors))
+        cells = []
+        for requests, beams in LOADS:
+            seconds = step_seconds(engine, requests, beams)
+            cells.append(f"{seconds * 1e3:.1f} ms ({seconds / floor:.1f}x)")
+        prefill = prefill_seconds(engine)
+        yield f"| {precision} | {floor * 1e3:.1f} ms | " + " | ".join(cells) + f" | {prefill * 1e3:.0f} ms |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    for line in table(parser.parse_args().precisions):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

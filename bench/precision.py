@@ -1,0 +1,97 @@
+"""What a precision of the language model costs: answers that change, and the quality of all, on the demo's scenes.
+
+`python -m bench.precision --scenes 300`: the bundled checkpoint through the engine, all fifteen tasks, same float32
+image features for every precision. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from demo import architecture, scenes
+from demo.evaluate import CHECKPOINT, DRAWN_SIZE, MEASURES, Scores, in_groups, table
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.language import language_tensors
+from florence2.config import GenerationOptions
+from florence2.engine.engine import Engine
+from florence2.engine.sequence import Request
+from florence2.engine.weights import build_language_model
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+SPECIAL = re.compile("<s>|</s>|<pad>")
+GROUP = 20  # scenes at a time
+
+
+def engine_of(checkpoint: Checkpoint, precision: str) -> Engine:
+    config = checkpoint.config
+    tensors = language_tensors(checkpoint.weights, precision)
+    return Engine(build_language_model(tensors, config, precision), config, max_waiting=GROUP * len(MEASURES))
+
+
+def questions(
+    path: Path, checkpoint: Checkpoint, seeds: Sequence[int], beams: int
+) -> Iterator[tuple[str, str, Request]]:
+    """Task, expected answer and request, for every task of every scene."""
+    model, processor = architecture.load(path)
+    model.eval()
+    options = GenerationOptions.resolve(checkpoint.config, num_beams=beams, max_new_tokens=150)
+    for seed in seeds:
+        scene = scenes.make_scene(seed)
+        examples = scenes.make_examples(scene, seed)
+        tasks = [task for task in MEASURES if task in examples]
+        inputs = processor(
+            images=[scene.draw(DRAWN_SIZE)] * len(tasks),
+            text=[examples[task].processor_text for task in tasks],
+            return_tensors="pt",
+            padding=True,
+        )
+        with torch.inference_mode():
+            features = model.get_image_features(inputs.pixel_values[:1]).pooler_output[0].numpy()
+        for task, ids, mask in zip(tasks, inputs.input_ids, inputs.attention_mask, strict=True):
+            prompt = ids[mask.bool() & (ids != model.config.image_token_id)].tolist()
+            yield task, examples[task].target, Request(features.astype(np.float32), prompt, options)
+
+
+def compare(path: Path, scene_count: int, beams: int, precisions: Sequence[str]) -> Iterator[str]:
+    checkpoint = read_checkpoint(str(path))
+    engines = {precision: engine_of(checkpoint, precision) for precision in precisions}
+    scores: dict[str, dict[str, Scores]] = {precision: defaultdict(Scores) for precision in precisions}
+    changed, asked = dict.fromkeys(precisions, 0), 0
+    for seeds in in_groups(list(range(scene_count)), GROUP):
+        cases = list(questions(path, checkpoint, seeds, beams))
+        asked += len(cases)
+        reference: list[str] = []
+        for precision, engine in engines.items():
+            generations = engine.generate([request for _, _, request in cases])
+            decode = checkpoint.tokenizer.decode
+            texts = [SPECIAL.sub("", decode(list(answer.tokens), skip_special_tokens=False)) for answer in generations]
+            reference = reference or texts
+            changed[precision] += sum(text != first for text, first in zip(texts, reference, strict=True))
+            for (task, target, _), text in zip(cases, texts, strict=True):
+                scores[precision][task].answers += 1
+                MEASURES[task][0](scores[precision][task], text, target)
+    yield table(scores)
+    for precision in precisions[1:]:
+        yield f"\n{precision}: {changed[precision]} of {asked} answers differ from {precisions[0]}'s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    options = parser.parse_args()
+    for line in compare(options.checkpoint, options.scenes, options.beams, options.precisions):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""How fast the vision encoder is, and what each way of running it changes.
+
+    python -m bench.vision CHECKPOINT [--batches 1 2] [--rounds 5] [--threads N]    speed and error
+    python -m bench.vision --answers 300                                             answers of the demo's evaluation
+
+Speed: every candidate runs once a round, so that all see the same machine; figures are medians of the rounds, and
+the ratio to transformers the median of the rounds' ratios. The line to reach is the time that this machine's own matrix
+products take for the encoder's operations. Answers: bundled checkpoint, greedy, drawn scenes it was not trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch.utils.flop_counter import FlopCounterMode
+
+from demo import architecture, evaluate, scenes
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.pictures import draw_pictures
+from export.reference import load_reference
+from export.vision import INPUT, OUTPUT, export_vision
+from florence2.server.onnx_session import OnnxRuntime, OpenVino, Session
+
+Encode = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] -> float32 [B, T, D]
+REFERENCE = "transformers float32"
+SIDE = 2048  # of the matrices whose product tells the machine's speed
+SIZE = 384  # of the drawn scenes
+
+
+def write_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """What `export` writes, and ONNX Runtime's own dynamic int8."""
+    exact, eight, dynamic = files(folder)
+    for path, precision in (exact, "float32"), (eight, "int8"):
+        path.parent.mkdir()
+        export_vision(checkpoint, path, precision, {})
+    dynamic.parent.mkdir()
+    quantize_dynamic(
+        exact, dynamic, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
+        use_external_data_format=True, extra_options={"MatMulConstBOnly": True},
+    )  # fmt: skip
+
+
+def files(folder: Path) -> list[Path]:
+    return [folder / name / "model.onnx" for name in ("float32", "int8", "dynamic")]
+
+
+def candidates(folder: Path, threads: int) -> dict[str, Encode]:
+    exact, eight, dynamic = files(folder)
+    sessions: dict[str, Session] = {
+        "ONNX Runtime float32": OnnxRuntime(exact, threads),
+        "ONNX Runtime int8, dynamic": OnnxRuntime(dynamic, threads),
+        "ONNX Runtime int8, static": OnnxRuntime(eight, threads),
+        "OpenVINO float32": OpenVino(exact, threads, True, {"INFERENCE_PRECISION_HINT": "f32"}),
+        "OpenVINO bfloat16, open batch": OpenVino(exact, threads, False, {"INFERENCE_PRECISION_HINT": "bf16"}),
+        "OpenVINO bfloat16": OpenVino(exact, threads, True, {"INFERENCE_PRECISION_HINT": "bf16"}),
+        "OpenVINO int8, static, rest bfloat16": OpenVino(eight, threads, True, {"INFERENCE_PRECISION_HINT": "bf16"}),
+    }
+    return {name: encoder(session) for name, session in sessions.items()}
+
+
+def encoder(session: Session) -> Encode:
+    return lambda pixels: session.run({INPUT: pixels})[OUTPUT]
+
+
+def transformers_encoder(checkpoint: Checkpoint) -> Encode:
+    image, model = checkpoint.config.image, load_reference(checkpoint).model
+
+    @torch.inference_mode()
+    def encode(pixels: np.ndarray) -> np.ndarray:
+        values = (torch.from_numpy(pixels).float() / 255 - torch.tensor(image.mean)) / torch.tensor(image.std)
+        features: torch.Tensor = model.get_image_features(values.permute(0, 3, 1, 2).contiguous()).pooler_output
+        return features.numpy()
+
+    return encode
+
+
+def matrix_products(flops: int) -> dict[str, Callable[[], float]]:
+    """Seconds that so many operations take in large matrix products of torch, each measured when it is called."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+        times = [clock(lambda: a @ b) for _ in range(5)]
+        return min(times) * flops / (2 * SIDE**3)
+
+    return {
+        "matrix products float32": lambda: seconds(torch.float32),
+        "matrix products bfloat16": lambda: seconds(torch.bfloat16),
+    }
+
+
+def clock(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def count_flops(encode: Encode, pixels: np.ndarray) -> int:
+    with FlopCounterMode(display=False) as counter:
+        encode(pixels)
+    return counter.get_total_flops()
+
+
+def measure(encoders: dict[str, Encode], pixels: np.ndarray, flops: int, rounds: int) -> Iterator[str]:
+    expected = encoders[REFERENCE](pixels)
+    errors = {name: relative_error(encode(pixels), expected) for name, encode in encoders.items()}  # warms up, too
+    times: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for name, encode in encoders.items():
+            times[name].append(clock(lambda encode=encode: encode(pixels)))
+        for name, seconds in matrix_products(flops * len(pixels)).items():
+            times[name].append(seconds())
+    yield f"batch of {len(pixels)}, {flops / 1e9:.0f} GFLOP a picture, {rounds} rounds"
+    yield "| | seconds a picture | times as fast | relative error |"
+    yield "|---|---|---|---|"
+    for name, taken in times.items():
+        ratio = statistics.median(theirs / ours for theirs, ours in zip(times[REFERENCE], taken, strict=True))
+        error = f"{errors[name]:.1e}" if name in errors else ""
+        yield f"| {name} | {statistics.median(taken) / len(pixels):.2f} | {ratio:.2f} | {error} |"
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def compare_answers(count: int, threads: int) -> Iterator[str]:
+    """Transformers answers; only the features come from each candidate in turn."""
+    checkpoint = read_checkpoint(str(evaluate.CHECKPOINT))
+    model, processor = architecture.load(evaluate.CHECKPOINT)
+    drawn = [scenes.make_scene(seed).draw(SIZE) for seed in range(count)]
+    questions = [scenes.make_examples(scenes.make_scene(seed), seed) for seed in range(count)]
+    image = checkpoint.config.image
+    pixels = np.stack([np.asarray(picture.resize((image.width, image.height), image.resample)) for picture in drawn])
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(checkpoint, Path(folder))
+        ways = {REFERENCE: transformers_encoder(checkpoint), **candidates(Path(folder), threads)}
+        features = {name: torch.from_numpy(encode(pixels)) for name, encode in ways.items()}
+    scores = {name: defaultdict(evaluate.Scores) for name in features}
+    changed: dict[str, int] = defaultdict(int)
+    asked = 0
+    for task, (score, _) in evaluate.MEASURES.items():
+        picked = [i for i in range(count) if task in questions[i]]
+        answers = {}
+        for name, own in features.items():
+            answers[name] = ask(model, processor, [drawn[i] for i in picked], own[picked],
+                                [questions[i][task].processor_text for i in picked])  # fmt: skip
+            for i, answer in zip(picked, answers[name], strict=True):
+                scores[name][task].answers += 1
+                score(scores[name][task], answer, questions[i][task].target)
+            changed[name] += sum(a != b for a, b in zip(answers[name], answers[REFERENCE], strict=True))
+        asked += len(picked)
+    yield f"{asked} answers about {count} scenes"
+    yield from (f"{name}: {number} changed" for name, number in changed.items())
+    yield evaluate.table(scores)
+
+
+def ask(model, processor, pictures, features, texts, few: int = 50) -> list[str]:
+    """As the evaluation asks, with these image features [B, T, D] instead of the model's own."""
+    answers: list[str] = []
+    for start in range(0, len(texts), few):
+        part = slice(start, start + few)
+        hook = model.model.multi_modal_projector.register_forward_hook(lambda *_, own=features[part]: own)
+        answers += evaluate.ask(model, processor, pictures[part], texts[part], beams=1)
+        hook.remove()
+    return answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", default=str(evaluate.CHECKPOINT))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--answers", type=int, metavar="SCENES")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.answers:
+        print(*compare_answers(options.answers, options.threads), sep="\n")
+        return
+    checkpoint = read_checkpoint(options.checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(checkpoint, Path(folder))
+        encoders = {REFERENCE: transformers_encoder(checkpoint), **candidates(Path(folder), options.threads)}
+        pictures = draw_pictures(checkpoint.config.image, max(options.batches))
+        pixels = np.stack([np.asarray(picture) for picture in pictures])
+        flops = count_flops(encoders[REFERENCE], pixels[:1])
+        for batch in options.batches:
+            print(*measure(encoders, pixels[:batch], flops, options.rounds), "", sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

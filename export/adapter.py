@@ -1,0 +1,140 @@
+"""LoRA adapters of PEFT, trained on either layout, merged into a checkpoint's weights under their native names.
+
+Called by `export.checkpoint`. Exact: W + scale * B @ A in float32. PEFT's own merge rounds to the stored precision and
+writes a change of the output head into the embedding that is tied to it (docs/adr/0020).
+Shapes: O and I output and input features (of a convolution with its kernel), r rank.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export import layouts, stored
+from export.hub import Source, fetch
+from export.layouts import EMBEDDING, HEAD, TIED
+from florence2.config import read_json
+from florence2.errors import CheckpointError
+
+CONFIG = "adapter_config.json"
+FILES = ("adapter_model.safetensors", "adapter_model.bin")
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+# Settings that do not change what the adapter computes once it is trained; any other that is set is refused.
+HARMLESS = frozenset(
+    "alpha_pattern auto_mapping base_model_name_or_path bias exclude_modules fan_in_fan_out inference_mode "
+    "init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_core modules_to_save "
+    "peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules task_type "
+    "use_rslora".split()
+)
+# The others subtract their first factors from the checkpoint, which then is not the published one.
+PLAIN_STARTS = (None, True, False, "gaussian", "eva")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked adapter. Names are native names of weights."""
+
+    source: Source
+    base: str | None  # what it says it was trained on
+    files: list[Path]
+    replaced: dict[str, Tensor]  # whole weights: `modules_to_save` and trained biases
+    factors: dict[str, tuple[Tensor, Tensor, float]]  # A [r, I], B [O, r] and their scale
+
+    def replace(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights with those that the adapter brings whole. Raises CheckpointError."""
+        foreign = sorted(self.replaced.keys() - weights.keys() - set(TIED))
+        if foreign:
+            raise self._misfit(foreign[0])
+        replaced = dict(self.replaced)
+        if HEAD in replaced:
+            replaced[HEAD] = _with_rows_of(weights.get(HEAD, weights[EMBEDDING]), replaced[HEAD])
+        return {**weights, **replaced}
+
+    def merge(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights with every low-rank change added, those in float32. Raises CheckpointError."""
+        merged = dict(weights)
+        for name, (down, up, scale) in self.factors.items():
+            if name == HEAD:  # tied to the embedding in files, but it alone was wrapped in training
+                base = weights.get(HEAD, weights[EMBEDDING])
+                up = _with_rows_of(torch.zeros(len(base), up.shape[1]), up)
+            elif name in weights:
+                base = weights[name]
+            else:
+                raise self._misfit(name)
+            out, into = up.flatten(1).float(), down.flatten(1).float()  # [O, r], [r, I]
+            if base.dim() < 2 or base.flatten(1).shape != (len(out), into.shape[1]) or out.shape[1] != len(into):
+                raise self._misfit(name)
+            merged[name] = base.to(torch.float32) + scale * (out @ into).reshape(base.shape)
+        return merged
+
+    def _misfit(self, name: str) -> CheckpointError:
+        return CheckpointError(f"the adapter {self.source.name} does not fit this checkpoint: see {name}")
+
+
+def _with_rows_of(base: Tensor, tensor: Tensor) -> Tensor:
+    """A head's rows are tokens; the layouts differ in how many meaningless ones follow. Those become the base's."""
+    if tensor.shape[1:] != base.shape[1:]:
+        return tensor  # of another model, which is found out later
+    return torch.cat([tensor, base[len(tensor) :].to(tensor.dtype)])[: len(base)]
+
+
+def read_adapter(source: str) -> Adapter:
+    """`source`: a directory or a hub id. Raises CheckpointError on what is no plain LoRA."""
+    found = fetch(source, None, "adapter_model.safetensors", "adapter_model.bin")
+    config = read_json(found.directory / CONFIG)
+    check_kind(config, found.name)
+    files = stored.weight_files(found.directory, FILES)
+    replaced: dict[str, Tensor] = {}
+    sides: dict[str, dict[str, Tensor]] = {}
+    for stored_name, tensor in stored.read_tensors(files).items():
+        name = stored_name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        match = FACTOR.fullmatch(name)
+        if match:
+            sides.setdefault(match["module"], {})[match["side"]] = tensor
+        elif ".lora_" in name or "trainable_tokens" in name:
+            raise CheckpointError(f"the adapter {found.name} changes more than linear layers: see {name}")
+        else:
+            replaced[layouts.native_name(name)] = tensor
+    factors = {}
+    for module, pair in sides.items():
+        if pair.keys() != {"A", "B"} or min(factor.dim() for factor in pair.values()) < 2:
+            raise CheckpointError(f"the adapter {found.name} is incomplete: {module} has not its two factors")
+        scale = scaling(config, module, rank=len(pair["A"]))
+        factors[layouts.native_name(f"{module}.weight")] = (pair["A"], pair["B"], scale)
+    if not factors and not replaced:
+        raise CheckpointError(f"the adapter {found.name} is empty")
+    return Adapter(found, config.get("base_model_name_or_path"), files, replaced, factors)
+
+
+def check_kind(config: Mapping[str, Any], name: str) -> None:
+    """Raises CheckpointError on DoRA, quantisation-aware and other kinds that are not W + scale * B @ A."""
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"the adapter {name} is of the kind {config.get('peft_type')}; only LoRA can be merged")
+    if config.get("use_dora"):
+        raise CheckpointError(f"the adapter {name} is DoRA, not plain LoRA; merge it with peft, then export")
+    start = config.get("init_lora_weights")
+    unknown = sorted(key for key in config.keys() - HARMLESS if config[key])
+    if start not in PLAIN_STARTS:
+        unknown.append(f"init_lora_weights={start}")
+    if unknown:
+        raise CheckpointError(f"the adapter {name} is no plain LoRA ({unknown[0]}); merge it with peft, then export")
+
+
+def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """lora_alpha / r, or / sqrt(r); patterns of module names may set another alpha, as in peft's get_pattern_key."""
+    try:
+        alpha = config["lora_alpha"]
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = value
+                break
+        return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
+        raise CheckpointError(f"{CONFIG} does not say the adapter's scale: {type(error).__name__} {error}") from error

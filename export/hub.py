@@ -1,0 +1,71 @@
+"""Where a checkpoint or an adapter is: a directory, or a repository of the Hugging Face hub in its local cache.
+
+`export.checkpoint` and `export.adapter` call `fetch`. Only configs, tokenizers and weights are downloaded, no code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from florence2.errors import CheckpointError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of a checkpoint or adapter. `revision` is the commit of a hub repository, None for a directory."""
+
+    directory: Path
+    name: str
+    revision: str | None
+
+
+def fetch(source: str, revision: str | None, weights: str, pickles: str) -> Source:
+    """`source`: a directory or a hub id. Raises CheckpointError.
+
+    `weights` and `pickles` are patterns of file names; pickles are downloaded only where there are no other weights.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{source} is a directory, which has no revisions; --revision is for hub ids")
+        return Source(path, path.resolve().name, None)
+    if path.exists():
+        raise CheckpointError(f"{source} is a file; a checkpoint is the directory that holds it")
+    if not HUB_ID.fullmatch(source):
+        raise CheckpointError(f"there is no directory {source}")
+    directory = _download(source, revision, ["*.json", weights])
+    if not any(directory.glob(weights)):
+        directory = _download(source, revision, ["*.json", pickles])
+    return Source(directory, source, directory.name)  # the cache names a snapshot's folder after its commit
+
+
+def _download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The cached snapshot, with what was missing downloaded under huggingface_hub's own progress bar."""
+    from huggingface_hub import errors, snapshot_download  # here alone: a directory needs no hub
+
+    wanted = f"revision {revision} of {hub_id}" if revision else hub_id
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+    except errors.GatedRepoError as error:
+        sentence = f"{hub_id} is gated: accept its terms on its hub page and log in with `hf auth login`"
+        raise CheckpointError(sentence) from error
+    except errors.RepositoryNotFoundError as error:
+        sentence = f"there is no directory {hub_id}, and the hub knows no such repository or shows it only after login"
+        raise CheckpointError(sentence) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{hub_id} has no revision {revision}") from error
+    except errors.LocalEntryNotFoundError as error:
+        sentence = f"{wanted} is neither a directory nor in the hub's cache, and the hub cannot be reached"
+        raise CheckpointError(sentence) from error
+    except Exception as error:  # network, disk and hub errors come from half a dozen libraries
+        raise CheckpointError(f"{wanted} cannot be had from the hub: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """Another library's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,149 @@
+"""Moves a finished export to its place: by renames on one file system, all of them or none.
+
+Called by `export.pipeline`: build in `staging`, then `replace` or `add`. An export that fails leaves the target
+untouched, one that is killed leaves a hidden folder that the next export into the same place removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from export.hub import one_line
+from export.repository import CONFIG, ROLES, parse_config, version_directory
+from florence2.errors import CheckpointError
+
+LOCK = "lock"
+
+
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A directory on the target's file system that disappears again, whatever happens."""
+    target = target.resolve()
+    place = target if target.is_mount() else target.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(place, f".{target.name}-")
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=place))
+        stage = work / "models"
+        stage.mkdir()
+        lock = (work / LOCK).open("w")
+    except OSError as error:
+        raise CheckpointError(f"{place} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield stage
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        lock.close()
+
+
+def _remove_abandoned(place: Path, prefix: str) -> None:
+    """Staging folders of exports that were killed: their locks are free. Those of exports that run are not."""
+    for lock in place.glob(f"{prefix}*/{LOCK}"):
+        with contextlib.suppress(OSError), lock.open("r+") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
+
+
+class _Moves:
+    """Renames that are undone together if one of them fails. Leaving a `with` block without an error keeps them."""
+
+    def __init__(self, stage: Path, target: Path) -> None:
+        self._target = target
+        self._attic = Path(tempfile.mkdtemp(dir=stage.parent))
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> _Moves:
+        if not self._target.exists():
+            self._target.mkdir()
+            self._undo.callback(self._target.rmdir)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._undo.pop_all()
+        self._undo.close()
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{self._target} cannot be written: {error.strerror}") from error
+
+    def move(self, source: Path, destination: Path) -> None:
+        source.rename(destination)
+        self._undo.callback(destination.rename, source)
+
+    def away(self, path: Path) -> None:
+        self.move(path, Path(tempfile.mkdtemp(dir=self._attic)) / path.name)
+
+    def over(self, source: Path, destination: Path) -> None:
+        """A file in place of another, with no moment between."""
+        kept = Path(tempfile.mkdtemp(dir=self._attic)) / destination.name
+        shutil.copyfile(destination, kept)
+        source.replace(destination)
+        self._undo.callback(kept.replace, destination)
+
+
+def replace(stage: Path, target: Path) -> None:
+    """In place of all models of the same names."""
+    with _Moves(stage, target) as moves:
+        for model in sorted(stage.iterdir()):
+            if (target / model.name).exists():
+                moves.away(target / model.name)
+            moves.move(model, target / model.name)
+
+
+def next_version(target: Path, name: str) -> int:
+    """One more than the highest version that there is of these models."""
+    return 1 + max((int(path.name) for role in ROLES for path in _versions(target, name, role)), default=0)
+
+
+def add(stage: Path, target: Path, name: str, version: int) -> None:
+    """Beside the version that the ensemble there is made of; older ones go. The ensemble turns to the new one last.
+
+    Raises CheckpointError where the new models have other tensors: all versions of a model share one config.
+    """
+    ensemble = target / f"{name}_ensemble" / CONFIG
+    if not ensemble.exists():
+        return replace(stage, target)
+    served = {str(step.model_version) for step in _read(ensemble).ensemble_scheduling.step}
+    for role in ROLES:
+        _require_same_tensors(stage / f"{name}_{role}" / CONFIG, target / f"{name}_{role}" / CONFIG)
+    with _Moves(stage, target) as moves:
+        for role in ROLES[:-1]:
+            for older in _versions(target, name, role):
+                if older.name not in served:
+                    moves.away(older)
+            moves.move(*(version_directory(place, name, role, version) for place in (stage, target)))
+        for role in ROLES:
+            moves.over(*(place / f"{name}_{role}" / CONFIG for place in (stage, target)))
+
+
+def _versions(target: Path, name: str, role: str) -> list[Path]:
+    model = target / f"{name}_{role}"
+    return [path for path in model.iterdir() if path.name.isdecimal()] if model.is_dir() else []
+
+
+def _read(config: Path) -> ModelConfig:
+    try:
+        return parse_config(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, text_format.ParseError) as error:
+        raise CheckpointError(f"{config} cannot be read: {one_line(error)}") from error
+
+
+def _require_same_tensors(new: Path, present: Path) -> None:
+    ours, theirs = _tensors(new), _tensors(present)
+    changed = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if changed:
+        model = present.parent.name
+        raise CheckpointError(f"{model} has another {changed[0]}: no version of it; export under another --name")
+
+
+def _tensors(config: Path) -> dict[str, list[int]]:
+    read = _read(config)
+    return {tensor.name: list(tensor.dims) for tensor in (*read.input, *read.output)}

@@ -1,0 +1,100 @@
+"""transformers' own Florence-2, which the parity report takes for the truth. `export.parity` is the only caller.
+
+It reads the checkpoint by itself (`from_pretrained`) where transformers can, so a mistake in `export.checkpoint` shows.
+Shapes: B pictures, T image tokens, D = d_model, P prompt tokens, N generated tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, Florence2ForConditionalGeneration, GenerationConfig
+
+from export.checkpoint import Checkpoint
+from florence2.config import GenerationOptions, ModelConfig
+
+
+def load_reference(checkpoint: Checkpoint) -> Florence2ForConditionalGeneration:
+    """transformers' model of the checkpoint in float32."""
+    # transformers alone does not read the others.
+    readable = not checkpoint.microsoft and checkpoint.adapter is None and checkpoint.files[0].suffix == ".safetensors"
+    model: Florence2ForConditionalGeneration = Florence2ForConditionalGeneration.from_pretrained(
+        checkpoint.source.directory if readable else None,
+        config=checkpoint.architecture,
+        state_dict=None if readable else checkpoint.weights,
+        dtype=torch.float32,
+        use_safetensors=True,
+    )
+    return model.eval()
+
+
+def reference_features(
+    checkpoint: Checkpoint, reference: Florence2ForConditionalGeneration, pictures: Sequence[Image.Image]
+) -> NDArray[np.float32]:
+    """float32 [B, T, D] of all pictures, one by one, through the checkpoint's own image processor."""
+    processor = CLIPImageProcessorPil.from_pretrained(checkpoint.source.directory)
+    features: list[Tensor] = []
+    with torch.inference_mode():
+        for picture in pictures:
+            pixel_values = processor(picture, return_tensors="pt").pixel_values
+            features.append(reference.model.get_image_features(pixel_values).pooler_output)
+    return torch.cat(features).numpy()
+
+
+def reference_log_probs(
+    reference: Florence2ForConditionalGeneration,
+    config: ModelConfig,
+    features: Tensor,
+    prompt_ids: list[int],
+    tokens: Sequence[int],
+) -> Tensor:
+    """[N] log-probs of an answer's tokens, each given all before it. features: [T, D]."""
+    inputs = torch.tensor([[config.tokens.decoder_start, *tokens[:-1]]])  # [1, N]
+    with torch.inference_mode():
+        logits: Tensor = reference(
+            encoder_outputs=_encode(reference, features, prompt_ids), decoder_input_ids=inputs
+        ).logits[0]  # [N, V]
+        return logits.log_softmax(-1)[range(len(tokens)), list(tokens)]
+
+
+def _encode(reference: Florence2ForConditionalGeneration, features: Tensor, prompt_ids: list[int]) -> Any:
+    """transformers' encoder output for a picture's features [T, D] and a prompt."""
+    prompt = reference.get_input_embeddings()(torch.tensor([prompt_ids]))  # [1, P, D]
+    return reference.model.language_model.encoder(inputs_embeds=torch.cat([features[None], prompt], dim=1))
+
+
+def reference_tokens(
+    reference: Florence2ForConditionalGeneration,
+    config: ModelConfig,
+    features: Tensor,
+    prompt_ids: list[int],
+    options: GenerationOptions,
+) -> list[int]:
+    """transformers' answer without the start token. features: [T, D]; padding rows of the embedding never win."""
+    tokens = config.tokens
+    generation = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=options.max_new_tokens,
+        num_beams=options.num_beams,
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
+        length_penalty=options.length_penalty,
+        early_stopping=options.early_stopping,
+        bos_token_id=tokens.bos,
+        pad_token_id=tokens.pad,
+        eos_token_id=tokens.eos,
+        decoder_start_token_id=tokens.decoder_start,
+        forced_bos_token_id=config.generation.forced_bos,
+        forced_eos_token_id=config.generation.forced_eos,
+        suppress_tokens=list(range(tokens.known, config.text.vocab_size)) or None,
+    )
+    with torch.inference_mode():
+        encoded = _encode(reference, features, prompt_ids)
+        sequences: Tensor = reference.generate(encoder_outputs=encoded, generation_config=generation)
+    answer: list[int] = sequences[0, 1:].tolist()
+    return answer

@@ -1,0 +1,103 @@
+"""The engine's rounds: prefill in pieces between the steps, padded steps, lower precisions."""
+
+import pytest
+import torch
+
+from export.language import language_tensors
+from florence2.engine.beam import Generation
+from florence2.engine.engine import Engine
+from florence2.engine.weights import build_language_model
+from florence2.errors import InternalError
+
+
+@pytest.fixture
+def requests(make_request):
+    """Different lengths, beams and prompts, so that they join, leave and find their slots in disorder."""
+    kinds = [(1, 30), (3, 9), (2, 48), (1, 3), (3, 20), (5, 48), (1, 48), (2, 5)]
+    return [make_request(seed, num_beams=beams, max_new_tokens=limit) for seed, (beams, limit) in enumerate(kinds)]
+
+
+def test_padded_steps_give_the_same_answers(model, config, requests):
+    """What CUDA graphs replay, run as it is."""
+    viewed = Engine(model, config, rows=8).generate(requests)
+    padded = Engine(model, config, rows=8, static_shapes=True).generate(requests)
+    assert [answer.tokens for answer in padded] == [answer.tokens for answer in viewed]
+    assert [answer.score for answer in padded] == pytest.approx([answer.score for answer in viewed], abs=1e-5)
+
+
+def test_padded_steps_come_in_few_shapes(model, config, requests):
+    """A capture takes seconds, so lengths must not each have one."""
+    engine = Engine(model, config, rows=8, static_shapes=True)
+    engine.generate(requests * 3)
+    assert len(engine._graphs._steps) <= 4  # 1, 2, 4 or 8 rows; one bucket of positions
+
+
+def test_live_requests_get_a_token_between_the_pieces_of_a_prefill(model, config, make_request):
+    """With no time to spare, prefill does one layer a round, and decoding goes on."""
+    engine = Engine(model, config, rows=6, prefill_seconds=0)
+    first = engine.add(make_request(1, num_beams=1, max_new_tokens=48))
+    while first.search.length < 3:
+        engine.step()
+    late = engine.add(make_request(2, num_beams=1))
+    rounds = 0
+    while late.search.length == 1 and not late.done:
+        length = first.search.length
+        engine.step()
+        rounds += 1
+        assert first.search.length == length + 1 or first.done
+    assert rounds == config.text.encoder_layers + 1  # its keys and values come with one more round
+
+
+def test_with_nobody_to_hold_up_prefill_is_one_round(model, config, make_request):
+    """Nobody waits for a token, so there is no reason to stop."""
+    engine = Engine(model, config, rows=6, prefill_seconds=0)
+    sequence = engine.add(make_request(1, num_beams=1))
+    engine.step()
+    assert sequence.search.length == 2
+
+
+def test_prefill_is_first_come_first_served(model, config, make_request):
+    """Who was admitted first decodes first, whatever rows it got."""
+    engine = Engine(model, config, rows=6, prefill_seconds=0)
+    first, second = (engine.add(make_request(seed, num_beams=2)) for seed in (1, 2))
+    engine.step()
+    assert (first.search.length, second.search.length) == (2, 1)
+
+
+def test_a_prefill_that_fails_midway_frees_its_rows_and_its_slot(model, config, make_request, monkeypatch):
+    """The neighbour keeps its answer."""
+
+    def fail(*_arguments):
+        yield
+        raise MemoryError
+
+    engine = Engine(model, config, rows=6, prefill_seconds=0)
+    neighbour = engine.add(make_request(1, num_beams=1, max_new_tokens=20))
+    engine.step()
+    monkeypatch.setattr(model, "prefill", fail)
+    victim = engine.add(make_request(2))
+    while not engine.scheduler.idle:
+        engine.step()
+        engine.scheduler.check()
+    assert isinstance(victim.outcome, InternalError)
+    assert isinstance(neighbour.outcome, Generation)
+    assert engine.cache.used_slots == 0
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_lower_precision_scores_alike(model, config, make_request, precision):
+    """The first choice of tokens costs about as much as in float32; a batch changes nothing."""
+    torch.manual_seed(0)
+    from florence2.engine.model import LanguageModel
+
+    weights = {f"model.language_model.{name}": tensor for name, tensor in LanguageModel(config).state_dict().items()}
+    exact, rounded = (
+        Engine(build_language_model(language_tensors(weights, name), config, name), config, rows=6)
+        for name in ("float32", precision)
+    )
+    requests = [make_request(seed, num_beams=1, max_new_tokens=3) for seed in range(6)]
+    answers = rounded.generate(requests)
+    alone = [rounded.generate([request])[0] for request in requests]
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in alone]
+    for answer, truth in zip(answers, exact.generate(requests), strict=True):
+        assert answer.log_probs[1] == pytest.approx(truth.log_probs[1], abs=0.1)

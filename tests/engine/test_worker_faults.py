@@ -1,0 +1,290 @@
+"""The worker under random arrivals, deadlines, cancellations and failures, with an engine that has no tensors."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from florence2.config import GenerationOptions
+from florence2.engine import worker as worker_module
+from florence2.engine.beam import Generation
+from florence2.engine.scheduler import Scheduler
+from florence2.engine.sequence import Request, Sequence
+from florence2.engine.worker import Job, Worker
+from florence2.errors import Cancelled, DeadlineExceeded, InternalError, QueueFull, Unavailable
+
+ROWS, WAITING = 6, 8
+
+
+@dataclass
+class Plan:
+    """What a request asks, and what goes wrong with it."""
+
+    beams: int
+    tokens: int
+    trouble: str = ""  # add, prefill, step, die, late, gone, unanswerable, cannot be asked
+    outcomes: list = field(default_factory=list)
+    asked_after_answer: int = 0
+
+    def expected(self) -> Generation:
+        return Generation(tuple(range(self.tokens)), (0.0,) * self.tokens, float(self.beams), "stop")
+
+
+class Engine:
+    """The real scheduler, and steps that count instead of computing. Checks every invariant after each step."""
+
+    kv_bytes_per_row = 1
+
+    def __init__(self):
+        self.scheduler = Scheduler(ROWS, WAITING)
+        self.hurt: set[int] = set()  # ids of plans that were live when a step failed
+        self.broken: AssertionError | None = None
+
+    def check(self, request):
+        pass
+
+    def add(self, request):
+        if request.image_features.trouble == "add":
+            raise MemoryError
+        sequence = Sequence(request, SimpleNamespace(length=1))
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self):
+        try:
+            return self._step()
+        finally:
+            try:
+                self.scheduler.check()
+            except AssertionError as error:
+                self.broken = error
+
+    def _step(self):
+        newcomer = self.scheduler.admit()
+        if newcomer and plan_of(newcomer).trouble == "prefill":
+            newcomer.finish(InternalError("prefill"))
+        for sequence in self.scheduler.live:
+            if not sequence.done:
+                self._advance(sequence)
+        return self.scheduler.retire()
+
+    def _advance(self, sequence):
+        plan = plan_of(sequence)
+        sequence.search.length += 1
+        if plan.trouble in ("step", "die") and sequence.search.length == 3:
+            self.hurt |= {id(plan_of(live)) for live in self.scheduler.live}
+            raise SystemExit if plan.trouble == "die" else MemoryError
+        if sequence.search.length > plan.tokens:
+            sequence.finish(plan.expected())
+
+    def fail_live(self):
+        for sequence in self.scheduler.live:
+            if not sequence.done:
+                sequence.finish(InternalError("step"))
+        return self.scheduler.retire()
+
+
+def plan_of(sequence) -> Plan:
+    return sequence.request.image_features
+
+
+def job_of(plan: Plan) -> Job:
+    def answer(outcome):
+        plan.outcomes.append(outcome)
+        if plan.trouble == "unanswerable":
+            raise OSError("the connection broke")
+
+    def cancelled():
+        plan.asked_after_answer += len(plan.outcomes)
+        if plan.trouble == "cannot be asked":
+            raise OSError("the server is gone")
+        return plan.trouble == "gone"
+
+    request = Request(plan, [0, 2], GenerationOptions(64, plan.beams, 0, 1.0, True))
+    deadline = time.monotonic() + 0.002 if plan.trouble == "late" else float("inf")
+    return Job(request, answer, cancelled, deadline, next_poll=0)
+
+
+def wait_for_answers(plans):
+    end = time.monotonic() + 10
+    while not all(plan.outcomes for plan in plans):
+        assert time.monotonic() < end, "nobody may wait for ever"
+        time.sleep(0.0005)
+
+
+TROUBLES = ["", "", "", "add", "prefill", "step", "late", "gone", "unanswerable", "cannot be asked"]
+ALLOWED = {
+    "add": InternalError, "prefill": InternalError, "step": InternalError, "late": DeadlineExceeded, "gone": Cancelled,
+}  # fmt: skip
+plans = st.builds(Plan, st.integers(1, ROWS), st.integers(1, 40), st.sampled_from(TROUBLES))
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(worker_module, "WAITING_POLL_SECONDS", 0.001)
+
+
+def submit(worker, plan) -> bool:
+    try:
+        worker.submit(job_of(plan))
+    except Unavailable as error:
+        plan.outcomes.append(error)
+        return False
+    return True
+
+
+@quick
+@given(st.lists(st.tuples(plans, st.floats(0, 0.001)), max_size=25))
+def test_everybody_is_answered_once_and_by_their_own_fate(arrivals):
+    """A request's answer depends on its own troubles, and on a step that failed while it was in the batch."""
+    engine = Engine()
+    worker = Worker(engine)
+    everybody = [plan for plan, _ in arrivals]
+    for plan, pause in arrivals:
+        submit(worker, plan)
+        time.sleep(pause)
+    wait_for_answers(everybody)
+    worker.stop()
+    assert engine.broken is None
+    assert engine.scheduler.idle, "no row is lost"
+    for plan in everybody:
+        [outcome] = plan.outcomes
+        assert plan.asked_after_answer == 0
+        if isinstance(outcome, QueueFull):
+            continue
+        if isinstance(outcome, InternalError) and id(plan) in engine.hurt:
+            continue
+        assert outcome == plan.expected() or type(outcome) is ALLOWED.get(plan.trouble)
+
+
+@quick
+@given(st.lists(plans, min_size=1, max_size=12), st.sampled_from(["stop", "die"]), st.floats(0, 0.003))
+def test_everybody_is_answered_once_when_the_engine_ends(everybody, end, when):
+    """Stopped or dead in the middle: nobody is forgotten, nobody told twice, and newcomers hear at once."""
+    engine = Engine()
+    worker = Worker(engine)
+    callers = [threading.Thread(target=submit, args=(worker, plan)) for plan in everybody]
+    for caller in callers:
+        caller.start()
+    time.sleep(when)
+    if end == "die":
+        everybody.append(Plan(1, 9, "die"))
+        while not submit(worker, everybody[-1]):  # the queue was full
+            everybody[-1].outcomes.clear()
+            time.sleep(0.001)
+    else:
+        worker.stop()
+    for caller in callers:
+        caller.join()
+    if end == "die":
+        late = Plan(1, 3)
+        while submit(worker, late):
+            wait_for_answers([late])
+            late = Plan(1, 3)
+    wait_for_answers(everybody)
+    worker.stop()
+    assert all(len(plan.outcomes) == 1 and not plan.asked_after_answer for plan in everybody)
+    assert not submit(worker, Plan(1, 1))
+
+
+def test_a_stop_does_not_wait_for_a_long_step(monkeypatch):
+    """Callers are told at once; what the step brings afterwards is for nobody."""
+    monkeypatch.setattr(worker_module, "STOP_SECONDS", 0.1)
+    engine, plan, running, release = Engine(), Plan(1, 1), threading.Event(), threading.Event()
+    step = engine.step
+    engine.step = lambda: (running.set(), release.wait(10), step())[2]
+    worker = Worker(engine)
+    submit(worker, plan)
+    assert running.wait(10)
+    worker.stop()
+    assert [type(outcome) for outcome in plan.outcomes] == [Unavailable]
+    release.set()
+    worker._thread.join(10)
+    assert len(plan.outcomes) == 1
+
+
+@pytest.mark.parametrize("trouble", ["late", "gone", "too long"])
+def test_time_runs_out_even_while_a_step_hangs(trouble):
+    """The caller hears in time; the rows are freed when the step is over."""
+    engine, running, release = Engine(), threading.Event(), threading.Event()
+    step = engine.step
+    engine.step = lambda: (running.set(), release.wait(10), step())[2]
+    worker = Worker(engine, max_seconds=0.05 if trouble == "too long" else 60)
+    plan = Plan(1, 10**9, trouble)
+    submit(worker, plan)
+    wait_for_answers([plan])
+    assert running.is_set() and not release.is_set()
+    assert type(plan.outcomes[0]) is (Cancelled if trouble == "gone" else DeadlineExceeded)
+    release.set()
+    neighbour = Plan(ROWS, 3)
+    submit(worker, neighbour)
+    wait_for_answers([neighbour])
+    worker.stop()
+    assert neighbour.outcomes == [neighbour.expected()] and len(plan.outcomes) == 1 and engine.scheduler.idle
+
+
+def test_a_full_queue_refuses_even_while_a_step_runs():
+    """Those who are on their way to the engine count as well: memory stays bounded however long a step takes."""
+    engine, running, release = Engine(), threading.Event(), threading.Event()
+    step = engine.step
+    engine.step = lambda: (running.set(), release.wait(10), step())[2]
+    worker = Worker(engine)
+    first = Plan(1, 1)
+    submit(worker, first)
+    assert running.wait(10)
+    crowd = [Plan(1, 1) for _ in range(3 * WAITING)]
+    taken = [submit(worker, plan) for plan in crowd]
+    assert sum(taken) <= WAITING
+    release.set()
+    wait_for_answers([first, *crowd])
+    worker.stop()
+
+
+def test_no_request_stays_longer_than_the_server_allows():
+    """An abandoned ensemble request is ended by the server's own limit, which says so."""
+    engine, plan = Engine(), Plan(1, 10**9)
+    worker = Worker(engine, max_seconds=0.05)
+    submit(worker, plan)
+    wait_for_answers([plan])
+    worker.stop()
+    assert isinstance(plan.outcomes[0], DeadlineExceeded)
+    assert "0.05 seconds this server allows" in str(plan.outcomes[0])
+
+
+def test_the_recorder_counts_every_request_once():
+    """Requests by outcome add up to what was sent, tokens to what was answered; gauges end at nothing."""
+    published = []
+    engine = Engine()
+    worker = Worker(engine, publish=published.extend)
+    everybody = [Plan(1, 5), Plan(2, 7), Plan(3, 9, "prefill"), Plan(1, 10**9, "gone"), Plan(1, 4, "unanswerable")]
+    for plan in everybody:
+        submit(worker, plan)
+    wait_for_answers(everybody)
+    worker.stop()
+    totals: dict[tuple, float] = {}
+    for (metric, labels), value in published:
+        key = (metric.name.removeprefix("florence2_"), *labels)
+        totals[key] = value if metric.kind.value == "gauge" else totals.get(key, 0) + value
+    assert totals["requests_total", "other", "stop"] == 3
+    assert totals["requests_total", "other", "error"] == 1
+    assert totals["requests_total", "other", "cancelled"] == 1
+    assert totals["generated_tokens_total", "other"] == 5 + 7 + 4
+    assert totals["live_requests",] == totals["waiting_requests",] == totals["live_rows",] == 0
+    assert totals["engine_up",] == 0
+    observed = [labels for (metric, labels), _ in published if metric.name == "florence2_stage_seconds"]
+    assert observed.count(("queue",)) == 5 and observed.count(("decode",)) >= 3
+
+
+def test_a_publisher_that_fails_costs_nobody_an_answer():
+    """Metrics are worth less than answers."""
+    worker, plan = Worker(Engine(), publish=lambda samples: 1 / 0), Plan(1, 3)
+    submit(worker, plan)
+    wait_for_answers([plan])
+    worker.stop()
+    assert plan.outcomes == [plan.expected()]

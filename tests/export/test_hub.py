@@ -1,0 +1,165 @@
+"""Hub ids through the real huggingface_hub, against a hub of a few lines on this machine and its cache on disk."""
+
+import http.server
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import huggingface_hub
+import pytest
+
+from export.checkpoint import read_checkpoint
+from florence2.errors import CheckpointError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BRANCH_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Two commits of one repository, a gated and a missing one: what snapshot_download asks for, and nothing else."""
+
+    folder: Path
+    asked: list[str]
+    REVISIONS: ClassVar = {"main": COMMIT, COMMIT: COMMIT, "tuned": BRANCH_COMMIT, BRANCH_COMMIT: BRANCH_COMMIT}
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        self.asked.append(f"{self.command} {self.path}")
+        path = self.path.partition("?")[0].strip("/")
+        if path.startswith(("somebody/gated", "api/models/somebody/gated")):
+            return self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+        if not path.removeprefix("api/models/").startswith("somebody/florence-2"):
+            return self.answer(401, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        if path.startswith("api/models/"):
+            return self.describe(path.removeprefix("api/models/somebody/florence-2").strip("/"))
+        _, _, _, revision, name = path.split("/", 4)
+        file = self.folder / name
+        if revision not in self.REVISIONS or not file.exists():
+            return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        data = file.read_bytes()
+        self.answer(200, data, {"ETag": f'"{hash(data):x}"', "X-Repo-Commit": self.REVISIONS[revision]})
+
+    def describe(self, path):
+        """The repository's commit and files: /revision/R, and /tree/R where the library asks for it."""
+        kind, _, revision = path.partition("/")
+        if revision not in self.REVISIONS:
+            return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no such revision"})
+        names = [file.name for file in self.folder.iterdir()]
+        sizes = {name: (self.folder / name).stat().st_size for name in names}
+        listing = [{"type": "file", "path": name, "size": sizes[name], "oid": name} for name in names]
+        about = {"id": "somebody/florence-2", "sha": self.REVISIONS[revision], "private": False, "tags": [],
+                 "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in names]}  # fmt: skip
+        self.answer(200, json.dumps(listing if kind == "tree" else about).encode())
+
+    def answer(self, status, body, headers=None):
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(demo, tmp_path, monkeypatch):
+    """A hub with the bundled checkpoint, and an empty cache."""
+    handler = type("Handler", (Hub,), {"folder": tmp_path / "files", "asked": []})
+    shutil.copytree(demo, handler.folder)
+    (handler.folder / "modeling_florence2.py").write_text("raise SystemExit")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        use_hub(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path / "cache")
+        yield handler
+        server.shutdown()
+
+
+def use_hub(monkeypatch, endpoint: str, cache: Path) -> None:
+    """The library reads its environment at import, so its settings are changed where they lie."""
+    snapshot_download = huggingface_hub.snapshot_download
+
+    def download(hub_id, **options):
+        return snapshot_download(hub_id, endpoint=endpoint, cache_dir=cache, token=False, **options)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+
+def test_a_hub_checkpoint_is_downloaded_and_keeps_its_id_and_commit(server, checkpoint):
+    """Weights, configs and tokenizer; no code, and a second time nothing."""
+    read = read_checkpoint("somebody/florence-2")
+    assert (read.source.name, read.source.revision) == ("somebody/florence-2", COMMIT)
+    assert read.config.source == "somebody/florence-2"
+    assert read.weights.keys() == checkpoint.weights.keys()
+    downloads = [path for path in server.asked if path.startswith("GET") and "/resolve/" in path]
+    assert len(downloads) == 6 and not any(".py" in path for path in downloads)
+    read_checkpoint("somebody/florence-2")
+    assert [path for path in server.asked if path.startswith("GET") and "/resolve/" in path] == downloads
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(server):
+    """The commit it stands for is what is remembered."""
+    assert read_checkpoint("somebody/florence-2", revision="tuned").source.revision == BRANCH_COMMIT
+    assert read_checkpoint("somebody/florence-2", revision=COMMIT).source.revision == COMMIT
+
+
+def test_pickles_are_downloaded_only_where_there_is_nothing_better(server):
+    """Many repositories hold both forms of the same weights."""
+    (server.folder / "pytorch_model.bin").write_bytes(b"never fetched")
+    assert read_checkpoint("somebody/florence-2").files[0].name == "model.safetensors"
+    assert not any("pytorch_model" in path for path in server.asked)
+    (server.folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        read_checkpoint("somebody/florence-2", revision="tuned")
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "revision", "words"),
+    [
+        ("somebody/nothing", None, "knows no such repository"),
+        ("somebody/gated", None, "is gated: accept its terms"),
+        ("somebody/florence-2", "v9", "somebody/florence-2 has no revision v9"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(server, hub_id, revision, words):
+    """Each has another remedy, so each is told apart."""
+    assert words in refusal(hub_id, revision)
+
+
+def refusal(hub_id: str, revision: str | None = None) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(hub_id, revision)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_in_the_cache_is_read_without_a_network(server, tmp_path, monkeypatch):
+    """And what is not cannot be had, which is said as such."""
+    read_checkpoint("somebody/florence-2")
+    monkeypatch.undo()
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+    assert read_checkpoint("somebody/florence-2").source.revision == COMMIT
+    assert "neither a directory nor in the hub's cache, and the hub cannot be reached" in refusal("somebody/other")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert read_checkpoint("somebody/florence-2").source.revision == COMMIT
+    assert "hub cannot be reached" in refusal("somebody/other")
+    assert "revision v9 of somebody/florence-2" in refusal("somebody/florence-2", "v9")
+
+
+def test_a_typing_mistake_is_not_sought_on_the_hub(tmp_path):
+    """Only what looks like OWNER/NAME is a hub id."""
+    for source in ("nothing-here", "./no/where", "a/b/c", str(tmp_path / "none")):
+        assert "there is no directory" in refusal(source)
+    (tmp_path / "file").touch()
+    assert "is a file" in refusal(str(tmp_path / "file"))
+
+
+def test_a_directory_has_no_revisions(demo):
+    """Rather than to ignore what was asked for."""
+    assert "has no revisions" in refusal(str(demo), "main")

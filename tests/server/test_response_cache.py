@@ -1,0 +1,46 @@
+"""The same picture is encoded once: Triton's response cache on the vision encoder, live."""
+
+import urllib.request
+
+import numpy as np
+import tritonclient.grpc
+
+from export.repository import read_config
+from export.targets import as_triton_passes_it
+from florence2.server.launch import usable_cores
+from florence2.server.onnx_session import open_session
+
+MODEL = "florence2_vision"
+
+
+def encode(client, pixels):
+    """uint8 [B, H, W, 3] -> float32 [B, T, D], and the identity that the request carried."""
+    item = tritonclient.grpc.InferInput("PIXELS", list(pixels.shape), "UINT8")
+    item.set_data_from_numpy(pixels)
+    return client.infer(MODEL, [item]).as_numpy("IMAGE_FEATURES")
+
+
+def count(server, what: str) -> int:
+    """A counter of the cache, from the metrics endpoint."""
+    with urllib.request.urlopen(server.metrics_url) as page:
+        lines = page.read().decode().splitlines()
+    name = f'nv_cache_num_{what}_per_model{{model="{MODEL}"'
+    return sum(int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
+def test_a_picture_that_was_seen_is_answered_from_the_cache_with_equal_features(server, repository, monkeypatch):
+    """Bit for bit those that the encoder computes, also after other pictures; the metrics tell hits and misses."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(usable_cores()))
+    folder = repository / MODEL
+    config = read_config(folder)
+    shape = (1, *config.input[0].dims)
+    pictures = np.random.default_rng(5).integers(0, 256, (3, *shape), dtype=np.uint8)
+    hits, misses = count(server, "hits"), count(server, "misses")
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+        computed = [encode(client, picture) for picture in pictures]
+        cached = [encode(client, picture) for picture in pictures]
+    assert (count(server, "hits") - hits, count(server, "misses") - misses) == (3, 3)
+    np.testing.assert_array_equal(cached, computed)
+    uncached = open_session(folder / "1" / "model.onnx", as_triton_passes_it(config))
+    np.testing.assert_array_equal(computed[0], uncached.run({"PIXELS": pictures[0]})["IMAGE_FEATURES"])
+    assert not np.array_equal(computed[0], computed[1])

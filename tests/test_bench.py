@@ -1,0 +1,48 @@
+"""The load programs run, and what they say is true; the figures they are for are measured by hand."""
+
+import asyncio
+import logging
+
+from bench import load, soak
+
+
+def test_nothing_grows_in_a_short_soak(capsys, caplog, monkeypatch):
+    """The long one is `python -m bench.soak`: 100,000 requests."""
+    monkeypatch.setattr(soak, "MEMORY_SLACK", 2**26)  # torch's buffers per shape come one by one in the first thousand
+    caplog.set_level(logging.CRITICAL, "florence2")  # pytest keeps what is logged, with the requests in its tracebacks
+    assert soak.EngineSoak().run(400) == 0
+    assert "nothing grew" in capsys.readouterr().out
+
+
+def test_a_watch_tells_what_grew():
+    """One descriptor a request is too many."""
+    usage = soak.Usage(2**30, 4, 6, 1000)
+    watch = soak.Watch(10, lambda: usage)
+    for done in range(1, 11):
+        usage = usage._replace(descriptors=6 + done)
+        watch.at(done)
+    assert watch.verdict() == 1
+
+
+def test_open_loop_load_reports_what_it_sent(server):
+    """A mix of two tasks through the ensemble: every request has an outcome, every task its latencies."""
+
+    async def measure():
+        async with load.Caller(server.grpc_url, beams=1) as caller:
+            return await load.run(caller, load.parse_mix("caption:4=0.5,od:8=0.5"), rate=30, seconds=1)
+
+    report = asyncio.run(measure())
+    counts = {name: latency["count"] for name, latency in report["latency"].items()}
+    assert sum(report["outcomes"].values()) == sum(counts.values()) >= 10
+    assert set(counts) == {"caption:4", "od:8"}
+    assert all(0 < latency["p50"] <= latency["p99"] for latency in report["latency"].values())
+
+
+def test_the_decoder_can_be_loaded_alone(server):
+    """Random features in place of preprocess and encoder."""
+
+    async def measure():
+        async with load.Caller(server.grpc_url, "florence2_decoder", beams=3) as caller:
+            return await load.run(caller, load.parse_mix("caption:4"), rate=20, seconds=0.5)
+
+    assert set(asyncio.run(measure())["outcomes"]) <= {"stop", "length"}
