@@ -56,12 +56,12 @@ def test_ctrl_c_ends_soon_and_loses_nothing(server, pictures, protocol):
     wait_for(5, pictures)
     first.send_signal(signal.SIGINT)
     start = time.monotonic()
-    _, errors = first.communicate(timeout=30)
+    _, errors = first.communicate(timeout=60)
     assert first.returncode == 130
     assert time.monotonic() - start < 5
     assert "left, which the same command goes on with" in errors and "Traceback" not in errors
     second = batch(url, pictures)
-    _, errors = second.communicate(timeout=60)
+    _, errors = second.communicate(timeout=180)
     assert second.returncode == 0, errors
     assert set(Counter(line["image"] for line in answers(pictures)).values()) == {1}
     assert len(answers(pictures)) == PICTURES
@@ -75,7 +75,7 @@ def test_restarted_server_is_waited_for(repository, pictures):
         wait_for(5, pictures)
     assert len(answers(pictures)) < PICTURES
     with EmbeddedServer(repository, "127.0.0.1", 0, port, 0):
-        _, errors = run.communicate(timeout=60)
+        _, errors = run.communicate(timeout=180)
     assert run.returncode == 0, errors
     assert set(Counter(line["image"] for line in answers(pictures)).values()) == {1}
     assert len(answers(pictures)) == PICTURES

@@ -92,9 +92,9 @@ def pictures(milliseconds):
 
 def test_replies_come_in_order_or_as_they_are_ready(ask_many):
     """In order a slow question holds its place; out of order it comes when it is done."""
-    asked = pictures([150, 1, 1, 1])
-    assert [reply.question.key for reply in ask_many(asked, concurrency=4)[0]] == [150, 1, 1, 1]
-    assert [reply.question.key for reply in ask_many(asked, concurrency=4, ordered=False)[0]] == [1, 1, 1, 150]
+    asked = pictures([400, 1, 1, 1])
+    assert [reply.question.key for reply in ask_many(asked, concurrency=4)[0]] == [400, 1, 1, 1]
+    assert [reply.question.key for reply in ask_many(asked, concurrency=4, ordered=False)[0]] == [1, 1, 1, 400]
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -192,10 +192,10 @@ def ask_busy(request):
 
     def ask(*errors, retry_for=5.0, **options):
         if request.param == "threads":
-            transport = BusyTransport(*errors)
+            transport = ask.transport = BusyTransport(*errors)
             Client(transport=transport, retry_for=retry_for).run(PICTURE, "od", **options)
         else:
-            transport = AsyncBusyTransport(*errors)
+            transport = ask.transport = AsyncBusyTransport(*errors)
             asyncio.run(AsyncClient(transport=transport, retry_for=retry_for).run(PICTURE, "od", **options))
         return transport.timeouts
 
@@ -213,10 +213,9 @@ def test_a_busy_or_absent_server_is_asked_again(ask_busy, error):
 @pytest.mark.parametrize("error", [InvalidRequest("yours"), InternalError("ours"), DeadlineExceeded("late")])
 def test_what_cannot_pass_is_not_asked_again(ask_busy, error):
     """Mistakes, faults and missed deadlines are told at once."""
-    start = time.monotonic()
     with pytest.raises(type(error)):
         ask_busy(error)
-    assert time.monotonic() - start < FIRST_WAIT
+    assert len(ask_busy.transport.timeouts) == 1
 
 
 def test_patience_ends(ask_busy):
@@ -226,7 +225,7 @@ def test_patience_ends(ask_busy):
     start = time.monotonic()
     with pytest.raises(Unavailable, match="busy"):
         ask_busy(*[Unavailable("busy")] * 100, timeout=0.5)
-    assert time.monotonic() - start < 0.6
+    assert time.monotonic() - start < 3
 
 
 def test_waits_grow_and_are_bounded():
@@ -252,4 +251,4 @@ def test_closing_ends_a_wait():
     start = time.monotonic()
     with pytest.raises(Cancelled):
         client.run(PICTURE, "od")
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 3

@@ -53,7 +53,7 @@ class Script:
         """The status name to fail with, or None to answer."""
         self.timeouts.append(timeout)
         if model == "slow":
-            time.sleep(0.6)
+            time.sleep(1.5)
         return model if model in CODES else None
 
 
@@ -209,11 +209,12 @@ def test_status_of_the_server_becomes_our_exception(served, status, error):
 def test_time_limit_is_kept_and_told_to_the_server(served):
     """The caller waits no longer than asked, the server learns the limit in microseconds, and the next call works."""
     transport, script, _ = served
+    transport.infer("fine", TENSORS, None)  # to connect may take its time on a busy machine
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"0\.2 seconds"):
         transport.infer("slow", TENSORS, 0.2)
-    assert time.monotonic() - start < 0.5
-    assert script.timeouts == [200_000]
+    assert time.monotonic() - start < 1.2
+    assert script.timeouts[1:] == [200_000]
     assert transport.infer("fine", TENSORS, 5.0)["NUM_TOKENS"].tolist() == [7]
 
 
@@ -320,8 +321,8 @@ def test_closing_ends_requests_under_way(protocol):
     with scripted_server(protocol) as (_, url), ThreadPoolExecutor(1) as pool:
         transport = open_transport(parse_url(url))
         waiting = pool.submit(transport.infer, "slow", TENSORS, None)
-        time.sleep(0.2)
+        time.sleep(0.4)
         start = time.monotonic()
         transport.close()
         assert waiting.exception() is not None
-        assert time.monotonic() - start < 0.3
+        assert time.monotonic() - start < 0.9

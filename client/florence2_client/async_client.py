@@ -95,8 +95,9 @@ class AsyncClient(
                 else:
                     return
         finally:
-            for job in flight.running:
+            for job in flight.jobs:
                 job.cancel()
+            await asyncio.gather(*flight.jobs, return_exceptions=True)
 
     async def close(self) -> None:
         """Closes the connections; a second call does nothing.

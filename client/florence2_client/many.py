@@ -81,24 +81,24 @@ class InFlight(Generic[JobT]):
             raise InvalidOption(f"concurrency must be at least 1, not {concurrency}")
         self._concurrency = concurrency
         self._ordered = ordered
-        self._jobs: list[JobT] = []
+        self.jobs: list[JobT] = []
 
     @property
     def running(self) -> list[JobT]:
-        return [job for job in self._jobs if not job.done()]
+        return [job for job in self.jobs if not job.done()]
 
     def fill(self, waiting: Iterator[Question], start: Callable[[Question], JobT]) -> None:
         """Starts questions while there is room."""
-        while len(self._jobs) < 2 * self._concurrency and len(self.running) < self._concurrency:
+        while len(self.jobs) < 2 * self._concurrency and len(self.running) < self._concurrency:
             question = next(waiting, None)
             if question is None:
                 return
-            self._jobs.append(start(question))
+            self.jobs.append(start(question))
 
     def take_finished(self) -> JobT | None:
         """The next job to hand out, removed; None if there is none yet."""
-        candidates = self._jobs[:1] if self._ordered else self._jobs
+        candidates = self.jobs[:1] if self._ordered else self.jobs
         job = next((job for job in candidates if job.done()), None)
         if job is not None:
-            self._jobs.remove(job)
+            self.jobs.remove(job)
         return job

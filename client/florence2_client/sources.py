@@ -62,5 +62,6 @@ def output_path(folder: Path, picture: str, suffix: str) -> Path:
     """Where in `folder` something about a picture goes: below the picture's own directories, for its name alone would
     not tell pictures of two directories apart.
     """
-    parts = [part.replace("..", "_up") if part == ".." else part for part in PurePath(os.path.normpath(picture)).parts]
-    return folder.joinpath(*(part for part in parts if part != os.sep)).with_suffix(suffix)
+    path = PurePath(os.path.normpath(picture))
+    inside = path.parts[bool(path.anchor) :]
+    return folder.joinpath(*("_up" if part == ".." else part for part in inside)).with_suffix(suffix)

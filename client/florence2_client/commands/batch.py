@@ -133,13 +133,16 @@ class Batch:
             replies: AsyncGenerator[Reply, None] = client.run_many(
                 self._questions(), concurrency=self._options.concurrency, ordered=False, **wanted
             )
-            async with aclosing(replies):
-                async for reply in replies:
-                    if self._options.draw and reply.result:
-                        await self._draw_later(reply)
-                    else:
-                        self._settle(reply)
-            await asyncio.gather(*self._drawing)
+            try:
+                async with aclosing(replies):
+                    async for reply in replies:
+                        if self._options.draw and reply.result:
+                            await self._draw_later(reply)
+                        else:
+                            self._settle(reply)
+                await asyncio.gather(*self._drawing)
+            finally:
+                await asyncio.gather(*self._drawing, return_exceptions=True)
 
     async def _probe(self, client: AsyncClient) -> None:
         """Each task once about a grey picture: a mistake in the request itself is not to be blamed on the files."""
@@ -152,9 +155,9 @@ class Batch:
     async def _draw_later(self, reply: Reply) -> None:
         """In a thread, some at a time: the server has the next questions meanwhile."""
         while len(self._drawing) >= MOST_DRAWN_AT_ONCE:
-            done, self._drawing = await asyncio.wait(self._drawing, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            done, _ = await asyncio.wait(self._drawing, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.gather(*done)
+            self._drawing -= done
         self._drawing.add(asyncio.create_task(self._draw(reply)))
 
     async def _draw(self, reply: Reply) -> None:
