@@ -32,6 +32,7 @@ from export.vision import INPUT, OUTPUT, export_vision
 from florence2.server.onnx_session import OnnxRuntime, OpenVino, Session
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] -> float32 [B, T, D]
+Seconds = tuple[float, float]  # of the clock, and of all threads together, which other programs disturb less
 REFERENCE = "transformers float32"
 SIDE = 2048  # of the matrices whose product tells the machine's speed
 SIZE = 384  # of the drawn scenes
@@ -84,13 +85,14 @@ def transformers_encoder(checkpoint: Checkpoint) -> Encode:
     return encode
 
 
-def matrix_products(flops: int) -> dict[str, Callable[[], float]]:
-    """Seconds that so many operations take in large matrix products of torch, each measured when it is called."""
+def matrix_products(flops: int) -> dict[str, Callable[[], Seconds]]:
+    """What so many operations take in large matrix products of torch, each measured when it is called."""
 
-    def seconds(dtype: torch.dtype) -> float:
+    def seconds(dtype: torch.dtype) -> Seconds:
         a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
-        times = [clock(lambda: a @ b) for _ in range(5)]
-        return min(times) * flops / (2 * SIDE**3)
+        wall, processor = zip(*(clock(lambda: a @ b) for _ in range(5)), strict=True)
+        share = flops / (2 * SIDE**3)
+        return min(wall) * share, min(processor) * share
 
     return {
         "matrix products float32": lambda: seconds(torch.float32),
@@ -98,10 +100,10 @@ def matrix_products(flops: int) -> dict[str, Callable[[], float]]:
     }
 
 
-def clock(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def clock(work: Callable[[], object]) -> Seconds:
+    start, processor = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - processor
 
 
 def count_flops(encode: Encode, pixels: np.ndarray) -> int:
@@ -113,19 +115,23 @@ def count_flops(encode: Encode, pixels: np.ndarray) -> int:
 def measure(encoders: dict[str, Encode], pixels: np.ndarray, flops: int, rounds: int) -> Iterator[str]:
     expected = encoders[REFERENCE](pixels)
     errors = {name: relative_error(encode(pixels), expected) for name, encode in encoders.items()}  # warms up, too
-    times: dict[str, list[float]] = defaultdict(list)
+    times: dict[str, list[Seconds]] = defaultdict(list)
     for _ in range(rounds):
         for name, encode in encoders.items():
             times[name].append(clock(lambda encode=encode: encode(pixels)))
         for name, seconds in matrix_products(flops * len(pixels)).items():
             times[name].append(seconds())
     yield f"batch of {len(pixels)}, {flops / 1e9:.0f} GFLOP a picture, {rounds} rounds"
-    yield "| | seconds a picture | times as fast | relative error |"
-    yield "|---|---|---|---|"
+    yield "| | seconds a picture | times as fast | processor seconds | times less | relative error |"
+    yield "|---|---|---|---|---|---|"
     for name, taken in times.items():
-        ratio = statistics.median(theirs / ours for theirs, ours in zip(times[REFERENCE], taken, strict=True))
-        error = f"{errors[name]:.1e}" if name in errors else ""
-        yield f"| {name} | {statistics.median(taken) / len(pixels):.2f} | {ratio:.2f} | {error} |"
+        cells = []
+        for kind in range(2):
+            ratio = statistics.median(
+                theirs[kind] / ours[kind] for theirs, ours in zip(times[REFERENCE], taken, strict=True)
+            )
+            cells += [f"{statistics.median(one[kind] for one in taken) / len(pixels):.2f}", f"{ratio:.2f}"]
+        yield f"| {name} | {' | '.join(cells)} | {f'{errors[name]:.1e}' if name in errors else ''} |"
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
