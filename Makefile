@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 # torch's usual wheel for Linux is a CUDA build of gigabytes. Without an NVIDIA driver the CPU build is enough.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check bench clean
 
 install: $(VENV)/installed
 
@@ -32,6 +32,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -q
+
+bench: install
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.decode
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.throughput
 
 check: install
 	$(BIN)/ruff check

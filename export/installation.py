@@ -27,8 +27,9 @@ LOCK = "lock"
 def staging(target: Path) -> Iterator[Path]:
     """A directory on the target's file system that disappears again, whatever happens."""
     target = target.resolve()
-    place = target if target.is_mount() else target.parent
+    place = target.parent
     try:
+        place = target if target.is_mount() else place
         place.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(place, f".{target.name}-")
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=place))

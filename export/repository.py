@@ -30,8 +30,11 @@ def check_target(target: Path, name: str) -> None:
         raise CheckpointError(f"the name {name!r} must consist of letters, digits, '_', '-' and '.'")
     if target.resolve() == TEMPLATE.resolve():
         raise CheckpointError(f"{target} is the source of every export and stays clean; choose another directory")
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file, not a directory")
+    try:
+        if target.exists() and not target.is_dir():
+            raise CheckpointError(f"{target} is a file, not a directory")
+    except PermissionError as error:
+        raise CheckpointError(f"{target} cannot be read: {error.strerror}") from error
 
 
 def version_directory(repository: Path, name: str, role: str, version: int) -> Path:

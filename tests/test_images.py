@@ -17,7 +17,7 @@ import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from reference import CHECKPOINTS, shared
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -373,6 +373,31 @@ def test_pixels_are_those_of_the_checkpoints_processor(checkpoint, data):
     [expected] = theirs(image, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
     config = ImageConfig(theirs.size["height"], theirs.size["width"], MEAN, STD, int(theirs.resample), 37)
     np.testing.assert_array_equal(to_pixels(image, config), expected.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+@settings(max_examples=12, deadline=None)
+@given(
+    format=st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF"]),
+    mode=st.sampled_from(["RGB", "L"]),
+    size=st.one_of(
+        st.tuples(st.integers(1, 400), st.integers(1, 400)),
+        st.sampled_from([(1, 1), (1, 3000), (3000, 1), (2, 1999), (768, 768), (769, 767), (1537, 64)]),
+    ),
+    orientation=st.integers(1, 8),
+)
+def test_an_encoded_picture_becomes_the_processors_pixels(checkpoint, format, mode, size, orientation):
+    """From bytes on, turned by EXIF, of odd sizes: what Pillow and the processor make of it, bit for bit."""
+    theirs = CLIPImageProcessorPil.from_pretrained(checkpoint)
+    noise = np.random.default_rng(sum(size)).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(noise).convert(mode).save(file, format, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+    [expected] = theirs(upright, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
+    config = ImageConfig(theirs.size["height"], theirs.size["width"], MEAN, STD, int(theirs.resample), 37)
+    pixels = to_pixels(decode_image(file.getvalue(), LIMIT), config)
+    np.testing.assert_array_equal(pixels, expected.transpose(1, 2, 0))
 
 
 def test_height_and_width_are_not_confused():

@@ -73,19 +73,22 @@ class ViewedStep:
         self._cross_runs = list(self._find_cross_runs(by_slot))
 
     def attend_to_self(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        cached_keys, cached_values = self.cache.self_keys[layer], self.cache.self_values[layer]
-        cached_keys[self._rows, :, self.positions] = keys
-        cached_values[self._rows, :, self.positions] = values
-        answers = [
-            _attend(
-                queries[run.batch].unsqueeze(2),  # [N, H, 1, E]
-                cached_keys[run.cache, :, : run.length],
-                cached_values[run.cache, :, : run.length],
-                run.bias,
+        answers = []
+        for run in self._self_runs:
+            cached_keys, cached_values = (
+                self._write(run, cache[layer], new)
+                for cache, new in ((self.cache.self_keys, keys), (self.cache.self_values, values))
             )
-            for run in self._self_runs
-        ]
+            answers.append(_attend(queries[run.batch].unsqueeze(2), cached_keys, cached_values, run.bias))
         return _joined(answers).squeeze(2)
+
+    def _write(self, run: Run, cached: Tensor, new: Tensor) -> Tensor:
+        """What the run attends to, [N, H, length, E], with the step's own keys or values in it."""
+        if run.bias is None:  # all at one position: a slice, which takes a tenth of the time of an index
+            cached[run.cache, :, run.length - 1] = new[run.batch]
+        else:
+            cached[self._rows[run.batch], :, self.positions[run.batch]] = new[run.batch]
+        return cached[run.cache, :, : run.length]
 
     def attend_to_encoder(self, layer: int, queries: Tensor) -> Tensor:
         cached_keys, cached_values = self.cache.cross_keys[layer], self.cache.cross_values[layer]

@@ -39,7 +39,9 @@ def serve(
             try:
                 _say(f"Starting Triton Inference Server with {repository}")
                 started = time.monotonic()
-                with EmbeddedServer(repository, host, *ports, _indented, model_control, cache_mib) as server:
+                with EmbeddedServer(
+                    repository, host, *ports, report=_indented, model_control=model_control, cache_mib=cache_mib
+                ) as server:
                     _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
                     for url in (server.grpc_url, server.http_url, server.metrics_url):
                         _indented(url)

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -57,24 +58,32 @@ def test_a_full_disk_is_one_sentence(demo, small_disk):
     assert [path.name for path in small_disk.rglob("*")] == ["repository", "README"]
 
 
-def test_a_folder_of_others_is_one_sentence(demo, tmp_path):
-    """Before any work. Root may write everywhere, so the export runs as nobody where the tests run as root."""
-    folder = tmp_path / "theirs"
-    folder.mkdir(mode=0o555)
-    for parent in folder.parents:
-        if parent.owner() == folder.owner() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
-    script = (
-        "import os\n"
-        "from pathlib import Path\n"
-        "from export.installation import staging\n"
-        "from florence2.errors import CheckpointError\n"
-        "os.geteuid() or os.setuid(65534)\n"
-        f"try:\n    with staging(Path({str(folder / 'repository')!r})): pass\n"
-        "except CheckpointError as error: print(error)"
-    )
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout == f"{folder} cannot be written: Permission denied\n", run.stderr
+@pytest.mark.parametrize(("mode", "trouble"), [(0o555, "cannot be written"), (0o700, "cannot be read")])
+def test_a_folder_of_others_is_one_sentence(mode, trouble):
+    """Before any work. Root may write everywhere, so where the tests run as root the export runs as nobody."""
+    if os.geteuid() and mode == 0o700:
+        pytest.skip("only root can make a folder of somebody else")
+    # Not tmp_path: pytest keeps what is above it to its own user.
+    with tempfile.TemporaryDirectory() as parent:
+        os.chmod(parent, 0o755)
+        folder = Path(parent) / "theirs"
+        folder.mkdir()
+        folder.chmod(mode)
+        script = (
+            "import os\n"
+            "from pathlib import Path\n"
+            "from export import installation, repository\n"
+            "from florence2.errors import CheckpointError\n"
+            "os.geteuid() or os.setuid(65534)\n"
+            f"target = Path({str(folder / 'repository')!r})\n"
+            "try:\n"
+            "    repository.check_target(target, 'florence2')\n"
+            "    with installation.staging(target): pass\n"
+            "except CheckpointError as error: print(error)"
+        )
+        run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+        assert run.stdout.startswith(str(folder)), run.stderr
+        assert run.stdout.endswith(f"{trouble}: Permission denied\n")
 
 
 def test_what_a_killed_export_left_is_removed_by_the_next(demo, tmp_path):

@@ -95,7 +95,7 @@ def test_a_failed_export_leaves_the_repository_as_it_was(standing, demo, monkeyp
     """Full disk, parity not reached, interrupted: nothing changes and nothing is left beside it."""
     before = snapshot(standing)
 
-    def full_disk(checkpoint, path):
+    def full_disk(checkpoint, path, *_settings):
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
@@ -104,7 +104,7 @@ def test_a_failed_export_leaves_the_repository_as_it_was(standing, demo, monkeyp
         export_checkpoint(str(demo), standing, output=lambda line: None)
     assert snapshot(standing.parent) == {f"repository/{path}": data for path, data in before.items()}
 
-    def interrupted(checkpoint, path):
+    def interrupted(*_arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline.vision, "export_vision", interrupted)
@@ -116,7 +116,7 @@ def test_a_failed_export_leaves_the_repository_as_it_was(standing, demo, monkeyp
 def test_a_report_that_does_not_pass_is_exit_code_1(standing, demo, monkeypatch, capsys):
     """A model that answers differently never replaces one that served."""
     before = snapshot(standing)
-    monkeypatch.setattr(pipeline.vision, "export_vision", lambda checkpoint, path: path.touch())
+    monkeypatch.setattr(pipeline.vision, "export_vision", lambda checkpoint, path, *_settings: path.touch())
     monkeypatch.setattr(pipeline, "parity_report", lambda *_: iter([StageReport("vision", False, "far off")]))
     assert main([str(demo), "--repository", str(standing)]) == 1
     assert "FAILED far off" in capsys.readouterr().out

@@ -10,7 +10,8 @@ from transformers.models.florence2.configuration_florence2 import Florence2Visio
 from transformers.models.florence2.modeling_florence2 import Florence2VisionBackbone
 
 from export.davit import ChannelAttention, Tower
-from export.pictures import draw_pictures
+from export.pictures import calibration_pictures, draw_pictures
+from export.quantise import quantise
 from export.vision import INPUT, OUTPUT, VisionEncoder, export_vision
 from florence2.server.onnx_session import OpenVino
 
@@ -135,10 +136,10 @@ def test_windows_that_do_not_fit_are_padded_as_in_transformers():
 def test_int8_keeps_the_features_near(file, checkpoint, tmp_path):
     """Every product with weights but the last is quantised, and the features stay recognisable, in OpenVINO too."""
     path = tmp_path / "model.onnx"
-    export_vision(checkpoint, path, "int8", {"vision_precision": "int8"})
+    quantise(file, path, calibration_pictures(checkpoint.config.image))
     model = onnx.load(path)
     assert model.ir_version <= 10 and max(opset.version for opset in model.opset_import) <= 21
-    assert {entry.key: entry.value for entry in model.metadata_props}["vision_precision"] == "int8"
+    assert {entry.key: entry.value for entry in model.metadata_props}["checkpoint"] == checkpoint.source.name
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer) >= 40
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     pixels = np.stack([np.asarray(picture) for picture in draw_pictures(checkpoint.config.image, 2)])
