@@ -172,6 +172,19 @@ def test_server_that_goes_away_stops_the_run(server, folder, capsys):
     assert keys() == [key for key in ALL if key[1] == "<CAPTION>"]
 
 
+def test_waiting_for_the_server_is_told(server, folder, capsys):
+    """A pause while the server is away is explained, once and not for every request in flight."""
+
+    def away(count):
+        if 2 <= count <= 5:
+            raise ConnectionFailed("no answer from there")
+
+    server.fail = away
+    assert batch("--tasks", "caption", "--patience", "20") == 0
+    assert capsys.readouterr().err.count("no answer from there; asking again for up to 20 seconds") == 1
+    assert len(lines()) == 5
+
+
 def test_faults_of_the_server_are_left_for_the_next_run(server, folder, capsys):
     """One internal error costs one answer, which is not written down; exit code 1."""
 

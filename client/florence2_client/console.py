@@ -108,13 +108,13 @@ def task_lines() -> list[str]:
     return table([("task", "takes", "answers with", "what it is"), *rows])
 
 
-def table(rows: Sequence[Row], numbers: bool = False) -> list[str]:
-    """Rows as lines with aligned columns, numbers to the right; the first is the heading."""
+def table(rows: Sequence[Row], numbers: bool = False, heading: bool = True) -> list[str]:
+    """Rows as lines with aligned columns, numbers to the right; the first may be a heading."""
     cells = [[" ".join(cell.split()) or "-" for cell in row] for row in rows]
     widths = [max(map(_columns, column)) for column in zip(*cells, strict=True)]
     padded = [[_padded(cell, width, numbers) for cell, width in zip(row, widths, strict=True)] for row in cells]
-    heading, *lines = ["  ".join(row).rstrip() for row in padded]
-    return [styled(heading, "bold", sys.stdout), *lines]
+    first, *lines = ["  ".join(row).rstrip() for row in padded]
+    return [styled(first, "bold", sys.stdout) if heading else first, *lines]
 
 
 def _padded(cell: str, width: int, right: bool) -> str:

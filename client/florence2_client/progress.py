@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
 
+from florence2_client import retry
+
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_RETRIES_SAID = 15.0
 
 
 class Progress:
@@ -47,6 +53,31 @@ class Progress:
         rate = (self._count - self._before) / (time.monotonic() - self._start)
         left = (self._total - self._count) / rate if rate else float("inf")
         return f"{self._count}/{self._total} {self._count / self._total:.0%}, {rate:.1f}/s, {_clock(left)} left"
+
+
+@contextmanager
+def retries_said(progress: Progress) -> Iterator[None]:
+    """While it lasts, a line now and then tells that the server is waited for; else the bar would just stand still."""
+    handler, level = _SayRetries(progress), retry.LOG.level
+    retry.LOG.addHandler(handler)
+    retry.LOG.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        retry.LOG.removeHandler(handler)
+        retry.LOG.setLevel(level)
+
+
+class _SayRetries(logging.Handler):
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+        self._next = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.created >= self._next:
+            self._next = record.created + SECONDS_BETWEEN_RETRIES_SAID
+            self._progress.say(record.getMessage())
 
 
 def _bar(total: int, done: int, stream: TextIO) -> Any:

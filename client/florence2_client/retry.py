@@ -6,12 +6,14 @@ pass, a caller's mistake and a fault of the server do not, and a missed deadline
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable
 
 from florence2.errors import DeadlineExceeded, Unavailable
 
+LOG = logging.getLogger("florence2_client.retry")
 FIRST_WAIT = 0.1  # seconds
 LONGEST_WAIT = 5.0
 
@@ -43,4 +45,5 @@ class Patience:
         late = now + wait > self._retry_until or (self._deadline is not None and now + wait >= self._deadline)
         if isinstance(error, DeadlineExceeded) or late:
             raise error
+        LOG.info("%s; asking again for up to %.0f seconds", error, self._retry_until - now)
         return wait

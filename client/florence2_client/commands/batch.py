@@ -21,7 +21,7 @@ from florence2_client.async_client import AsyncClient
 from florence2_client.console import complain
 from florence2_client.journal import Entry, Journal, Key
 from florence2_client.many import Question, Reply
-from florence2_client.progress import Progress
+from florence2_client.progress import Progress, retries_said
 from florence2_client.sources import output_path, picture_paths
 
 EXAMPLES = """\
@@ -106,7 +106,7 @@ class Batch:
         left = sum(1 for _ in self._questions())
         try:
             if left:
-                with Progress(total, total - left) as self._progress:
+                with Progress(total, total - left) as self._progress, retries_said(self._progress):
                     asyncio.run(self._ask_all())
         except KeyboardInterrupt:
             self._report(total)

@@ -77,7 +77,8 @@ def _for_people(models: Iterable[Model]) -> Iterator[str]:
         if place:
             yield ""
         yield model.name
-        yield from (f"  {line}" for line in table([(key.replace("_", " "), told) for key, told in model.story.items()]))
+        rows = [(key.replace("_", " "), told) for key, told in model.story.items()]
+        yield from (f"  {line}" for line in table(rows, heading=False))
 
 
 def read_repository(directory: Path) -> list[Model]:
