@@ -17,7 +17,7 @@ CAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.f
 
 
 def choose_precision(asked: str, device: str) -> str:
-    """What `auto` means here. docs/adr/0001-precision-of-the-language-model.md has the figures that chose it; no GPU computes int8."""
+    """What `auto` means here (docs/adr/0001-precision-of-the-language-model.md); no GPU computes int8."""
     if asked != "auto":
         return asked
     return "int8" if device == "cpu" else "float16"
