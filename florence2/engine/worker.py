@@ -233,10 +233,11 @@ class Worker:
 
     def _measure(self) -> None:
         scheduler, gauge = self.engine.scheduler, self.recorder.gauge
-        live, row_bytes = list(scheduler.live), self.engine.kv_bytes_per_row
+        running = self._thread.is_alive()  # whom a dead one left in its batch has been answered
+        live, row_bytes = list(scheduler.live) if running else [], self.engine.kv_bytes_per_row
         rows = sum(len(sequence.rows) for sequence in live)
-        gauge(metrics.UP, float(self._thread.is_alive()))
-        gauge(metrics.WAITING, len(scheduler.waiting) + self._inbox.qsize())
+        gauge(metrics.UP, float(running))
+        gauge(metrics.WAITING, len(scheduler.waiting) + self._inbox.qsize() if running else 0)
         gauge(metrics.LIVE, len(live))
         gauge(metrics.LIVE_ROWS, rows)
         gauge(metrics.ROWS, scheduler.rows)
