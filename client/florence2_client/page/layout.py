@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from gradio.data_classes import ImageData
 from florence2.tasks import TASKS, TaskInput
 from florence2_client.client import Client
 from florence2_client.page.asking import Card, ask, takes
+from florence2_client.page.cards import STYLE, cards_html
 from florence2_client.page.region import region_picker
 from florence2_client.request import Options
 
@@ -29,10 +29,7 @@ EXAMPLES = {  # label -> task, tasks beside it, text, region
     "Read": ("ocr_with_region", [], "", ""),
     "Four tasks side by side": ("caption", ["dense_region_caption", "ocr", "region_to_category"], "", "32,35,255,252"),
 }
-CSS = """
-.error { border-left: 4px solid var(--error-icon-color); padding-left: 0.75em; }
-#task input { text-overflow: ellipsis; padding-right: 2em; }
-"""
+CSS = "#task input { text-overflow: ellipsis; padding-right: 2em; }"
 # On a phone the answers are below the form.
 SCROLL_TO_ANSWERS = """() => {
   const first = document.querySelector("#answer-0");
@@ -108,52 +105,13 @@ class Form:
         }
 
 
-class Slot:
-    """The place of one answer."""
-
-    def __init__(self, place: int) -> None:
-        with gr.Column(visible=False, min_width=280, elem_classes="card", elem_id=f"answer-{place}") as self.column:
-            self.summary = gr.HTML()
-            self.overlay = gr.Image(
-                show_label=False, format="jpeg", interactive=False, buttons=["download", "fullscreen"]
-            )
-            self.words = gr.Textbox(label="Text", lines=1, max_lines=12, interactive=False, buttons=["copy"])
-            with gr.Accordion("JSON", open=False) as self.fold:
-                self.details = gr.JSON(show_label=False)
-
-    @property
-    def outputs(self) -> list[Any]:
-        return [self.column, self.summary, self.overlay, self.words, self.fold, self.details]
-
-    def empty(self) -> Updates:
-        return {self.column: gr.update(visible=False)}
-
-    def waiting(self, task: str) -> Updates:
-        return self.show(Card(task, timing="asked …"))
-
-    def show(self, card: Card) -> Updates:
-        return {
-            self.column: gr.update(visible=True),
-            self.summary: _summary(card),
-            self.overlay: gr.update(value=card.overlay, visible=card.overlay is not None),
-            self.words: gr.update(value=card.words, visible=card.words is not None),
-            self.fold: gr.update(visible=card.details is not None),
-            self.details: card.details,
-        }
-
-
-def _summary(card: Card) -> str:
-    told = f'<p class="error" role="alert">{html.escape(card.error)}</p>' if card.error else f"<p>{card.timing}</p>"
-    return f"<h3>{html.escape(card.task)}</h3>{told}"
-
-
 def _address(picture: str | None) -> str:
     """Where the browser gets the file, relative to the page, which may lie behind a proxy."""
     return f"gradio_api/file={quote(picture)}" if picture else ""
 
 
 def _shown(shown: bool) -> Literal[True, "hidden"]:
-    """Hidden components keep what was filled in; Gradio's invisible ones are taken off the page."""
+    """Gradio takes invisible components off the page, and may lose what was filled in; hidden ones stay."""
     return True if shown else "hidden"
 
 
@@ -172,8 +130,8 @@ def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
                 form = Form()
                 go = gr.Button("Ask", variant="primary", elem_id="ask")
                 stop = gr.Button("Stop", visible=False, elem_id="stop")
-            with gr.Column(scale=3, min_width=300), gr.Row():
-                slots = [Slot(place) for place in range(MOST_SIDE_BY_SIDE)]
+            with gr.Column(scale=3, min_width=300):
+                shown = gr.HTML(css_template=STYLE, elem_id="answers")
         with top:
             examples = gr.Examples(
                 [[EXAMPLE, *filled] for filled in EXAMPLES.values()],
@@ -187,16 +145,18 @@ def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
             beams: int | None, tokens: int | None,
         ) -> Iterator[Updates]:  # fmt: skip
             tasks = all_tasks(task, beside) or [""]
-            yield {go: gr.update(visible=False), stop: gr.update(visible=True)} | _asked(slots, tasks)
+            cards = [Card(task, timing="asked …") for task in tasks]
+            yield {go: gr.update(visible=False), stop: gr.update(visible=True), shown: cards_html(cards)}
             options = Options(num_beams=beams, max_new_tokens=tokens, timeout=timeout)
             for place, card in ask(client, picture, tasks, text, region, options):
-                yield slots[place].show(card)
+                cards[place] = card
+                yield {shown: cards_html(cards)}
 
         form.follow()
         asking: dict[str, Any] = {
             "fn": answers,
             "inputs": form.inputs,
-            "outputs": [go, stop, *(output for slot in slots for output in slot.outputs)],
+            "outputs": [go, stop, shown],
             "show_progress": "hidden",
         }
         at_rest: dict[str, Any] = {
@@ -209,10 +169,3 @@ def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
             run.then(**at_rest, js=SCROLL_TO_ANSWERS)
         stop.click(**at_rest, cancels=runs)
     return page
-
-
-def _asked(slots: Sequence[Slot], tasks: Sequence[str]) -> Updates:
-    updates: Updates = {}
-    for place, slot in enumerate(slots):
-        updates |= slot.waiting(tasks[place]) if place < len(tasks) else slot.empty()
-    return updates
