@@ -28,7 +28,12 @@ def pictures(tmp_path):
 def batch(url, pictures, *arguments):
     command = [str(Path(sys.executable).with_name("florence2")), "batch", str(pictures), "--tasks", "caption"]
     command += ["--out", str(pictures.with_suffix(".jsonl")), "--url", url, "--num-beams", "1", "--max-new-tokens", "1"]
-    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+
+
+def heed_ctrl_c():
+    """Who was started in the background ignores it, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def answers(pictures):

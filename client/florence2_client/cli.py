@@ -18,6 +18,7 @@ from florence2_client.console import complain
 COMMANDS = {  # name -> its module and one line of help
     "run": ("florence2_client.commands.run", "ask one task about one picture"),
     "batch": ("florence2_client.commands.batch", "ask about many pictures, and go on where it stopped"),
+    "ui": ("florence2_client.commands.ui", "serve a web page that asks a running server"),
     "health": ("florence2_client.commands.health", "ask whether a server is alive, by a real inference"),
     "info": ("florence2_client.commands.info", "tell which checkpoints are served"),
     "tasks": ("florence2_client.commands.tasks", "list the tasks"),

@@ -40,7 +40,10 @@ def encoded_picture(picture: Picture) -> bytes:
 
 def decoded_picture(picture: Picture) -> Image.Image:
     """The picture in RGB, upright, as the server sees it. Raises InvalidImage."""
-    return decode_image(encoded_image(encoded_picture(picture)), ImageConfig.max_pixels)
+    image = decode_image(encoded_image(encoded_picture(picture)), ImageConfig.max_pixels)
+    # Whoever heeds EXIF or XMP would turn it once more; the colour profile still holds.
+    image.info = {name: value for name, value in image.info.items() if name == "icc_profile"}
+    return image
 
 
 def shrunk_picture(picture: Picture, max_side: int) -> tuple[bytes, tuple[float, float], tuple[int, int]]:

@@ -1,0 +1,55 @@
+"""Serves the page, and keeps it on this machine: no analytics, no public link, nothing fetched, no pictures left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+
+import gradio as gr
+
+from florence2.errors import InvalidRequest
+from florence2_client.client import Client
+from florence2_client.page.layout import CSS, make_page
+
+AT_ONCE = 16  # visitors answered at the same time; others wait in line
+LARGEST_FILE = "64mb"  # what Triton's HTTP takes
+
+
+@contextlib.contextmanager
+def served_page(client: Client, asked_url: str, timeout: float, host: str, port: int) -> Iterator[str]:
+    """The page's address while the block runs. Port 0 is a free one. Raises InvalidRequest if it cannot listen."""
+    with tempfile.TemporaryDirectory(prefix="florence2-ui-", ignore_cleanup_errors=True) as pictures:
+        os.environ["GRADIO_TEMP_DIR"] = pictures  # visitors' pictures go when the page goes
+        page = make_page(client, asked_url, timeout).queue(default_concurrency_limit=AT_ONCE)
+        try:
+            yield _launched(page, host, port or _free_port(host))
+        finally:
+            page.close(verbose=False)
+
+
+def _launched(page: gr.Blocks, host: str, port: int) -> str:
+    # System fonts: Gradio would fetch others.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    try:
+        _app, url, _public = page.launch(
+            server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, theme=theme, css=CSS,
+            max_file_size=LARGEST_FILE, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
+            run_history=False, footer_links=[],
+        )  # fmt: skip
+    except OSError as error:
+        raise InvalidRequest(f"the page cannot listen on {host}, port {port}; another --port may be free") from error
+    return url
+
+
+def _free_port(host: str) -> int:
+    try:
+        with socket.create_server((host, 0)) as probe:
+            port: int = probe.getsockname()[1]
+            return port
+    except OSError as error:
+        raise InvalidRequest(f"the page cannot listen on {host}: {error.strerror or error}") from error
