@@ -26,6 +26,7 @@ def serve(
     metrics_port: int = 8002,
     model_control: bool = False,
     cache_mib: int = CACHE_MIB,
+    stream: bool = False,
 ) -> int:
     """Serves until a signal and returns 0. To be called in the main thread, which is the one that gets signals.
 
@@ -39,7 +40,7 @@ def serve(
             try:
                 _say(f"Starting Triton Inference Server with {repository}")
                 started = time.monotonic()
-                with EmbeddedServer(repository, host, *ports, _indented, model_control, cache_mib) as server:
+                with EmbeddedServer(repository, host, *ports, _indented, model_control, cache_mib, stream) as server:
                     _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
                     for url in (server.grpc_url, server.http_url, server.metrics_url):
                         _indented(url)
