@@ -5,8 +5,8 @@ caller who went away, a stop. It is open until somebody gives it an outcome (`_f
 sender thread alone talks to callers: it sends answers, which blocks for most of a millisecond, and asks who went away,
 which must never happen after the answer.
 
-A job with `follow` also gets its answer so far, from the same thread and never after the answer. Of that only the newest
-is kept, so that neither the engine nor memory depends on how fast it leaves.
+A job with `follow` also gets its answer so far, from that thread and never after the answer. Only the newest is kept,
+so that neither the engine nor memory depends on how fast it leaves.
 """
 
 from __future__ import annotations

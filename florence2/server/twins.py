@@ -1,11 +1,11 @@
 """The models that stream, derived from an exported repository: for `NAME_ensemble` the twin `NAME_stream`.
 
-`florence2 serve --stream` adds them to the mirror it serves. For another server:
+`florence2 serve --stream` adds them to the mirror it serves. For a server of another kind:
 
-    python -m florence2.server.twins REPOSITORY FOLDER    then tritonserver --model-repository FOLDER as well
+    python -m florence2.server.twins REPOSITORY FOLDER
+    tritonserver --model-repository REPOSITORY --model-repository FOLDER
 
-Its decoder is the exported one under another name, with links to the same weights; docs/adr/0005 says why it is a model of its
-own, and why nothing but one that is asked for has it.
+The twin's decoder is the exported one under another name, with links to the same weights (docs/adr/0005).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from florence2.errors import Florence2Error, ServerError
 from florence2.server.folder import copy_code_and_link_data
 
 CONFIG = "config.pbtxt"
-# What the model behind it needs of those before: Triton matches a step's inputs by how often each was written, and what
-# preprocess writes once it would join with the first response alone.
+# What postprocess needs of preprocess. Triton joins the nth writings of a step's inputs: what preprocess writes once
+# would go with the first response of the decoder alone, so the decoder hands it on with each.
 HANDED_THROUGH = {"ANSWER_KEY": "answer_key", "IMAGE_SIZE": "image_size"}
-# Greedy answers take a row each: 8 people who look on, and their keys and values in a third of the other's memory.
+# A greedy answer takes a row: eight at once, with a third of the other decoder's memory for keys and values.
 ROWS = "8"
 
 
