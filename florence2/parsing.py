@@ -11,8 +11,8 @@ import enum
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, takewhile
 from typing import TypeAlias
 
 from florence2.locations import to_pixel
@@ -57,6 +57,33 @@ def token_piece(token: str) -> Piece:
 def pieces_from_text(text: str) -> list[Piece]:
     """Pieces of decoded text, without log probabilities; `<s>`, `</s>` and `<pad>` are left out."""
     return [token_piece(part) for part in _STRUCTURE.split(_IGNORED.sub("", text)) if part]
+
+
+def without_half_character(text: str) -> str:
+    """Of an answer that goes on: one character may be spread over several tokens, and so far it is a replacement."""
+    return text.rstrip("\ufffd")
+
+
+def without_open_end(grammar: Grammar, pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """The pieces of an answer that goes on, without what is not whole yet and would be parsed all the same.
+
+    That is half a character, and a polygon that nothing closes. Unfinished boxes, quads and labels the parser drops.
+    """
+    if not pieces:
+        return pieces
+    last = pieces[-1]
+    if last.kind is Kind.TEXT:
+        return [*pieces[:-1], replace(last, text=without_half_character(last.text))]
+    if grammar is Grammar.POLYGONS or (grammar is Grammar.BOXES_OR_POLYGONS and _in_polygon(pieces)):
+        return pieces[: 1 + max((i for i, piece in enumerate(pieces) if piece.kind is not Kind.LOCATION), default=-1)]
+    return pieces
+
+
+def _in_polygon(pieces: Sequence[Piece]) -> bool:
+    """Whether the last mark of the last run opens one."""
+    run = list(takewhile(lambda piece: piece.kind is not Kind.TEXT, reversed(pieces)))
+    marks = [piece.kind for piece in run if piece.kind in (Kind.POLYGON, Kind.POLYGON_END)]
+    return marks[:1] == [Kind.POLYGON]
 
 
 def parse(grammar: Grammar, pieces: Sequence[Piece], size: Size, banned_phrases: Collection[str]) -> Answer:

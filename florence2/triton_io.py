@@ -31,7 +31,9 @@ class Arguments:
         self.directory = Path(args["model_repository"]) / args["model_version"]
         self.device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
         self.model = args["model_name"]
-        self._parameters = json.loads(args["model_config"]).get("parameters", {})
+        config = json.loads(args["model_config"])
+        self.streams: bool = pb_utils.using_decoupled_model_transaction_policy(config)
+        self._parameters = config.get("parameters", {})
 
     def integer(self, name: str) -> int:
         """A parameter of config.pbtxt."""
@@ -83,12 +85,17 @@ def text(request: Any, name: str) -> str | None:
         raise errors.InvalidPrompt(f"{name} is not valid UTF-8") from error
 
 
-def generation_options(request: Any, config: ModelConfig) -> GenerationOptions:
-    """The five option tensors of the contract. Raises InvalidOption."""
+def generation_options(request: Any, config: ModelConfig, *, greedy: bool = False) -> GenerationOptions:
+    """The five option tensors of the contract. Raises InvalidOption, in a `greedy` model on more than one beam."""
+    num_beams = scalar(request, "NUM_BEAMS")
+    if greedy and num_beams not in (None, 1):
+        raise errors.InvalidOption(
+            f"an answer that is streamed has one beam; leave NUM_BEAMS out or set it to 1, not {num_beams}"
+        )
     return GenerationOptions.resolve(
         config,
         max_new_tokens=scalar(request, "MAX_NEW_TOKENS"),
-        num_beams=scalar(request, "NUM_BEAMS"),
+        num_beams=1 if greedy else num_beams,
         no_repeat_ngram_size=scalar(request, "NO_REPEAT_NGRAM_SIZE"),
         length_penalty=scalar(request, "LENGTH_PENALTY"),
         early_stopping=scalar(request, "EARLY_STOPPING"),
@@ -149,6 +156,10 @@ class Reply:
 
     def is_cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
+
+    def send_so_far(self, outputs: Outputs) -> None:
+        """One of many responses, of a model that streams. Not after the answer."""
+        self._sender.send(response(outputs, self._wanted))
 
     def send(self, outputs: Outputs) -> None:
         """Answers; with an error if the outputs do not make a response, since nobody may be left without any."""

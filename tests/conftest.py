@@ -30,5 +30,5 @@ def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0) as running:
+    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, stream=True) as running:
         yield running

@@ -54,7 +54,7 @@ def test_table_lists_every_method():
     kinds = {"TextT": "TextAnswer", "BoxesT": "Boxes", "QuadsT": "Quads", "PolygonsT": "Polygons"}
     methods = []
     for name, method in inspect.getmembers(Client, inspect.isfunction):
-        if not name.startswith("_") and name not in ("run", "run_many", "close"):
+        if not name.startswith("_") and name not in ("run", "run_many", "stream", "close"):
             signature = inspect.signature(method)
             extra = "".join(list(signature.parameters)[2:-1])
             token = re.search(r"`(<\w+>)`", inspect.getdoc(method))

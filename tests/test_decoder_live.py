@@ -21,15 +21,14 @@ PROMPT = np.array([0, 9, 2], np.int32)
 RANDOM = np.random.default_rng(0).standard_normal((TOKENS, WIDTH)).astype(np.float32)
 
 
-def metrics(server) -> dict[str, float]:
+def metrics(server, model=MODEL) -> dict[str, float]:
     """Every line of ours: `name{label="…",…}` without the model, and its value. Waits for the next publication."""
     time.sleep(2.1)
     with urllib.request.urlopen(server.metrics_url) as answer:
         lines = answer.read().decode().splitlines()
-    ours = [line for line in lines if line.startswith("florence2_")]
-    assert all(f'model="{MODEL}"' in line for line in ours)
+    ours = [line for line in lines if line.startswith("florence2_") and f'model="{model}"' in line]
     return {
-        re.sub(r"\{,?\}", "", line.rpartition(" ")[0].replace(f'model="{MODEL}",', "").replace(f'model="{MODEL}"', "")):
+        re.sub(r"\{,?\}", "", line.rpartition(" ")[0].replace(f'model="{model}",', "").replace(f'model="{model}"', "")):
         float(line.rpartition(" ")[2]) for line in ours
     }  # fmt: skip
 

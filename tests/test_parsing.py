@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import DEMO, processor, shared
 
-from florence2.parsing import Piece, parse, pieces_from_text
+from florence2.parsing import Piece, parse, pieces_from_text, without_half_character, without_open_end
 from florence2.results import Boxes
 from florence2.tasks import TASKS, Grammar
 from florence2.tokenizer import Tokenizer
@@ -227,3 +227,51 @@ def test_recorded_outputs_are_read_as_by_transformers():
         if not same(answer, case["native"][case["task"]], slack=0.02):
             different.add(case["id"])
     assert different == better
+
+
+GRAMMARS_OF_LISTS = [grammar for grammar in Grammar if grammar is not Grammar.TEXT]
+SIZE = (640, 480)
+FOUR = st.lists(st.integers(0, 999), min_size=4, max_size=4)
+
+
+@st.composite
+def boxes_and_polygons(draw):
+    """What a model writes: labels, each with boxes or marked polygons."""
+    text = ""
+    for label in draw(st.lists(st.sampled_from(["car", "dog", "a red hat"]), min_size=1, max_size=3)):
+        locations = ["".join(f"<loc_{n}>" for n in four) for four in draw(st.lists(FOUR, min_size=1, max_size=3))]
+        text += label + (f"<poly>{'<sep>'.join(locations)}</poly>" if draw(st.booleans()) else "".join(locations))
+    return text
+
+
+@given(st.sampled_from(GRAMMARS_OF_LISTS), boxes_and_polygons())
+def test_an_answer_so_far_holds_only_what_stays(grammar, text):
+    """Token for token: lists never shrink, and what is in them does not change, but that an instance gets outlines."""
+    pieces = pieces_from_text(text)
+    whole = parse(grammar, pieces, SIZE, ()).to_json()
+    for end in range(len(pieces) + 1):
+        so_far = parse(grammar, without_open_end(grammar, pieces[:end]), SIZE, ()).to_json()
+        for key, items in so_far.items():
+            if key == "polygons":
+                pairs = zip(items, whole[key], strict=False)
+                assert len(items) <= len(whole[key]) and all(all_[: len(part)] == part for part, all_ in pairs)
+            elif key != "scores":
+                assert items == whole[key][: len(items)]
+
+
+def test_a_box_is_there_with_its_fourth_location():
+    """Not one token later, and a quad with its eighth."""
+    box = pieces_from_text("car<loc_1><loc_2><loc_3><loc_4>")
+    assert without_open_end(Grammar.LABELLED_BOXES, box) == box
+    assert len(parse(Grammar.LABELLED_BOXES, box, SIZE, ()).bboxes) == 1
+    assert not parse(Grammar.LABELLED_BOXES, box[:-1], SIZE, ()).bboxes
+    quad = pieces_from_text("STOP" + "<loc_9>" * 8)
+    assert len(parse(Grammar.OCR, quad, SIZE, ()).quad_boxes) == 1
+    assert not parse(Grammar.OCR, quad[:-1], SIZE, ()).quad_boxes
+
+
+@given(st.text(max_size=12), st.integers(0, 40))
+def test_half_a_character_is_left_out_of_the_text_so_far(text, cut):
+    """However its bytes are cut, the text so far is a beginning of the whole."""
+    so_far = without_half_character(text.encode()[:cut].decode(errors="replace"))
+    assert text.startswith(so_far)

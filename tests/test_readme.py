@@ -69,13 +69,17 @@ def test_python_examples_run(server, street, code):
     assert "bboxes" in done.stdout or (street / "found.png").exists()
 
 
-def test_the_curl_example_runs(server, street):
+CURL = re.findall(r"```\n(base64 .*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", CURL, ids=["generate", "generate_stream"])
+def test_the_curl_examples_run(server, street, code):
     """Where curl and jq are installed."""
     if not (shutil.which("curl") and shutil.which("jq")):
         pytest.skip("curl or jq is not installed")
-    [code] = re.findall(r"```\n(base64 .*?)```", README, re.DOTALL)
     done = subprocess.run(["bash", "-c", at(server, code)], cwd=street, capture_output=True, text=True)
     assert '"RESULT":' in done.stdout, done.stderr
+    assert ("generate_stream" in code) == ('"FINISH_REASON":""' in done.stdout)
 
 
 def test_the_command_line_examples_run(server, street):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from florence2.errors import Florence2Error, Unavailable
+from florence2.errors import Florence2Error, ModelNotFound, Unavailable
 from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2_client.many import Asked, InFlight, Question, Reply, questions
 from florence2_client.pictures import Picture
 from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result, result_from_tensors
 from florence2_client.retry import Patience
+from florence2_client.streaming import broken_off, does_not_stream, stream_model
 from florence2_client.surface import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, Surface
 from florence2_client.transport import DEFAULT_URL, AsyncTransport, Tls, open_async_transport, parse_url
 
@@ -99,6 +101,40 @@ class AsyncClient(
                 job.cancel()
             await asyncio.gather(*flight.jobs, return_exceptions=True)
 
+    async def stream(
+        self, image: Picture, task: str, text: Region | None = None, **options: Unpack[Options]
+    ) -> AsyncGenerator[Result[Answer], None]:
+        """As `Client.stream`, for `async for`.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     async with AsyncClient("grpc://127.0.0.1:8001") as client:
+        ...         results = [result async for result in client.stream("scene.png", "ocr")]
+        ...         print(results[-1].final, results[-1].answer.text)
+        >>> asyncio.run(main())
+        True HELLO TRITON
+        """
+        transport = self._opened()
+        request = await asyncio.to_thread(build_request, image, task, text, **options)
+        model = stream_model(self.model)
+        patience, result = Patience(request.timeout, self.retry_for), None
+        while True:
+            try:
+                arrivals = transport.stream(model, request.tensors, patience.remaining())
+                async with contextlib.aclosing(arrivals):
+                    async for outputs in arrivals:
+                        result = result_from_tensors(outputs, request.picture_size)
+                        yield result
+                        if result.final:
+                            return
+                raise broken_off()
+            except ModelNotFound as error:
+                raise does_not_stream(model) from error
+            except Unavailable as error:
+                if result is not None:
+                    raise
+                await asyncio.sleep(patience.wait_after(error))
+
     async def close(self) -> None:
         """Closes the connections; a second call does nothing.
 
@@ -124,12 +160,15 @@ class AsyncClient(
         except Florence2Error as error:
             return Reply(question, None, error)
 
-    async def _ask(self, image: Picture, task: str, text: Region | None, options: Options) -> Any:
+    def _opened(self) -> AsyncTransport:
         if self._closed:
             raise RuntimeError("the client is closed")
         if self._transport is None:
             self._transport = open_async_transport(self._address)
-        transport = self._transport
+        return self._transport
+
+    async def _ask(self, image: Picture, task: str, text: Region | None, options: Options) -> Any:
+        transport = self._opened()
         request = await asyncio.to_thread(build_request, image, task, text, **options)
         patience = Patience(request.timeout, self.retry_for)
         while True:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from florence2.errors import Cancelled, Florence2Error, Unavailable
+from florence2.errors import Cancelled, Florence2Error, ModelNotFound, Unavailable
 from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2_client.many import Asked, InFlight, Question, Reply, questions
 from florence2_client.pictures import Picture
 from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result, result_from_tensors
 from florence2_client.retry import Patience
+from florence2_client.streaming import broken_off, does_not_stream, stream_model
 from florence2_client.surface import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, Surface
 from florence2_client.transport import DEFAULT_URL, Tls, Transport, open_transport, parse_url
 
@@ -88,6 +90,42 @@ class Client(
                     return
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def stream(
+        self, image: Picture, task: str, text: Region | None = None, **options: Unpack[Options]
+    ) -> Generator[Result[Answer], None, None]:
+        """As `run`, but yields the answer as it grows; the last result is the whole one, and only it is `final`.
+
+        The search is greedy. A box, quad or outline is there when it is complete. Closing the generator gives the
+        request up. Needs a server that streams: `florence2 serve --stream`.
+
+        >>> *_, last = client.stream("scene.png", "caption")
+        >>> last.final, last.answer.text
+        (True, 'a purple star and a green triangle with the text HELLO and TRITON')
+        """
+        if self._closed.is_set():
+            raise RuntimeError("the client is closed")
+        request = build_request(image, task, text, **options)
+        model = stream_model(self.model)
+        patience, result = Patience(request.timeout, self.retry_for), None
+        while True:
+            try:
+                with contextlib.closing(
+                    self._transport.stream(model, request.tensors, patience.remaining())
+                ) as arrivals:
+                    for outputs in arrivals:
+                        result = result_from_tensors(outputs, request.picture_size)
+                        yield result
+                        if result.final:
+                            return
+                raise broken_off()
+            except ModelNotFound as error:
+                raise does_not_stream(model) from error
+            except Unavailable as error:
+                if result is not None:
+                    raise
+                if self._closed.wait(patience.wait_after(error)):
+                    raise Cancelled("the client was closed") from error
 
     def close(self) -> None:
         """Closes the connections; a second call does nothing. Questions under way end with Cancelled.

@@ -57,6 +57,23 @@ def answer_lines(answer: Answer, size: tuple[int, int]) -> list[str]:
     return table(rows) if len(rows) > 1 else [NOTHING]
 
 
+def growing_text(result: Result[Answer]) -> str:
+    """As `answer_lines`, of an answer that may go on: it begins with what it was for the results before.
+
+    So rows are not aligned, and what can still change is left out: half a region, and rows that others may come before
+    or, as an outline's, grow.
+    """
+    answer = result.answer
+    if isinstance(answer, TextAnswer):
+        words = answer if result.final else TextAnswer(answer.text.partition("<")[0].rstrip())
+        return "\n".join(answer_lines(words, result.image_size)) if words.text or result.final else ""
+    rows = ["  ".join(row) for row in _rows(answer)]
+    if result.final:
+        return "\n".join(rows) if len(rows) > 1 else NOTHING
+    settled = {Boxes: len(rows), Quads: len(rows), Polygons: len(rows) - 1}.get(type(answer), 0)
+    return "\n".join(rows[:settled]) if len(rows) > 1 else ""
+
+
 def _rows(answer: Answer) -> Iterable[Row]:
     """A heading and a row per thing found."""
     match answer:

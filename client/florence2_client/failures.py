@@ -37,6 +37,14 @@ NO_CONNECTION = re.compile(
 )
 # What Triton says of a model that it is loading or unloading, a restarted server among others: it may come (back).
 NOT_LOADED = re.compile("has no available versions|is not at ready state")
+# Of a stream's error Triton passes on the sentence alone, without its code. What fits none of these is the caller's.
+STREAMED = (
+    (re.compile("unknown model"), "NOT_FOUND"),
+    (re.compile("the request's time limit passed|seconds this server allows"), "DEADLINE_EXCEEDED"),
+    (re.compile("queue is full|is shutting down|must be restarted"), "UNAVAILABLE"),
+    (re.compile("caller cancelled"), "CANCELLED"),
+    (re.compile("failed on this|stopped working|Stub process|server failed"), "INTERNAL"),
+)
 # What Triton writes before a model's own sentence.
 PREFIXES = re.compile(
     r"^(\[request id: [^\]]*\] "
@@ -49,6 +57,12 @@ def triton_error(status: str, message: str) -> Florence2Error:
     """The exception for a status name (gRPC's) and Triton's message."""
     kind = Unavailable if NOT_LOADED.search(message) else ERRORS.get(status, InternalError)
     return kind(clean_sentence(message))
+
+
+def streamed_error(message: str) -> Florence2Error:
+    """The exception for an error that came in a stream."""
+    status = next((status for sign, status in STREAMED if sign.search(message)), "INVALID_ARGUMENT")
+    return triton_error(status, message)
 
 
 def clean_sentence(message: str) -> str:

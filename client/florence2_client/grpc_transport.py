@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import queue
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
+import grpc
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from florence2.errors import Cancelled, Florence2Error
-from florence2_client.failures import NO_CONNECTION, connection_failed, deadline_exceeded, triton_error
+from florence2_client.failures import (
+    NO_CONNECTION,
+    connection_failed,
+    deadline_exceeded,
+    streamed_error,
+    triton_error,
+)
 from florence2_client.request import Tensors
 from florence2_client.transport import Address, Outputs, triton_inputs, triton_timeout
 
@@ -27,6 +36,7 @@ class GrpcTransport:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._client = triton.InferenceServerClient(**_connection(address))
+        self._streams: set[Any] = set()
 
     def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
         try:
@@ -37,7 +47,28 @@ class GrpcTransport:
             raise Cancelled("the client was closed") from error
         return _outputs(result)
 
+    def stream(self, model: str, tensors: Tensors, timeout: float | None) -> Generator[Outputs, None, None]:
+        """By a client of its own: one of tritonclient has one stream at a time. The connection underneath is shared."""
+        arrivals: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+
+        def arrive(result: Any, error: Any) -> None:
+            arrivals.put((result, error))
+
+        client = triton.InferenceServerClient(**_connection(self._address))
+        self._streams.add(client)
+        try:
+            client.start_stream(arrive, stream_timeout=timeout, headers=dict(self._address.headers))
+            client.async_stream_infer(model, triton_inputs(triton.InferInput, tensors), timeout=triton_timeout(timeout))
+            while True:
+                yield _streamed(self._address, *arrivals.get(), timeout)
+        finally:
+            self._streams.discard(client)
+            client.stop_stream(cancel_requests=True)
+            client.close()
+
     def close(self) -> None:
+        for client in list(self._streams):
+            client.stop_stream(cancel_requests=True)
         self._client.close()
 
 
@@ -55,8 +86,37 @@ class AsyncGrpcTransport:
             raise _translated(self._address, error, timeout) from error
         return _outputs(result)
 
+    async def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
+        async def requests() -> AsyncGenerator[dict[str, Any], None]:
+            inputs = triton_inputs(triton.InferInput, tensors)
+            yield {"model_name": model, "inputs": inputs, "timeout": triton_timeout(timeout)}
+
+        headers = dict(self._address.headers)
+        arrivals = self._client.stream_infer(requests(), stream_timeout=timeout, headers=headers)
+        try:
+            async for result, error in arrivals:
+                yield _streamed(self._address, result, error, timeout)
+        except grpc.RpcError as error:
+            raise _translated(self._address, _named(error), timeout) from error
+        finally:
+            arrivals.cancel()
+
     async def close(self) -> None:
         await self._client.close()
+
+
+def _streamed(address: Address, result: Any, error: InferenceServerException | None, timeout: float | None) -> Outputs:
+    """One of a stream's responses. An error without a status is in the model's words, others are the connection's."""
+    if error is None:
+        return _outputs(result)
+    if error.status() is None:
+        raise streamed_error(error.message()) from error
+    raise _translated(address, error, timeout) from error
+
+
+def _named(error: Any) -> InferenceServerException:
+    """As tritonclient has it everywhere but in asyncio's streams."""
+    return InferenceServerException(error.details(), str(error.code()))
 
 
 def _connection(address: Address) -> dict[str, Any]:

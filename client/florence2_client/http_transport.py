@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import AsyncGenerator, Generator
 from urllib.parse import quote
 
 import aiohttp
@@ -23,10 +24,12 @@ from tritonclient.utils import InferenceServerException
 from florence2.errors import Florence2Error, InternalError
 from florence2_client.failures import HTTP_STATUS, connection_failed, deadline_exceeded, triton_error
 from florence2_client.request import Tensors
+from florence2_client.streaming import event_outputs, generate_body
 from florence2_client.transport import Address, Outputs, tls_context, triton_inputs, triton_timeout
 
 CONNECT_SECONDS = 20.0  # as gRPC
 CHUNK = 1 << 16
+LINE = 1 << 22  # bytes that an answer so far may have
 
 
 class HttpTransport:
@@ -57,6 +60,37 @@ class HttpTransport:
             raise _refusal(response.status, answer)
         json_bytes = response.getheader("Inference-Header-Content-Length")
         return _outputs(triton.InferenceServerClient.parse_response_body(answer, header_length=json_bytes))
+
+    def stream(self, model: str, tensors: Tensors, timeout: float | None) -> Generator[Outputs, None, None]:
+        """On a connection of its own, which ends with it. Triton takes no time limit this way: it is ours alone."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            yield from self._events(model, generate_body(tensors), deadline)
+        except TimeoutError as error:
+            if timeout is None:  # while connecting
+                raise connection_failed(self._address, error) from error
+            raise deadline_exceeded(timeout) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise connection_failed(self._address, error) from error
+
+    def _events(self, model: str, body: bytes, deadline: float | None) -> Generator[Outputs, None, None]:
+        connection = self._connect(deadline)
+        self._busy.add(connection)
+        try:
+            _limit(connection, deadline)
+            connection.request("POST", _stream_path(self._address, model), body, dict(self._address.headers))
+            _limit(connection, deadline)
+            response = connection.getresponse()
+            if not _is_stream(response.getheader("Content-Type")):
+                raise _refusal(response.status, response.read())
+            while line := response.readline():
+                outputs = event_outputs(line)
+                if outputs is not None:
+                    yield outputs
+                _limit(connection, deadline)
+        finally:
+            self._busy.discard(connection)
+            connection.close()
 
     def close(self) -> None:
         """Explicitly: a server that is asked to stop waits for connections that are still open."""
@@ -136,10 +170,11 @@ class AsyncHttpTransport:
 
     def __init__(self, address: Address) -> None:
         self._address = address
+        self._tls = tls_context(address.tls) if address.secure else True
         self._client = triton_aio.InferenceServerClient(
             address.target,
             ssl=address.secure,
-            ssl_context=tls_context(address.tls) if address.secure else None,
+            ssl_context=self._tls if address.secure else None,
             conn_limit=0,  # how many requests are in flight is the caller's choice
             conn_timeout=None,  # tritonclient means the whole request by it
         )
@@ -162,8 +197,37 @@ class AsyncHttpTransport:
             raise connection_failed(self._address, _reason(error)) from error
         return _outputs(result)
 
+    async def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
+        url = f"{self._address.scheme}://{self._address.host}:{self._address.port}{_stream_path(self._address, model)}"
+        limit = aiohttp.ClientTimeout(total=timeout, connect=CONNECT_SECONDS)
+        try:
+            async with (
+                aiohttp.ClientSession(headers=dict(self._address.headers), timeout=limit, read_bufsize=LINE) as session,
+                session.post(url, data=generate_body(tensors), ssl=self._tls) as response,
+            ):
+                if not _is_stream(response.headers.get("Content-Type")):
+                    raise _refusal(response.status, await response.read())
+                async for line in response.content:
+                    outputs = event_outputs(line)
+                    if outputs is not None:
+                        yield outputs
+        except asyncio.TimeoutError as error:
+            if timeout is None:
+                raise connection_failed(self._address, "timed out") from error
+            raise deadline_exceeded(timeout) from error
+        except (OSError, aiohttp.ClientError) as error:
+            raise connection_failed(self._address, _reason(error)) from error
+
     async def close(self) -> None:
         await self._client.close()
+
+
+def _stream_path(address: Address, model: str) -> str:
+    return f"{address.path}/v2/models/{quote(model)}/generate_stream"
+
+
+def _is_stream(content_type: str | None) -> bool:
+    return (content_type or "").startswith("text/event-stream")
 
 
 def _reason(error: Exception) -> str:

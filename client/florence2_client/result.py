@@ -41,10 +41,19 @@ class Result(Generic[AnswerT]):
     task: str  # the task token, or the raw prompt
     answer: AnswerT
     text: str  # as generated, location tokens kept
-    finish_reason: str  # "stop", or "length" when it was cut off
+    finish_reason: str  # "stop", or "length" when it was cut off; empty while a streamed answer goes on
     num_tokens: int
     score: float  # of the whole sequence, as transformers' `sequences_scores`
     image_size: tuple[int, int]  # width, height
+
+    @property
+    def final(self) -> bool:
+        """Whether the answer is complete. Of those that `stream` yields only the last one is.
+
+        >>> client.caption("scene.png").final
+        True
+        """
+        return self.finish_reason != ""
 
     @property
     def objects(self) -> list[Found]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -29,6 +29,9 @@ class Transport(Protocol):
     def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
         """The model's outputs by name. Raises the errors of `florence2.errors`; `timeout` is in seconds."""
 
+    def stream(self, model: str, tensors: Tensors, timeout: float | None) -> Generator[Outputs, None, None]:
+        """As `infer`, of a model with many responses. Closing the generator gives the request up."""
+
     def close(self) -> None:
         """Closes the connections."""
 
@@ -38,6 +41,9 @@ class AsyncTransport(Protocol):
 
     async def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
         """As `Transport.infer`."""
+
+    def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
+        """As `Transport.stream`."""
 
     async def close(self) -> None:
         """Closes the connections."""

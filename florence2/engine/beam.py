@@ -50,7 +50,7 @@ class Generation:
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float  # sum of log_probs / len(tokens) ** length_penalty
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", ""]  # empty while more is to come
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,11 @@ class GreedySearch(Search):
             return [0]
         self.finished = [(self._final_score(hypothesis), hypothesis)]
         return None
+
+    def so_far(self) -> Generation:
+        """The answer as if it ended with the newest token, of which there must be one."""
+        hypothesis = self.running[0]
+        return Generation(hypothesis.tokens[1:], hypothesis.log_probs, self._final_score(hypothesis), "")
 
 
 class BeamSearch(Search):

@@ -4,6 +4,9 @@ Every job that `submit` takes is answered exactly once, whatever happens: a fail
 caller who went away, a stop. It is open until somebody gives it an outcome (`_finish`), and the first one wins. The
 sender thread alone talks to callers: it sends answers, which blocks for most of a millisecond, and asks who went away,
 which must never happen after the answer.
+
+A job with `follow` also gets its answer so far, from that thread and never after the answer. Only the newest is kept,
+so that neither the engine nor memory depends on how fast it leaves.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from florence2.engine import metrics
-from florence2.engine.beam import Generation
+from florence2.engine.beam import Generation, GreedySearch
 from florence2.engine.engine import Engine
 from florence2.engine.metrics import Recorder, Sample, Times
 from florence2.engine.sequence import Request, Sequence
@@ -28,21 +32,29 @@ Outcome = Generation | Florence2Error
 POLL_SECONDS = 0.1  # asking Triton whether a caller went away costs up to 0.13 ms
 WAITING_POLL_SECONDS = 1.0  # hundreds may wait, and they hold no rows
 PUBLISH_SECONDS = 1.0
+# Between two tellings of one answer so far. Nobody reads faster, and each goes through the models behind this one.
+FOLLOW_SECONDS = 0.02
 STOP_SECONDS = 5.0
 
 
 @dataclass(eq=False)
 class Job:
-    """A request with the way to answer it. `cancelled` is never called once the answer is on its way."""
+    """A request with the way to answer it. `cancelled` is never called once the answer is on its way.
+
+    `follow` gets the answer so far of a greedy search, again and again until the answer; it must not block for long.
+    """
 
     request: Request
     answer: Callable[[Outcome], None]
     cancelled: Callable[[], bool] = lambda: False
     deadline: float = float("inf")  # of time.monotonic()
     task: str = metrics.OTHER_TASK
+    follow: Callable[[Generation], None] | None = None
     times: Times = field(default_factory=lambda: Times(time.monotonic()))
     next_poll: float = field(default_factory=lambda: time.monotonic() + POLL_SECONDS)
     gone: bool = False  # written by the sender, read by the engine thread
+    news: Generation | None = None  # so far and not told yet; if there is any, the outbox knows
+    next_news: float = 0.0
 
 
 def publish_nothing(_samples: list[Sample]) -> None:
@@ -69,8 +81,10 @@ class Worker:
         self._publish_samples = publish
         self._jobs: dict[Sequence, Job] = {}  # of the engine thread alone
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None wakes the engine up to stop
-        self._outbox: queue.SimpleQueue[tuple[Job, Outcome] | None] = queue.SimpleQueue()  # None ends the sender
-        self._lock = threading.Lock()  # of the two below: nobody comes in after the last look at who is open
+        # A job without an outcome has news. None ends the sender.
+        self._outbox: queue.SimpleQueue[tuple[Job, Outcome | None] | None] = queue.SimpleQueue()
+        # Of the two below: nobody comes in after the last look at who is open. And of the jobs' news.
+        self._lock = threading.Lock()
         self._open: set[Job] = set()
         self._closed: str | None = None
         self._sender = threading.Thread(target=self._serve_callers, name="florence2-sender", daemon=True)
@@ -180,6 +194,18 @@ class Worker:
         for sequence in done:
             assert sequence.outcome is not None
             self._finish(self._jobs.pop(sequence), sequence.outcome)
+        self._note_news(self.engine.scheduler.live, now)
+
+    def _note_news(self, sequences: Iterable[Sequence], now: float) -> None:
+        """For those who follow their answers."""
+        for sequence in sequences:
+            job, search = self._jobs[sequence], sequence.search
+            if job.follow and now >= job.next_news and isinstance(search, GreedySearch) and search.length > 1:
+                job.next_news = now + FOLLOW_SECONDS
+                with self._lock:
+                    known, job.news = job.news is not None, search.so_far()
+                if not known:
+                    self._outbox.put((job, None))
 
     def _note_times(self, sequences: Iterable[Sequence], started: float, now: float) -> None:
         for sequence in sequences:
@@ -196,7 +222,7 @@ class Worker:
         publish_at = 0.0
         while (item := self._next_answer()) is not None:
             if item:
-                _answer(*item)
+                self._deliver(*item)
             del item  # Triton's request objects must go at once
             self._attend_to_open_jobs()
             if time.monotonic() >= publish_at:
@@ -204,7 +230,17 @@ class Worker:
                 publish_at = time.monotonic() + PUBLISH_SECONDS
         self._publish()
 
-    def _next_answer(self) -> tuple[Job, Outcome] | tuple[()] | None:
+    def _deliver(self, job: Job, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            _send(job.answer, outcome)
+            return
+        with self._lock:
+            news, job.news = job.news, None
+            superseded = job not in self._open  # its answer is in the outbox, or was sent
+        if news is not None and job.follow and not superseded:
+            _send(job.follow, news)
+
+    def _next_answer(self) -> tuple[Job, Outcome | None] | tuple[()] | None:
         """Nothing after a while, so that callers are asked and metrics published meanwhile."""
         try:
             return self._outbox.get(timeout=POLL_SECONDS)
@@ -245,9 +281,9 @@ class Worker:
         gauge(metrics.KV_BYTES, (rows + len(live)) * row_bytes // 2, "used")  # half of it is of the request's own
 
 
-def _answer(job: Job, outcome: Outcome) -> None:
+def _send(send: Callable[[Any], None], message: Outcome) -> None:
     try:
-        job.answer(outcome)
+        send(message)
     except BaseException:  # one caller's trouble; the next one wants an answer too
         log.exception("an answer could not be sent")
 

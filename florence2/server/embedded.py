@@ -25,6 +25,7 @@ from florence2.server.folder import assemble, mirror, models_of
 from florence2.server.launch import CACHE_MIB, command_line, environment, require_shared_memory
 from florence2.server.log import LogReader
 from florence2.server.stubs import is_alive, model_processes
+from florence2.server.twins import write_twins
 from florence2.server.wheel import Wheel, find_wheel
 
 WATCH_SECONDS = 0.5
@@ -35,6 +36,7 @@ class EmbeddedServer:
 
     A port of 0 takes a free one. `report` gets a line for every step and every problem, from another thread.
     `cache_mib` of memory are for features of pictures that are asked about again; 0 switches the cache off.
+    `stream` adds the models that stream, in memory of their own.
     `model_control` lets clients have models loaded again, in explicit mode; Triton then works on the repository itself.
     Entering raises ServerError when the server cannot start; its sentence tells why.
     """
@@ -49,12 +51,14 @@ class EmbeddedServer:
         report: Callable[[str], None] = print,
         model_control: bool = False,
         cache_mib: int = CACHE_MIB,
+        stream: bool = False,
     ) -> None:
         self.repository = Path(repository)
         self._asked_addresses = (host, http_port, grpc_port, metrics_port)
         self._cache_mib = cache_mib
         self._report = report
         self._model_control = model_control
+        self._stream = stream
         self._log = LogReader()
         self._shm_prefix = f"florence2_{os.getpid()}_{secrets.token_hex(4)}_"
         self._hurry = False  # running requests are not waited for
@@ -78,6 +82,8 @@ class EmbeddedServer:
 
     def __enter__(self) -> EmbeddedServer:
         models_of(self.repository)
+        if self._stream and self._model_control:
+            raise ServerError("models that stream are derived from those there are; leave out stream or model control")
         wheel = find_wheel()
         require_shared_memory()
         self._addresses = choose_addresses(*self._asked_addresses)
@@ -93,6 +99,8 @@ class EmbeddedServer:
             undo.callback(supervisor.remove_leftovers, self._folder, self._shm_prefix)
             assemble(self._folder, wheel)
             served = self.repository.resolve() if self._model_control else mirror(self._folder, self.repository)
+            if self._stream:
+                write_twins(self.repository, served)
             self._process = self._launch(wheel, served)
             undo.callback(self._end_process)
             self._reader = threading.Thread(target=self._pass_log_on, name="tritonserver log", daemon=True)

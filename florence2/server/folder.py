@@ -37,7 +37,7 @@ def assemble(folder: Path, wheel: Wheel) -> None:
 def mirror(folder: Path, repository: Path) -> Path:
     """The mirror of a model repository in `folder`."""
     for model in models_of(repository):
-        _mirror(model, folder / "repository" / model.name)
+        copy_code_and_link_data(model, folder / "repository" / model.name)
     return folder / "repository"
 
 
@@ -57,14 +57,14 @@ def models_of(repository: Path) -> list[Path]:
     return models
 
 
-def _mirror(source: Path, target: Path) -> None:
+def copy_code_and_link_data(source: Path, target: Path) -> None:
     """Code and configs are copied, all other files are links; empty folders count (an ensemble's version)."""
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path.name == "__pycache__":
             continue
         if path.is_dir():
-            _mirror(path, target / path.name)
+            copy_code_and_link_data(path, target / path.name)
         elif path.suffix in (".py", ".pbtxt"):
             shutil.copyfile(path, target / path.name)
         else:

@@ -26,6 +26,7 @@ def serve(
     metrics_port: int = 8002,
     model_control: bool = False,
     cache_mib: int = CACHE_MIB,
+    stream: bool = False,
 ) -> int:
     """Serves until a signal and returns 0. To be called in the main thread, which is the one that gets signals.
 
@@ -40,7 +41,13 @@ def serve(
                 _say(f"Starting Triton Inference Server with {repository}")
                 started = time.monotonic()
                 with EmbeddedServer(
-                    repository, host, *ports, report=_indented, model_control=model_control, cache_mib=cache_mib
+                    repository,
+                    host,
+                    *ports,
+                    report=_indented,
+                    model_control=model_control,
+                    cache_mib=cache_mib,
+                    stream=stream,
                 ) as server:
                     _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
                     for url in (server.grpc_url, server.http_url, server.metrics_url):

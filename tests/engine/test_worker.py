@@ -218,3 +218,65 @@ def test_hostile_requests_are_refused_before_they_reach_the_engine(worker, make_
     for request in hostile:
         with pytest.raises(InvalidRequest):
             worker.submit(Client(request).job)
+
+
+def test_an_answer_so_far_is_told_until_the_answer_and_never_after(worker, engine, make_request, monkeypatch):
+    """Each is a longer beginning of the answer, unfinished; the answer comes last, and counts once."""
+    slow_down(engine, monkeypatch)
+    told = []
+    client = Client(
+        make_request(1, num_beams=1, max_new_tokens=40), follow=lambda news: told.append((news, client.outcomes[:]))
+    )
+    worker.submit(client.job)
+    answer = client.wait()
+    worker.stop()
+    assert len(told) > 1 and not any(before for _, before in told)
+    assert all(news.tokens == answer.tokens[: len(news.tokens)] and news.finish_reason == "" for news, _ in told)
+    lengths = [len(news.tokens) for news, _ in told]
+    assert lengths == sorted(set(lengths)) and lengths[-1] < len(answer.tokens)
+
+
+def test_news_that_leaves_slowly_is_replaced_and_not_piled_up(worker, engine, make_request, monkeypatch):
+    """The engine goes on, and who could not be told in between hears the newest."""
+    monkeypatch.setattr("florence2.engine.worker.FOLLOW_SECONDS", 0.0)
+    slow_down(engine, monkeypatch, 0.005)
+    told, waiting = [], []
+
+    def follow(news):
+        told.append(len(news.tokens))
+        time.sleep(0.05)
+        waiting.append(worker._outbox.qsize())
+
+    client = Client(make_request(1, num_beams=1, max_new_tokens=40), follow=follow)
+    worker.submit(client.job)
+    answer = client.wait()
+    assert len(told) < len(answer.tokens) / 2
+    assert max(waiting) <= 2, "one piece of news and the answer"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_news_that_cannot_be_sent_costs_nobody_the_answer(worker, make_request, error):
+    """A broken stream is its reader's trouble."""
+
+    def follow(_news):
+        raise error
+
+    client = Client(make_request(1, num_beams=1), follow=follow)
+    worker.submit(client.job)
+    assert isinstance(client.wait(), Generation)
+
+
+def test_a_stream_that_ends_in_an_error_hears_nothing_after_it(worker, engine, make_request, monkeypatch):
+    """A deadline, told by the sender in the middle of a step."""
+    slow_down(engine, monkeypatch, 0.03)
+    monkeypatch.setattr("florence2.engine.scoring._best_tokens", never_eos)
+    late_news = []
+    client = Client(
+        make_request(1, num_beams=1),
+        deadline=time.monotonic() + 0.3,
+        follow=lambda news: late_news.append(news) if client.outcomes else None,
+    )
+    worker.submit(client.job)
+    assert isinstance(client.wait(), DeadlineExceeded)
+    time.sleep(0.2)
+    assert not late_news

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
 from florence2.errors import InvalidImage, InvalidRequest
+from florence2.results import Answer
 from florence2_client.arguments import (
     FILES,
     add_connection,
@@ -21,7 +23,8 @@ from florence2_client.arguments import (
     wants_json,
 )
 from florence2_client.client import Client
-from florence2_client.console import answer_lines, json_line, summary_line
+from florence2_client.console import answer_lines, growing_text, json_line, summary_line
+from florence2_client.result import Result
 
 EXAMPLES = """\
 examples:
@@ -30,6 +33,7 @@ examples:
   florence2 run street.jpg --task caption_to_phrase_grounding --text "a red car next to a tree"
   florence2 run street.jpg --task region_to_category --text 34,160,597,371
   florence2 run street.jpg --task caption | jq -r .answer
+  florence2 run street.jpg --task more_detailed_caption --stream
   cat street.jpg | florence2 run - --task ocr --url http://gpu-box:8000
   florence2 run form.png --task "<DocVQA>What is the date?"      (a fine-tune's own prompt)
 
@@ -45,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     image.complete = FILES  # type: ignore[attr-defined]
     parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
     parser.add_argument("--text", metavar="T", help="a phrase or caption; for region tasks x1,y1,x2,y2 in pixels")
+    parser.add_argument("--stream", action="store_true", help="print the answer as it grows (see `serve --stream`)")
     add_json(parser)
     draw = parser.add_argument(
         "--draw", type=_picture_file, metavar="OUT.png", help="write the picture with the answer on it"
@@ -58,15 +63,34 @@ def run(options: argparse.Namespace) -> int:
     picture = _standard_input() if options.image == "-" else Path(options.image)
     start = time.perf_counter()
     with Client(**connection(options), retry_for=0) as client:
-        result = client.run(picture, options.task, options.text, **generation(options))
+        asked = (picture, options.task, options.text)
+        if options.stream:
+            result = _follow(client.stream(*asked, **generation(options)), wants_json(options))
+        else:
+            result = client.run(*asked, **generation(options))
     milliseconds = (time.perf_counter() - start) * 1000
-    if wants_json(options):
+    if not wants_json(options):
+        lines = [] if options.stream else answer_lines(result.answer, result.image_size)
+        print(*lines, "", summary_line(result, milliseconds), sep="\n")
+    elif not options.stream:
         print(json_line(result.to_dict()))
-    else:
-        print(*answer_lines(result.answer, result.image_size), "", summary_line(result, milliseconds), sep="\n")
     if options.draw:
         _save(result.draw(picture), options.draw)
     return 0
+
+
+def _follow(results: Iterable[Result[Answer]], as_json: bool) -> Result[Answer]:
+    """Prints what is new in each result, and returns the last one. As JSON each is a line."""
+    shown = ""
+    for result in results:
+        if as_json:
+            print(json_line(result.to_dict()), flush=True)
+            continue
+        text = growing_text(result)
+        print(text[len(shown) :], end="", flush=True)
+        shown = text
+    print(end="" if as_json else "\n")
+    return result
 
 
 def _picture_file(name: str) -> Path:

@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s, 145 pictures of Florence-2-base)",
     )
     parser.add_argument(
+        "--stream", action="store_true", help="also answer piece by piece (run --stream), with a second language model"
+    )
+    parser.add_argument(
         "--model-control", action="store_true", help="let callers have models loaded again (see docs/export.md)"
     )
 
@@ -52,5 +55,6 @@ def run(options: argparse.Namespace) -> int:
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
         model_control=options.model_control,
+        stream=options.stream,
         cache_mib=options.cache_mib,
     )

@@ -1,7 +1,8 @@
 """Decoder: image features and prompt tokens -> generated tokens, by the in-flight batching engine.
 
 `execute` hands each request to the engine and returns None, so Triton delivers the next ones while these are decoded;
-the engine's sender thread answers them.
+the engine's sender thread answers them. Where config.pbtxt makes the model decoupled, a request also gets its answer so
+far, again and again, each with what the models behind need for it (docs/adr/0005).
 """
 
 import numpy as np
@@ -12,6 +13,8 @@ from florence2.engine.engine import Engine
 from florence2.engine.metrics import METRICS, OTHER_TASK, task_label
 from florence2.engine.sequence import Request
 from florence2.engine.worker import Job, Worker
+
+HANDED_THROUGH = ("ANSWER_KEY", "IMAGE_SIZE")
 
 
 class TritonPythonModel:
@@ -25,7 +28,7 @@ class TritonPythonModel:
             prefill_seconds=arguments.integer("prefill_ms") / 1000,
             max_waiting=arguments.integer("max_waiting"),
         )
-        self.config = engine.config
+        self.config, self.streams = engine.config, arguments.streams
         self.endpoint = triton_io.MetricsEndpoint(METRICS, arguments.model)
         self.worker = Worker(engine, max_seconds=arguments.integer("max_seconds"), publish=self.endpoint.publish)
 
@@ -47,23 +50,30 @@ class TritonPythonModel:
         asked = Request(
             image_features=triton_io.required(request, "IMAGE_FEATURES"),
             prompt_ids=triton_io.required(request, "PROMPT_IDS").tolist(),
-            options=triton_io.generation_options(request, self.config),
+            options=triton_io.generation_options(request, self.config, greedy=self.streams),
         )
-        return Job(asked, lambda outcome: answer(reply, outcome), reply.is_cancelled, reply.deadline, task)
+        handed = {name: triton_io.required(request, name) for name in HANDED_THROUGH} if self.streams else {}
+
+        def answer(outcome):
+            if isinstance(outcome, Generation):
+                reply.send(outputs(outcome) | handed)
+            else:
+                reply.fail(outcome)
+
+        def follow(so_far):
+            reply.send_so_far(outputs(so_far) | handed)
+
+        return Job(asked, answer, reply.is_cancelled, reply.deadline, task, follow if self.streams else None)
 
     def finalize(self):
         self.worker.stop()
 
 
-def answer(reply, outcome):
-    if not isinstance(outcome, Generation):
-        return reply.fail(outcome)
-    reply.send(
-        {
-            "TOKENS": np.array(outcome.tokens, np.int32),
-            "LOG_PROBS": np.array(outcome.log_probs, np.float32),
-            "FINISH_REASON": triton_io.strings(outcome.finish_reason),
-            "NUM_TOKENS": np.array([len(outcome.tokens)], np.int32),
-            "SEQUENCE_SCORE": np.array([outcome.score], np.float32),
-        }
-    )
+def outputs(generation):
+    return {
+        "TOKENS": np.array(generation.tokens, np.int32),
+        "LOG_PROBS": np.array(generation.log_probs, np.float32),
+        "FINISH_REASON": triton_io.strings(generation.finish_reason),
+        "NUM_TOKENS": np.array([len(generation.tokens)], np.int32),
+        "SEQUENCE_SCORE": np.array([generation.score], np.float32),
+    }

@@ -24,13 +24,17 @@ class TritonPythonModel:
         log_probs = triton_io.required(request, "LOG_PROBS")
         size = triton_io.required(request, "IMAGE_SIZE")
         key = triton_io.required_text(request, "ANSWER_KEY")
+        unfinished = triton_io.text(request, "FINISH_REASON") == ""
         self.check(tokens, log_probs, size)
         pieces = self.tokenizer.pieces(tokens.tolist(), log_probs.tolist())
         grammar = TASKS[key].grammar if key in TASKS else Grammar.TEXT
+        text = self.tokenizer.decode(tokens.tolist())
+        if unfinished:
+            pieces, text = parsing.without_open_end(grammar, pieces), parsing.without_half_character(text)
         answer = parsing.parse(grammar, pieces, tuple(size.tolist()), self.config.banned_phrases)
         return {
             "RESULT": triton_io.strings(json.dumps({key: answer.to_json()}, ensure_ascii=False)),
-            "GENERATED_TEXT": triton_io.strings(self.tokenizer.decode(tokens.tolist())),
+            "GENERATED_TEXT": triton_io.strings(text),
             "IMAGE_SIZE": size,
         }
 
