@@ -38,7 +38,8 @@ element.addEventListener("pointerup", (event) => {
   if (!start || !event.isPrimary) return;
   const box = corners(event);
   start = null;
-  props.value = box[0] < box[2] && box[1] < box[3] ? box.join(",") : ""; // a click takes the box away
+  if (box[0] === box[2] || box[1] === box[3]) return showValue(); // a click draws nothing
+  props.value = box.join(",");
   trigger("input");
 });
 element.addEventListener("pointercancel", () => {
