@@ -25,7 +25,6 @@ from florence2.server.folder import assemble, mirror, models_of
 from florence2.server.launch import CACHE_MIB, command_line, environment, require_shared_memory
 from florence2.server.log import LogReader
 from florence2.server.stubs import is_alive, model_processes
-from florence2.server.twins import write_twins
 from florence2.server.wheel import Wheel, find_wheel
 
 WATCH_SECONDS = 0.5
@@ -100,6 +99,8 @@ class EmbeddedServer:
             assemble(self._folder, wheel)
             served = self.repository.resolve() if self._model_control else mirror(self._folder, self.repository)
             if self._stream:
+                from florence2.server.twins import write_twins  # beware: make install imports us without protobuf
+
                 write_twins(self.repository, served)
             self._process = self._launch(wheel, served)
             undo.callback(self._end_process)

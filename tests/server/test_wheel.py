@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from florence2.errors import ServerError
 from florence2.server import wheel
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -68,3 +71,9 @@ def test_interpreter_whose_python3_is_another_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.executable", str(tmp_path / "python3.11"))
     with pytest.raises(ServerError, match="use a virtual environment"):
         wheel.find_wheel()
+
+
+def test_the_check_before_an_installation_needs_no_package():
+    """`make install` runs it with whatever Python there is: nothing but the standard library can be imported."""
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; import florence2.server.wheel"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
