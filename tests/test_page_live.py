@@ -16,6 +16,7 @@ from florence2.tasks import TASKS
 from florence2_client import Client
 from florence2_client.page.asking import ask
 from florence2_client.page.layout import EXAMPLE, EXAMPLES
+from florence2_client.request import Options
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ROOT = Path(__file__).parents[1]
@@ -113,6 +114,21 @@ def phone(chromium, page_url):
 def cards(client, picture, tasks, text="", region="", **options):
     answered = dict(ask(client, picture, tasks, text, region, options))
     return [answered[place] for place in range(len(tasks))]
+
+
+def test_answers_grow_where_they_are_streamed(client, monkeypatch):
+    """Unfinished cards first, then what a greedy search answers; an error is a card as always."""
+    monkeypatch.setattr("florence2_client.page.asking.PAUSE", 0)
+    news = list(ask(client, EXAMPLE, ["more_detailed_caption", "od"], "", "", Options(num_beams=3), stream=True))
+    for place, task in enumerate(["more_detailed_caption", "od"]):
+        shown = [card for key, card in news if key == place]
+        assert len(shown) > 3
+        assert all("writing" in card.timing for card in shown[:-1]) and "writing" not in shown[-1].timing
+        [greedy] = cards(client, EXAMPLE, [task], num_beams=1)
+        assert shown[-1].words == greedy.words
+        assert shown[-1].details["answer"] == greedy.details["answer"]
+    [(_, refused)] = ask(client, EXAMPLE, ["region_to_ocr"], "", "1,2,3", Options(), stream=True)
+    assert "region" in refused.error
 
 
 @pytest.mark.parametrize("label", EXAMPLES)

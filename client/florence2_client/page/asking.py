@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,9 @@ from florence2_client.client import Client
 from florence2_client.many import Question
 from florence2_client.objects import text_alone
 from florence2_client.request import Options
+from florence2_client.result import Result
+
+PAUSE = 0.2  # seconds between cards of one unfinished answer: each is drawn and sent to the browser anew
 
 
 @dataclass(frozen=True)
@@ -38,20 +43,49 @@ def takes(tasks: Sequence[str], kind: TaskInput) -> bool:
 
 
 def ask(
-    client: Client, picture: str | None, tasks: Sequence[str], text: str, region: str, options: Options
+    client: Client,
+    picture: str | None,
+    tasks: Sequence[str],
+    text: str,
+    region: str,
+    options: Options,
+    *,
+    stream: bool = False,
 ) -> Iterator[tuple[int, Card]]:
-    """Asks all tasks at once, and yields the place of each in `tasks` with its card, as answers come."""
+    """Asks all tasks at once, and yields the place of each in `tasks` with its card, as answers come.
+
+    `stream`: cards of unfinished answers as well, by greedy search.
+    """
     questions = []
     for place, task in enumerate(tasks):
         try:
             questions.append(_question(picture, task, text, region, place))
         except Florence2Error as error:
             yield place, Card(task, error=str(error))
+    news: queue.SimpleQueue[tuple[int, Card] | None] = queue.SimpleQueue()  # None: a question has its last card
+    stopped = threading.Event()
+
+    def answer(question: Question) -> None:
+        try:
+            for card in _cards(client, question, options, stream):
+                news.put((question.key, card))
+                if stopped.is_set():
+                    return
+        finally:
+            news.put(None)
+
     pool = ThreadPoolExecutor(len(tasks))
+    running = [pool.submit(answer, question) for question in questions]
     try:
-        for answered in as_completed([pool.submit(_card, client, question, options) for question in questions]):
-            yield answered.result()
+        left = len(running)
+        while left:
+            item = news.get()
+            if item is None:
+                left -= 1
+            else:
+                yield item
     finally:
+        stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)  # whoever stopped does not wait
 
 
@@ -69,20 +103,37 @@ def _question(picture: str | None, task: str, text: str, region: str, place: int
     return Question(picture, task, given, key=place)
 
 
-def _card(client: Client, question: Question, options: Options) -> tuple[int, Card]:
-    start = time.perf_counter()
+def _cards(client: Client, question: Question, options: Options, stream: bool) -> Iterator[Card]:
+    """The last one is of the whole answer, or says why there is none."""
+    start, shown = time.perf_counter(), -PAUSE
     try:
-        result = client.run(question.image, question.task, question.text, **options)
-        seconds = time.perf_counter() - start
-        overlay = result.draw(question.image)
+        for result in _results(client, question, options, stream):
+            seconds = time.perf_counter() - start
+            if result.final or seconds - shown >= PAUSE:
+                shown = seconds
+                yield _card(question, result, seconds)
     except Florence2Error as error:
-        return question.key, Card(question.task, error=str(error))
-    answer = result.answer
+        yield Card(question.task, error=str(error))
+
+
+def _results(client: Client, question: Question, options: Options, stream: bool) -> Iterator[Result[Any]]:
+    if not stream:
+        return iter([client.run(question.image, question.task, question.text, **options)])
+    greedy: Options = {**options, "num_beams": None}
+    return client.stream(question.image, question.task, question.text, **greedy)
+
+
+def _card(question: Question, result: Result[Any], seconds: float) -> Card:
     timing = f"{seconds:.2f} s · {result.num_tokens} tokens · {result.num_tokens / seconds:.0f} tokens/s"
-    return question.key, Card(
+    if not result.final:
+        timing += " · writing …"
+    elif result.finish_reason != "stop":
+        timing += " · cut off at the limit of tokens"
+    answer = result.answer
+    return Card(
         question.task,
-        overlay=overlay,
+        overlay=result.draw(question.image),
         words=text_alone(answer.text) if isinstance(answer, TextAnswer) else None,
         details=result.to_dict(),
-        timing=timing if result.finish_reason == "stop" else f"{timing} · cut off at the limit of tokens",
+        timing=timing,
     )

@@ -73,10 +73,14 @@ class Form:
             checkpoints = "empty: as the checkpoint has it"
             self.beams = gr.Number(None, label="Beams", precision=0, minimum=1, info=checkpoints)
             self.tokens = gr.Number(None, label="Most tokens", precision=0, minimum=1, info=checkpoints)
+            self.stream = gr.Checkbox(
+                False, label="Show answers as they are written", elem_id="stream",
+                info="with one beam, from a server started with `florence2 serve --stream`",
+            )  # fmt: skip
 
     @property
     def inputs(self) -> list[Component]:
-        return [self.picture, self.task, self.beside, self.text, self.region, self.beams, self.tokens]
+        return [self.picture, self.task, self.beside, self.text, self.region, self.beams, self.tokens, self.stream]
 
     def follow(self) -> None:
         """What changes with the tasks and the picture: for a region, the picture becomes one to draw on."""
@@ -142,13 +146,13 @@ def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
 
         def answers(
             picture: str | None, task: str | None, beside: Sequence[str], text: str, region: str,
-            beams: int | None, tokens: int | None,
+            beams: int | None, tokens: int | None, stream: bool,
         ) -> Iterator[Updates]:  # fmt: skip
             tasks = all_tasks(task, beside) or [""]
             cards = [Card(task, timing="asked …") for task in tasks]
             yield {go: gr.update(visible=False), stop: gr.update(visible=True), shown: cards_html(cards)}
             options = Options(num_beams=beams, max_new_tokens=tokens, timeout=timeout)
-            for place, card in ask(client, picture, tasks, text, region, options):
+            for place, card in ask(client, picture, tasks, text, region, options, stream=stream):
                 cards[place] = card
                 yield {shown: cards_html(cards)}
 
