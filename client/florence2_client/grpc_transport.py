@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
@@ -58,7 +59,10 @@ class GrpcTransport:
         self._streams.add(client)
         try:
             client.start_stream(arrive, stream_timeout=timeout, headers=dict(self._address.headers))
-            client.async_stream_infer(model, triton_inputs(triton.InferInput, tensors), timeout=triton_timeout(timeout))
+            with contextlib.suppress(InferenceServerException):  # it has ended already, and the reason arrives
+                client.async_stream_infer(
+                    model, triton_inputs(triton.InferInput, tensors), timeout=triton_timeout(timeout)
+                )
             while True:
                 yield _streamed(self._address, *arrivals.get(), timeout)
         finally:

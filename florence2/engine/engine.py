@@ -150,6 +150,8 @@ class Engine:
             next(sequence.prefill)
         except StopIteration:
             sequence.prefill = None
+        except InvalidRequest as error:
+            sequence.finish(error)
         except Exception:  # this request's alone: the others have not been touched
             log.exception("prefill failed")
             sequence.finish(InternalError("the text encoder failed on this request; see the server's log"))
@@ -176,6 +178,7 @@ class Engine:
     def _advance(self, sequence: Sequence, scored: list[Candidate]) -> None:
         search = sequence.search
         if math.isnan(scored[0].score):
+            self.cache.clear(sequence.rows)
             return sequence.finish(InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range"))
         decoded = [hypothesis.tokens for hypothesis in search.running]
         parents = search.advance(scored)

@@ -41,6 +41,11 @@ class KVCache:
     def used_slots(self) -> int:
         return self.rows - len(self._free_slots)
 
+    def clear(self, rows: range) -> None:
+        """Takes numbers out that are none: those who get the rows next read behind their own, and mask it."""
+        for cache in (self.self_keys, self.self_values):
+            cache[:, rows.start : rows.stop] = 0
+
     def copy_rows(self, sources: list[int], targets: list[int], positions: slice) -> None:
         """All sources are read before any target is written."""
         read, written = (torch.tensor(rows, device=self.device) for rows in (sources, targets))

@@ -21,6 +21,7 @@ from florence2.config import ModelConfig, TextConfig
 from florence2.engine.attention import Step
 from florence2.engine.kv_cache import KVCache
 from florence2.engine.linear import LayerType, Projection, layer_type, pack
+from florence2.errors import InvalidRequest
 
 POSITION_OFFSET = 2  # BART keeps two rows before position 0
 # Up to so many rows a layer's products are so short that waking sleeping threads for each takes longer than they save:
@@ -175,13 +176,16 @@ class LanguageModel(nn.Module):
     def prefill(self, image_features: Tensor, prompt_ids: Tensor, cache: KVCache, slot: int) -> Iterator[None]:
         """[image tokens, D] and [prompt tokens] -> cross-attention keys and values of every decoder layer, in the slot.
 
-        A generator that stops after each layer, so that others may decode in between.
+        A generator that stops after each layer, so that others may decode in between. Raises InvalidRequest on features
+        so large that the numbers overflow.
         """
         x = torch.cat([image_features.to(self.dtype), self.embed(prompt_ids)])  # [S, D]
         x = self.encoder.embed(x, torch.arange(len(x), device=x.device))
         for layer in self.encoder.layers:
             x = layer(x)
             yield
+        if not bool(x.isfinite().all()):  # whoever has the slot next would read them, masked, and -inf + NaN is NaN
+            raise InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range")
         for index, layer in enumerate(self.decoder.layers):
             keys, values = cast(DecoderLayer, layer).encoder_keys_and_values(x)
             cache.cross_keys[index, slot, :, : len(x)] = keys

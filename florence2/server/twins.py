@@ -68,6 +68,8 @@ def stream_ensemble(config: ModelConfig, name: str) -> ModelConfig:
         decoder.input_map[tensor] = wire
         decoder.output_map[tensor] = f"{wire}_again"
         postprocess.input_map[tensor] = f"{wire}_again"
+    postprocess.input_map["FINISH_REASON"] = decoder.output_map["FINISH_REASON"]
+    twin.parameters.clear()  # the story is told by the ensemble that was exported
     return twin
 
 

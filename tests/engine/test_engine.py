@@ -7,7 +7,7 @@ from export.language import language_tensors
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
 from florence2.engine.weights import build_language_model
-from florence2.errors import InternalError
+from florence2.errors import InternalError, InvalidRequest
 
 
 @pytest.fixture
@@ -82,6 +82,20 @@ def test_a_prefill_that_fails_midway_frees_its_rows_and_its_slot(model, config, 
     assert isinstance(victim.outcome, InternalError)
     assert isinstance(neighbour.outcome, Generation)
     assert engine.cache.used_slots == 0
+
+
+def test_numbers_out_of_range_leave_nothing_behind(model, config, make_request, requests):
+    """Whoever gets that request's rows and slot next answers as on a new engine, with longer neighbours beside it."""
+    engine = Engine(model, config, rows=8)
+    poison = [make_request(seed, num_beams=beams) for seed, beams in ((6, 3), (13, 2), (20, 3))]
+    for request in poison:
+        request.image_features[:] = 3e38
+    sequences = [engine.add(request) for request in poison]
+    while not engine.scheduler.idle:
+        engine.step()
+    assert all(isinstance(sequence.outcome, InvalidRequest) for sequence in sequences)
+    expected = Engine(model, config, rows=8).generate(requests)
+    assert [answer.tokens for answer in engine.generate(requests)] == [answer.tokens for answer in expected]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
