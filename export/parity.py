@@ -125,17 +125,21 @@ def run_language(decoder: Path, features: NDArray[np.float32], cases: Sequence[C
 
 
 def compare_features(ours: NDArray[np.float32], theirs: NDArray[np.float32], precision: str = FLOAT32) -> StageReport:
-    """In float32 the largest error decides; a lower precision has outliers, so there it is the mean."""
     errors = np.abs(ours - theirs)  # [B, T, D]
-    worst, mean, spread = float(errors.max()), float(errors.mean()), float(theirs.std())
+    bound = None if precision == FLOAT32 else BOUNDS[precision].features * float(theirs.std())
     batches = " and ".join(str(size) for size in BATCHES)
-    detail = f"{precision}: largest error {worst:.1e}, mean {mean:.1e}, in batches of {batches}"
-    if precision == FLOAT32:
+    what = f"{precision}, in batches of {batches}"
+    return _judge("vision", what, float(errors.max()), float(errors.mean()), bound)
+
+
+def _judge(stage: str, what: str, worst: float, mean: float, bound: float | None) -> StageReport:
+    """In float32, without a bound, the largest error decides; a lower precision has outliers: there it is the mean."""
+    if bound is None:
         passed, allowed = worst <= TOLERANCE, f"largest at most {TOLERANCE:.0e}"
     else:
-        bound = BOUNDS[precision].features * spread
         passed, allowed = mean <= bound, f"mean at most {bound:.1e}"
-    return StageReport("vision", bool(np.isfinite(worst)) and passed, f"{detail} ({allowed})")
+    detail = f"{what}: largest error {worst:.1e}, mean {mean:.1e} ({allowed})"
+    return StageReport(stage, bool(np.isfinite(worst)) and passed, detail)
 
 
 def compare_weights(decoder: Path, reference: Florence2ForConditionalGeneration) -> StageReport:
@@ -169,14 +173,9 @@ def compare_log_probs(
             theirs = reference_log_probs(reference, config, seen, case.prompt, answer.tokens)
             errors.append((torch.tensor(answer.log_probs) - theirs)[1:-1].abs())  # first and last may be forced
     error = torch.cat(errors)
-    worst, mean = float(error.max()), float(error.mean())
-    detail = f"{precision}: log-probs of {len(error)} tokens: largest error {worst:.1e}, mean {mean:.1e}"
-    if precision == FLOAT32:
-        passed, allowed = worst <= TOLERANCE, f"largest at most {TOLERANCE:.0e}"
-    else:
-        bound = BOUNDS[precision].log_probs
-        passed, allowed = mean <= bound, f"mean at most {bound:.1e}"
-    return StageReport("language", bool(np.isfinite(worst)) and passed, f"{detail} ({allowed})")
+    bound = None if precision == FLOAT32 else BOUNDS[precision].log_probs
+    what = f"{precision}, log-probs of {len(error)} tokens"
+    return _judge("language", what, float(error.max()), float(error.mean()), bound)
 
 
 def compare_answers(

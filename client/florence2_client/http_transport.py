@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from urllib.parse import quote
 
 import aiohttp
@@ -48,14 +48,8 @@ class HttpTransport:
         headers = {**self._address.headers, "Inference-Header-Content-Length": str(json_bytes)}
         path = f"{self._address.path}/v2/models/{quote(model)}/infer"
         deadline = None if timeout is None else time.monotonic() + timeout
-        try:
+        with _network_errors(self._address, timeout):
             response, answer = self._post(path, body, headers, deadline)
-        except TimeoutError as error:
-            if timeout is None:  # while connecting
-                raise connection_failed(self._address, error) from error
-            raise deadline_exceeded(timeout) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise connection_failed(self._address, error) from error
         if response.status != 200:
             raise _refusal(response.status, answer)
         json_bytes = response.getheader("Inference-Header-Content-Length")
@@ -64,14 +58,8 @@ class HttpTransport:
     def stream(self, model: str, tensors: Tensors, timeout: float | None) -> Generator[Outputs, None, None]:
         """On a connection of its own, which ends with it. Triton takes no time limit this way: it is ours alone."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        try:
+        with _network_errors(self._address, timeout):
             yield from self._events(model, generate_body(tensors), deadline)
-        except TimeoutError as error:
-            if timeout is None:  # while connecting
-                raise connection_failed(self._address, error) from error
-            raise deadline_exceeded(timeout) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise connection_failed(self._address, error) from error
 
     def _events(self, model: str, body: bytes, deadline: float | None) -> Generator[Outputs, None, None]:
         connection = self._connect(deadline)
@@ -163,6 +151,19 @@ def _left(deadline: float) -> float:
     if seconds <= 0:
         raise TimeoutError
     return seconds
+
+
+@contextlib.contextmanager
+def _network_errors(address: Address, timeout: float | None) -> Iterator[None]:
+    """What goes wrong between here and the server, as our errors."""
+    try:
+        yield
+    except TimeoutError as error:
+        if timeout is None:  # while connecting
+            raise connection_failed(address, error) from error
+        raise deadline_exceeded(timeout) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise connection_failed(address, error) from error
 
 
 class AsyncHttpTransport:

@@ -5,6 +5,7 @@ A subclass fills in what each kind of answer comes as: a Result, or an awaitable
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from florence2_client.many import Question
@@ -25,14 +26,14 @@ MixedT = TypeVar("MixedT")
 AnyT = TypeVar("AnyT")
 
 
-class Surface(Generic[TextT, BoxesT, QuadsT, PolygonsT, MixedT, AnyT]):
+class Surface(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, MixedT, AnyT]):
     """A picture is a path, encoded bytes, a PIL image or a uint8 array. A region is (x1, y1, x2, y2) in pixels of the
     picture as displayed, or location tokens. Every method takes the fields of `Options` by name and raises the errors
     of `florence2.errors`.
     """
 
-    def _ask(self, image: Picture, task: str, text: Region | None, options: Options) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _ask(self, image: Picture, task: str, text: Region | None, options: Options) -> Any: ...
 
     def _asked(self, question: Question, options: Options) -> Any:
         return self._ask(question.image, question.task, question.text, {**options, **question.options})

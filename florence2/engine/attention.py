@@ -34,7 +34,7 @@ class Span:
 
 
 class Step(Protocol):
-    """What a decoder asks for. Queries come scaled, [R, H, E], and so do the answers."""
+    """What a decoder asks for. Queries come scaled; they and the answers are [R, H, E]."""
 
     positions: Tensor  # [R], of the tokens being decoded
 

@@ -10,7 +10,6 @@ import argparse
 import http
 import http.client
 import json
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from florence2.errors import CheckpointError, InvalidRequest
+from florence2_client.arguments import add_json, wants_json
 from florence2_client.client import DEFAULT_MODEL
 from florence2_client.console import table
 from florence2_client.failures import HTTP_STATUS, NO_CONNECTION, connection_failed, triton_error
@@ -59,15 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--url", default=DEFAULT_URL, metavar="U", help="a running server (default: %(default)s)")
     place.add_argument("--repository", type=Path, metavar="DIR", help="a folder made by export, served or not")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, as always in a pipe")
+    add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     models = read_repository(options.repository) if options.repository else ask_server(options.url)
-    if options.json or not sys.stdout.isatty():
-        lines = [json.dumps(model.to_dict()) for model in models]
-    else:
-        lines = list(_for_people(models))
+    lines = (json.dumps(model.to_dict()) for model in models) if wants_json(options) else _for_people(models)
     print(*lines, sep="\n")
     return 0
 

@@ -16,7 +16,7 @@ examples:
   florence2 ui                                       then open http://127.0.0.1:7860
   florence2 ui --url http://gpu-box:8000 --host 0.0.0.0     for everyone who can reach this machine
 
-Made with Gradio: pip install 'florence2-triton[ui]'. The page fetches nothing from the internet.
+Made with Gradio: pip install '.[ui]'. The page fetches nothing from the internet.
 """
 
 
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise Florence2Error("the page is made with Gradio: pip install 'florence2-triton[ui]'") from error
+        raise Florence2Error("the page is made with Gradio: pip install '.[ui]'") from error
     with (
         Client(**connection(options)) as client,
         served_page(client, options.url, options.timeout, options.host, options.port) as url,
