@@ -17,6 +17,7 @@ import torch
 from export.language import language_tensors
 from florence2.config import GenerationDefaults, GenerationOptions, ImageConfig, ModelConfig, TextConfig, TokenConfig
 from florence2.engine.engine import Engine
+from florence2.engine.model import LanguageModel
 from florence2.engine.sequence import Request
 from florence2.engine.weights import build_language_model
 
@@ -36,8 +37,6 @@ WARM_UP, STEPS = 8, 24
 
 def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
     """Float32, named as in a native checkpoint."""
-    from florence2.engine.model import LanguageModel
-
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in LanguageModel(config).state_dict().items()}
     random = torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ import torch
 from export.language import language_tensors
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
+from florence2.engine.model import LanguageModel
 from florence2.engine.weights import build_language_model
 from florence2.errors import InternalError, InvalidRequest
 
@@ -102,8 +103,6 @@ def test_numbers_out_of_range_leave_nothing_behind(model, config, make_request, 
 def test_a_lower_precision_scores_alike(model, config, make_request, precision):
     """The first choice of tokens costs about as much as in float32; a batch changes nothing."""
     torch.manual_seed(0)
-    from florence2.engine.model import LanguageModel
-
     weights = {f"model.language_model.{name}": tensor for name, tensor in LanguageModel(config).state_dict().items()}
     exact, rounded = (
         Engine(build_language_model(language_tensors(weights, name), config, name), config, rows=6)
