@@ -19,6 +19,7 @@ import triton_python_backend_utils as pb_utils
 from florence2 import errors
 from florence2.config import GenerationOptions, ModelConfig
 from florence2.engine.metrics import Kind, Metric, Sample, Series
+from florence2.tickets import NO_TICKET, Tickets
 
 Outputs = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -146,13 +147,16 @@ class Reply:
     """The way to answer a request after `execute` returned None.
 
     `is_cancelled` after the answer kills the whole server (Triton 24.10), so the one who answers must be the last user.
+    The answer gives the request's ticket back, and its time limit counts from when the ticket was taken.
     """
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, tickets: Tickets) -> None:
         self._sender = request.get_response_sender()
         self._wanted = request.requested_output_names()
+        self._tickets, self._ticket = tickets, scalar(request, "TICKET") or NO_TICKET
+        age = tickets.arrive(self._ticket) if self._ticket else 0.0
         timeout = request.timeout()  # microseconds, 0 for none
-        self.deadline = time.monotonic() + timeout / 1e6 if timeout else float("inf")
+        self.deadline = time.monotonic() + timeout / 1e6 - age if timeout else float("inf")
 
     def is_cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
@@ -173,7 +177,11 @@ class Reply:
         self._send(error_response(error))
 
     def _send(self, message: Any) -> None:
-        self._sender.send(message, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        try:
+            self._sender.send(message, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        finally:
+            if self._ticket:
+                self._tickets.give_back(self._ticket)
 
 
 class MetricsEndpoint:

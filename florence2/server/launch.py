@@ -13,6 +13,7 @@ from florence2.errors import ServerError
 from florence2.server.addresses import Addresses
 from florence2.server.supervisor import REQUESTS_GRACE_SECONDS, SHARED_MEMORY
 from florence2.server.wheel import Wheel
+from florence2.tickets import PATH_VARIABLE
 
 MIB = 2**20
 # Loading the large checkpoint from a slow disk must fit in. A stub that dies is noticed at once all the same.
@@ -91,6 +92,7 @@ def environment(wheel: Wheel, folder: Path) -> dict[str, str]:
         # 532 against 54 ms, base geometry, 2 threads, beside one busy process (torch 2.13).
         "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
+        PATH_VARIABLE: str(folder / "tickets"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         "TOKENIZERS_PARALLELISM": "false",

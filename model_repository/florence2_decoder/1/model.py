@@ -13,6 +13,7 @@ from florence2.engine.engine import Engine
 from florence2.engine.metrics import METRICS, OTHER_TASK, task_label
 from florence2.engine.sequence import Request
 from florence2.engine.worker import Job, Worker
+from florence2.tickets import Tickets
 
 HANDED_THROUGH = ("ANSWER_KEY", "IMAGE_SIZE")
 
@@ -29,12 +30,13 @@ class TritonPythonModel:
             max_waiting=arguments.integer("max_waiting"),
         )
         self.config, self.streams = engine.config, arguments.streams
+        self.tickets = Tickets.of_this_server()
         self.endpoint = triton_io.MetricsEndpoint(METRICS, arguments.model)
-        self.worker = Worker(engine, max_seconds=arguments.integer("max_seconds"), publish=self.endpoint.publish)
+        self.worker = Worker(engine, max_seconds=arguments.integer("max_seconds"), publish=self.publish)
 
     def execute(self, requests):
         for request in requests:
-            self.take(request, triton_io.Reply(request))
+            self.take(request, triton_io.Reply(request, self.tickets))
         return None
 
     def take(self, request, reply):
@@ -64,6 +66,9 @@ class TritonPythonModel:
             reply.send_so_far(outputs(so_far) | handed)
 
         return Job(asked, answer, reply.is_cancelled, reply.deadline, task, follow if self.streams else None)
+
+    def publish(self, samples):
+        self.endpoint.publish(samples if self.streams else samples + self.tickets.samples())
 
     def finalize(self):
         self.worker.stop()

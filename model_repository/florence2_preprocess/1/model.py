@@ -1,26 +1,38 @@
 """Preprocess: encoded picture, task and text -> pixels of the model's size and prompt tokens.
 
-All of a caller's mistakes are found here, before the encoder spends time on the picture.
+All of a caller's mistakes are found here, before the encoder spends time on the picture. And whoever comes when the
+server is full is refused here, before the picture takes memory.
 """
 
 import numpy as np
 
 from florence2 import config, images, prompts, triton_io
 from florence2.errors import InvalidPrompt
+from florence2.tickets import NO_TICKET, Tickets
 from florence2.tokenizer import Tokenizer
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        directory = triton_io.Arguments(args).directory
+        arguments = triton_io.Arguments(args)
+        directory = arguments.directory
         self.config = config.ModelConfig.load(directory / config.FILE_NAME)
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
+        self.tickets = Tickets.of_this_server(arguments.integer("max_inside"))
 
     def execute(self, requests):
         return triton_io.answer_all(requests, self.preprocess)
 
     def preprocess(self, request):
         triton_io.generation_options(request, self.config)  # only checked here; the decoder reads them again
+        ticket = self.tickets.take() if wants_ticket(request) else NO_TICKET
+        try:
+            return self.read(request) | {"TICKET": np.array([ticket], np.int64)}
+        except BaseException:
+            self.tickets.give_back(ticket)
+            raise
+
+    def read(self, request):
         image = self.read_image(request)
         task, text = triton_io.required_text(request, "TASK"), triton_io.text(request, "TEXT")
         prompt = prompts.build_prompt(task, text, image.size)
@@ -29,6 +41,7 @@ class TritonPythonModel:
             "PROMPT_IDS": self.encode(prompt.text),
             "IMAGE_SIZE": np.array(image.size, np.int32),
             "ANSWER_KEY": triton_io.strings(prompt.key),
+            "PROMPT": triton_io.strings(prompt.text),
         }
 
     def read_image(self, request):
@@ -42,3 +55,9 @@ class TritonPythonModel:
                 f"the prompt has {len(ids)} tokens; this model takes at most {self.config.max_prompt_tokens}"
             )
         return np.array(ids, np.int32)
+
+
+def wants_ticket(request):
+    """An ensemble alone leaves PROMPT out; whoever calls this model by itself never brings a ticket to the decoder."""
+    wanted = request.requested_output_names()
+    return "TICKET" in wanted and "PROMPT" not in wanted
