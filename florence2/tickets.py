@@ -52,7 +52,7 @@ class Book:
     slowest_at: float = 0.0
 
     def patience(self, now: float) -> float:
-        """How old a ticket on its way may become. Doubles each time that nobody came, lest a hanging encoder's queue grow."""
+        """How old a ticket on its way may become. Doubles when nobody comes, lest a hanging encoder's queue grow."""
         slowest = self.slowest * 0.5 ** ((now - self.slowest_at) / HALF_LIFE)
         return min(max(SHORTEST_PATIENCE, PATIENCE * slowest) * 2 ** min(self.given_up, 5), LONGEST_PATIENCE)
 
@@ -104,7 +104,7 @@ class Tickets:
         raise QueueFull(f"the server's queue is full ({self._limit} requests are in it); try again later")
 
     def arrive(self, number: int) -> float:
-        """The request reached this process, the decoder's: how many seconds after it was let in. 0 for an unknown one."""
+        """The request reached this process, the decoder's: how many seconds after its ticket. 0 for an unknown one."""
         with self._book() as book:
             now = self._clock()
             for ticket in book.tickets:

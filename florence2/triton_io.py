@@ -189,10 +189,11 @@ class MetricsEndpoint:
 
     A metric that is collected as garbage takes its series away, and another one of the same name and labels, even of
     another process, would go on writing where it was (Triton 24.10). So each is made once, kept, and has a `model`.
+    `tickets`: whose counts go along; they are the whole server's, so for one model alone.
     """
 
-    def __init__(self, table: Iterable[Metric], model: str) -> None:
-        self._model = model
+    def __init__(self, table: Iterable[Metric], model: str, tickets: Tickets | None = None) -> None:
+        self._model, self._tickets = model, tickets
         self._series: dict[Series, Any] = {}
         try:
             self._families = {metric: _family(metric) for metric in table}
@@ -202,7 +203,7 @@ class MetricsEndpoint:
 
     def publish(self, samples: list[Sample]) -> None:
         """Each sample is a call of 20 to 65 µs, so not for the engine's thread."""
-        for series, value in samples:
+        for series, value in samples + (self._tickets.samples() if self._tickets else []):
             if series.metric in self._families:
                 self._write(series, value)
 

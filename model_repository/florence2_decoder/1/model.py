@@ -31,13 +31,12 @@ class TritonPythonModel:
         )
         self.config, self.streams = engine.config, arguments.streams
         self.tickets = Tickets.of_this_server()
-        self.endpoint = triton_io.MetricsEndpoint(METRICS, arguments.model)
-        self.worker = Worker(engine, max_seconds=arguments.integer("max_seconds"), publish=self.publish)
+        self.endpoint = triton_io.MetricsEndpoint(METRICS, arguments.model, None if self.streams else self.tickets)
+        self.worker = Worker(engine, max_seconds=arguments.integer("max_seconds"), publish=self.endpoint.publish)
 
     def execute(self, requests):
         for request in requests:
             self.take(request, triton_io.Reply(request, self.tickets))
-        return None
 
     def take(self, request, reply):
         task = OTHER_TASK
@@ -66,9 +65,6 @@ class TritonPythonModel:
             reply.send_so_far(outputs(so_far) | handed)
 
         return Job(asked, answer, reply.is_cancelled, reply.deadline, task, follow if self.streams else None)
-
-    def publish(self, samples):
-        self.endpoint.publish(samples if self.streams else samples + self.tickets.samples())
 
     def finalize(self):
         self.worker.stop()

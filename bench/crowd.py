@@ -1,0 +1,91 @@
+"""Many clients at once: who is refused, how soon, and what memory it takes.
+
+    python -m bench.crowd --repository DIR --clients 500 --seconds 60
+
+All ask in the same moment, half by gRPC and half by HTTP, each about a picture of its own. Whoever still waits after
+`--seconds` gives up. Prints the outcomes with their times, and the most memory that the server took with its regions in
+/dev/shm; exits with 1 if anybody got something else than an answer or UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from bench import hostile
+from bench.soak_live import Sample, sample
+from florence2.errors import Florence2Error
+from florence2.server import EmbeddedServer
+from florence2_client.transport import open_async_transport, parse_url
+
+ALLOWED = {"answered", "Unavailable", "still waiting"}
+
+
+async def crowd(urls: list[str], clients: int, seconds: float, tokens: int = 16) -> dict[str, list[float]]:
+    """Outcome -> the times that it took to come, in seconds."""
+    chance = random.Random(0)
+    short = {"MAX_NEW_TOKENS": np.array([tokens], np.int32), "NUM_BEAMS": np.array([1], np.int32)}
+    pictures = [hostile.encoded(hostile.noise(chance, 640, 480), "JPEG", quality=90) for _ in range(clients)]
+    outcomes: dict[str, list[float]] = defaultdict(list)
+    connections = [open_async_transport(parse_url(urls[i % len(urls)])) for i in range(clients)]
+
+    async def one(number: int) -> None:
+        asked = hostile.question(pictures[number], "<CAPTION>", **short)
+        try:
+            await asyncio.wait_for(connections[number].infer(hostile.ENSEMBLE, asked, None), seconds)
+            outcome = "answered"
+        except asyncio.TimeoutError:
+            outcome = "still waiting"
+        except Florence2Error as error:
+            outcome = type(error).__name__
+        outcomes[outcome].append(time.monotonic() - start)
+
+    start = time.monotonic()
+    await asyncio.gather(*(one(number) for number in range(clients)))
+    for connection in connections:
+        await connection.close()
+    return outcomes
+
+
+async def watched(
+    server: EmbeddedServer, clients: int, seconds: float
+) -> tuple[dict[str, list[float]], Sample, Sample]:
+    """With a sample before, and the most of each while it went on."""
+    before = most = sample(server)
+    running = asyncio.create_task(crowd([server.grpc_url, server.http_url], clients, seconds))
+    while not running.done():
+        now = sample(server)
+        most = Sample(*map(max, most, now))
+        await asyncio.wait([running], timeout=0.5)
+    return running.result(), before, most
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, required=True, help="an exported repository")
+    parser.add_argument("--clients", type=int, default=500)
+    parser.add_argument("--seconds", type=float, default=60)
+    options = parser.parse_args()
+    with EmbeddedServer(
+        options.repository, http_port=0, grpc_port=0, metrics_port=0, report=lambda line: None
+    ) as server:
+        asyncio.run(crowd([server.grpc_url, server.http_url], 2, 60))  # the first answers take memory of their own
+        outcomes, before, most = asyncio.run(watched(server, options.clients, options.seconds))
+        server._hurry = True  # whoever still waits is not waited for
+    for outcome, times in sorted(outcomes.items()):
+        p50, p99 = np.percentile(times, [50, 99])
+        print(f"{len(times):5d}  {outcome:14} p50 {p50:6.2f} s  p99 {p99:6.2f} s")
+    for name in Sample._fields:
+        print(f"{name:12} {getattr(before, name):8.1f} before, {getattr(most, name):8.1f} at most")
+    return int(not set(outcomes) <= ALLOWED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

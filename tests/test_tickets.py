@@ -1,0 +1,191 @@
+"""Tickets bound who is inside, whatever process takes, brings or loses them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from florence2 import tickets
+from florence2.errors import QueueFull
+from florence2.tickets import LONGEST_PATIENCE, SHORTEST_PATIENCE, Tickets
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def three(tmp_path: Path, clock: Clock) -> Tickets:
+    return Tickets(tmp_path / "tickets", 3, clock)
+
+
+@pytest.fixture
+def decoder(tmp_path: Path, clock: Clock, three: Tickets) -> Tickets:
+    """The same file, opened by who only gives back."""
+    return Tickets(tmp_path / "tickets", 0, clock)
+
+
+def refused(of: Tickets) -> bool:
+    try:
+        of.take()
+    except QueueFull:
+        return True
+    return False
+
+
+def test_one_too_many_is_refused_until_somebody_leaves(three, decoder):
+    """Whoever is on the way counts as well as whom the decoder has."""
+    numbers = [three.take() for _ in range(3)]
+    assert decoder.arrive(numbers[0]) == 0
+    with pytest.raises(QueueFull, match=r"queue is full \(3 requests are in it\); try again later"):
+        three.take()
+    decoder.give_back(numbers[0])
+    assert three.take() not in numbers
+    assert refused(three) and three.look().refused == 2
+
+
+def test_a_request_brings_its_age(three, decoder, clock):
+    """So that its time limit counts from its ticket."""
+    number = three.take()
+    clock.now += 7.5
+    assert decoder.arrive(number) == 7.5
+
+
+def test_an_unknown_ticket_does_nothing(three, decoder):
+    """Forged, or ended by age in the meantime: the request goes on without one."""
+    number = three.take()
+    assert decoder.arrive(number + 1) == 0
+    decoder.give_back(number + 1)
+    assert [ticket.number for ticket in three.look().tickets] == [number]
+
+
+def test_the_lost_are_given_up_by_age(three, decoder, clock):
+    """Those that died between the two processes. Whoever waits in the decoder is never given up."""
+    kept, *_lost = (three.take() for _ in range(3))
+    decoder.arrive(kept)
+    clock.now += SHORTEST_PATIENCE - 1
+    assert refused(three)
+    clock.now += 1
+    assert not refused(three)
+    assert len(three.look().tickets) == 2 and kept in [ticket.number for ticket in three.look().tickets]
+
+
+def test_patience_follows_the_encoder(three, decoder, clock):
+    """Where it took 100 seconds nobody is lost after 80. What was slow once is forgotten."""
+    slow = three.take()
+    clock.now += 100
+    decoder.arrive(slow)
+    decoder.give_back(slow)
+    numbers = [three.take() for _ in range(3)]
+    clock.now += 80
+    assert refused(three)
+    for number in numbers:
+        decoder.arrive(number)
+    clock.now += 3600
+    assert three.look().patience(clock.now) == SHORTEST_PATIENCE
+
+
+def test_a_hanging_encoder_gets_fewer_and_fewer(three, clock):
+    """Each time that nobody came, patience doubles: pictures in front of an encoder that hangs stay few."""
+    let_in = 0
+    for _ in range(3600):
+        let_in += not refused(three)
+        clock.now += 1
+    assert let_in <= 3 * (6 + 3600 / LONGEST_PATIENCE)
+
+
+def test_a_busy_server_is_never_overrun(tmp_path, clock):
+    """With any encoder that is first come, first served, and with a cache that lets some pass the others."""
+    chance = random.Random(0)
+    for seconds_each in (0.05, 2.0, 9.0):
+        limit = 20
+        of = Tickets(tmp_path / str(seconds_each), limit, clock)
+        queue: list[int] = []
+        done = clock.now
+        for _ in range(1000):
+            clock.now += seconds_each * chance.expovariate(3)
+            while queue and done <= clock.now:
+                number = queue.pop(0)
+                of.arrive(number)
+                of.give_back(number)
+                done = max(done, clock.now) + seconds_each
+            if not refused(of):
+                number = of.look().tickets[-1].number
+                if chance.random() < 0.3:
+                    of.arrive(number)
+                    of.give_back(number)
+                else:
+                    queue.append(number)
+            assert len(queue) <= limit
+
+
+def test_a_dead_decoder_holds_nothing(three):
+    """Its process is gone, or a zombie that nobody waited for."""
+    numbers = [three.take() for _ in range(3)]
+    dead = multiprocessing.get_context("fork").Process(target=lambda: [three.arrive(number) for number in numbers])
+    dead.start()
+    dead.join()
+    assert not refused(three)
+
+
+def take_and_give(path: Path, limit: int, rounds: int) -> None:
+    mine, of = [], Tickets(path, limit)
+    for _ in range(rounds):
+        try:
+            mine.append(of.take())
+        except QueueFull:
+            if mine:
+                of.give_back(mine.pop())
+        assert len(of.look().tickets) <= limit
+    for number in mine:
+        of.give_back(number)
+
+
+def test_processes_and_threads_share_one_count(tmp_path):
+    """Four processes and two threads at once, one killed in the midst: never too many, and nothing stays locked."""
+    path, limit = tmp_path / "tickets", 10
+    context = multiprocessing.get_context("fork")
+    victim = context.Process(target=take_and_give, args=(path, limit, 10**9))
+    victim.start()
+    others = [context.Process(target=take_and_give, args=(path, limit, 500)) for _ in range(3)]
+    threads = [threading.Thread(target=take_and_give, args=(path, limit, 200)) for _ in range(2)]
+    for worker in (*others, *threads):
+        worker.start()
+    os.kill(victim.pid, signal.SIGKILL)
+    for worker in (*others, *threads, victim):
+        worker.join()
+    assert [process.exitcode for process in others] == [0, 0, 0]
+    of = Tickets(path, limit)
+    assert len(of.look().tickets) <= limit
+    assert of.look().patience(0.0) >= SHORTEST_PATIENCE
+
+
+def test_each_run_of_a_server_has_its_own(monkeypatch, tmp_path):
+    """By the environment where we start the server, else by the parent's process and when it started."""
+    monkeypatch.setenv(tickets.PATH_VARIABLE, str(tmp_path / "here"))
+    assert tickets._path() == tmp_path / "here"
+    monkeypatch.delenv(tickets.PATH_VARIABLE)
+    assert tickets._path().name.startswith(f"florence2_tickets_{os.getppid()}_")
+
+
+def test_the_metrics_say_who_is_inside(three, decoder):
+    """On the way and held; those refused as a growth."""
+    numbers = [three.take() for _ in range(3)]
+    decoder.arrive(numbers[0])
+    assert refused(three)
+    assert [value for _, value in decoder.samples()] == [2, 1, 1]
+    assert [value for _, value in decoder.samples()] == [2, 1, 0]
