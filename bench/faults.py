@@ -1,0 +1,318 @@
+"""What breaks under load: prints what became of every request, and after how long all was well again.
+
+    python -m bench.faults kill --repository DIR       kill -9 of each model's process and of tritonserver, under load
+    python -m bench.faults stop --repository DIR       SIGTERM under load
+    python -m bench.faults shm --repository DIR        /dev/shm runs full (needs root: a private one is mounted)
+    python -m bench.faults clients --repository DIR    slow, silent and vanishing clients, by the hundred
+
+Each starts `florence2 serve` for itself. Exits with 1 when a request got no answer and no clear error either, or when
+the server did not come back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bench import hostile, rude
+from florence2.errors import Florence2Error
+from florence2.server.stubs import STUB, model_processes
+from florence2_client.transport import open_async_transport, parse_url
+
+SILENCE = 60.0  # seconds without an answer
+BACK = 180.0  # seconds in which a server must be back
+CLEAR = {"answered", "Unavailable", "ConnectionFailed", "DeadlineExceeded", "InternalError"}
+STAGES = ("decoder", "preprocess", "vision", "postprocess", "tritonserver")
+
+
+class Serving:
+    """`florence2 serve` in a process of its own, with its files in a folder of its own."""
+
+    def __init__(self, repository: Path) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="florence2-faults-")
+        self.folder = Path(self._temporary.name)
+        command = [str(Path(sys.executable).with_name("florence2")), "serve", "--repository", str(repository)]
+        ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+        self.process = subprocess.Popen(
+            [*command, *ports], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(self.folder)}
+        )
+        self.lines: list[str] = []
+
+    def __enter__(self) -> Serving:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.strip())
+            if line.strip().endswith("/metrics"):
+                break
+        else:
+            raise RuntimeError("\n".join(self.lines))
+        self.grpc_url, self.http_url, self.metrics_url = self.lines[-3:]
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.communicate(timeout=60)
+        self.process.kill()
+        self.process.communicate()
+        self._temporary.cleanup()
+
+    def server_folder(self) -> Path:
+        return next(self.folder.glob("florence2-server-*"))
+
+    def process_of(self, stage: str) -> int:
+        """A model's process, the first if there are several; or tritonserver's own."""
+        if stage != "tritonserver":
+            models = model_processes(self.server_folder())
+            return next(process for process, model in models.items() if model.endswith(f"_{stage}"))
+        return next(process for process in self.processes() if command_of(process)[0].endswith(b"/tritonserver"))
+
+    def processes(self) -> list[int]:
+        """tritonserver and its stubs."""
+        mark = str(self.folder).encode()
+        commands = {int(path.name): command_of(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+        return [
+            process
+            for process, command in commands.items()
+            if command[0].endswith((b"/tritonserver", STUB)) and any(mark in word for word in command)
+        ]
+
+
+def command_of(process: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return [b""]
+
+
+@dataclass
+class Load:
+    """Callers who ask again as soon as they have an answer, and shortly after an error."""
+
+    urls: list[str]
+    callers: int
+    tokens: int = 16
+    replies: list[tuple[float, float, str]] = field(default_factory=list)  # asked, told, outcome
+    sent: int = 0
+    stopping: bool = False
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self._caller(number) for number in range(self.callers)))
+
+    async def _caller(self, number: int) -> None:
+        transport = open_async_transport(parse_url(self.urls[number % len(self.urls)]))
+        picture = hostile.encoded(hostile.noise(hostile.random.Random(number), 200, 150))
+        asked = hostile.question(
+            picture, "<CAPTION>", MAX_NEW_TOKENS=np.array([self.tokens], np.int32), NUM_BEAMS=np.array([1], np.int32)
+        )
+        while not self.stopping:
+            self.sent += 1
+            start = time.monotonic()
+            try:
+                await asyncio.wait_for(transport.infer(hostile.ENSEMBLE, asked, None), SILENCE)
+                outcome = "answered"
+            except asyncio.TimeoutError:
+                outcome = "SILENCE"
+            except Florence2Error as error:
+                outcome = type(error).__name__
+                if outcome not in CLEAR:
+                    outcome += f": {error}"
+            self.replies.append((start, time.monotonic(), outcome))
+            if outcome != "answered":
+                await asyncio.sleep(0.1)
+        await transport.close()
+
+    def counts(self, since: float = 0.0) -> Counter[str]:
+        return Counter(outcome for _, told, outcome in self.replies if told >= since)
+
+    def answered_since(self, moment: float) -> float | None:
+        """When the first answer came to a question that was asked after `moment`."""
+        return min(
+            (told for asked, told, outcome in self.replies if asked > moment and outcome == "answered"), default=None
+        )
+
+    @property
+    def clear(self) -> bool:
+        """Whether everybody heard something, and nothing that nobody understands."""
+        return self.sent == len(self.replies) and set(self.counts()) <= CLEAR
+
+
+@contextlib.asynccontextmanager
+async def under_load(serving: Serving, callers: int, warm_up: float = 2.0) -> AsyncIterator[Load]:
+    """Runs load meanwhile, once it is being answered; waits for every caller's last reply."""
+    load = Load([serving.grpc_url, serving.http_url], callers)
+    task = asyncio.create_task(load.run())
+    try:
+        await until(lambda: load.counts()["answered"] >= callers, BACK)
+        await asyncio.sleep(warm_up)
+        yield load
+    finally:
+        load.stopping = True
+        await task
+
+
+async def until(true: Callable[[], object], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+async def kill(serving: Serving, stage: str, callers: int = 8) -> tuple[Load, float | None]:
+    """The load, and the seconds from the kill until an answer to a new question."""
+    async with under_load(serving, callers) as load:
+        os.kill(serving.process_of(stage), signal.SIGKILL)
+        killed = time.monotonic()
+        # What was on its way beyond the dead stage may still be answered: the server is back after it was away.
+        await until(lambda: load.counts(killed)["ConnectionFailed"], BACK)
+        away = time.monotonic()
+        await until(lambda: load.answered_since(away), BACK)
+        back = load.answered_since(away)
+    return load, None if back is None else back - killed
+
+
+async def stop(serving: Serving, callers: int = 16) -> tuple[Load, float, float, int]:
+    """The load, when SIGTERM was sent, the seconds until the end, and the exit code."""
+    async with under_load(serving, callers, warm_up=1.0) as load:
+        told = time.monotonic()
+        serving.process.terminate()
+        await until(lambda: serving.process.poll() is not None, BACK)
+        took = time.monotonic() - told
+        await asyncio.sleep(0.5)
+    return load, told, took, serving.process.wait()
+
+
+async def fill_shared_memory(serving: Serving, callers: int = 8, seconds: float = 10.0) -> tuple[Load, float | None]:
+    """Takes all that /dev/shm has left, for a while; the load, and the seconds from its end to the next answer."""
+    filler = Path("/dev/shm/filler")
+    async with under_load(serving, callers) as load:
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(2**16))
+                file.flush()
+        await asyncio.sleep(seconds)
+        filler.unlink()
+        freed = time.monotonic()
+        await until(lambda: load.answered_since(freed) or serving.process.poll() is not None, BACK)
+        await asyncio.sleep(1.0)
+        back = load.answered_since(freed)
+    return load, None if back is None else back - freed
+
+
+async def rude_clients(
+    serving: Serving, each: int = 100, callers: int = 4, seconds: float = 10.0
+) -> dict[str, tuple[Load, int]]:
+    """By kind of rudeness: the load of polite callers beside it, and the server's resident bytes afterwards."""
+    results = {}
+    for name, be_rude in {"nobody": None, **rude.KINDS}.items():
+        async with under_load(serving, callers, warm_up=0.0) as load:
+            load.replies.clear()
+            load.sent = 0
+            crowd = [
+                asyncio.create_task(be_rude(serving.http_url, serving.grpc_url)) for _ in range(each if be_rude else 0)
+            ]
+            await asyncio.sleep(seconds)
+            for client in crowd:
+                client.cancel()
+            await asyncio.gather(*crowd, return_exceptions=True)
+        results[name] = load, resident(serving)
+    return results
+
+
+def resident(serving: Serving) -> int:
+    pages = (int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in serving.processes())
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+# ---- the programs
+
+
+def run_kill(repository: Path) -> bool:
+    fine = True
+    print(f"{'killed':14} {'back after':>10}   what became of the requests")
+    with Serving(repository) as serving:
+        for stage in STAGES:
+            load, seconds = asyncio.run(kill(serving, stage))
+            fine &= load.clear and seconds is not None
+            print(
+                f"{stage:14} {'never' if seconds is None else f'{seconds:8.1f} s'}   {dict(load.counts())}", flush=True
+            )
+            if stage == STAGES[-2]:
+                break
+    with Serving(repository) as serving:  # a fifth death in a short while would be the last
+        load, seconds = asyncio.run(kill(serving, "tritonserver"))
+        fine &= load.clear and seconds is not None
+        print(f"{'tritonserver':14} {'never' if seconds is None else f'{seconds:8.1f} s'}   {dict(load.counts())}")
+    return fine
+
+
+def run_stop(repository: Path) -> bool:
+    with Serving(repository) as serving:
+        load, told, took, code = asyncio.run(stop(serving))
+    accepted = Counter(outcome for asked, came, outcome in load.replies if asked < told <= came)
+    later = Counter(outcome for asked, _, outcome in load.replies if asked >= told)
+    print(f"exit code {code} after {took:.1f} s; under way at SIGTERM: {dict(accepted)}; asked later: {dict(later)}")
+    return code == 0 and load.clear and set(accepted) == {"answered"}
+
+
+def run_shm(repository: Path) -> bool:
+    with Serving(repository) as serving:
+        load, seconds = asyncio.run(fill_shared_memory(serving))
+        code = serving.process.poll()
+        print(f"{dict(load.counts())}")
+        print("never again" if seconds is None else f"answered again {seconds:.1f} s after there was room")
+        print(f"florence2 serve {'runs on' if code is None else f'ended with exit code {code}'}")
+    return load.clear
+
+
+def run_clients(repository: Path, each: int = 100) -> bool:
+    fine = True
+    with Serving(repository) as serving:
+        print(
+            f"{each} of each kind beside 4 polite callers, 10 s\n{'rudeness':14} {'p50 s':>7} {'worst s':>8} {'MiB':>7}"
+        )
+        for name, (load, memory) in asyncio.run(rude_clients(serving, each)).items():
+            times = [told - asked for asked, told, outcome in load.replies if outcome == "answered"]
+            fine &= load.clear and set(load.counts()) == {"answered"}
+            print(f"{name:14} {np.median(times):7.3f} {max(times):8.3f} {memory / 2**20:7.1f}   {dict(load.counts())}")
+    return fine
+
+
+PROGRAMS = {"kill": run_kill, "stop": run_stop, "shm": run_shm, "clients": run_clients}
+PRIVATE = "FLORENCE2_PRIVATE_SHM"
+
+
+def in_private_shared_memory(size: str = "300m") -> int:
+    """This same program again, with a small /dev/shm of its own."""
+    script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-m", "bench.faults", *sys.argv[1:]]
+    return subprocess.run(command, env={**os.environ, PRIVATE: "1"}, check=False).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", choices=PROGRAMS)
+    parser.add_argument("--repository", type=Path, required=True, help="an exported repository")
+    options = parser.parse_args()
+    if options.program == "shm" and PRIVATE not in os.environ:
+        return in_private_shared_memory()
+    return int(not PROGRAMS[options.program](options.repository))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

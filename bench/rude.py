@@ -1,0 +1,109 @@
+"""Clients that behave badly on a connection, until they are cancelled. Used by bench.faults."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from bench import hostile
+from florence2_client.transport import open_async_transport, parse_url
+
+PATH = f"/v2/models/{hostile.ENSEMBLE}"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+HALF_A_FRAME = b"\0\4\0\1\4\0\0\0\1" + b"\x83" * 20  # it says 1024 bytes of headers
+RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
+
+
+async def connect(url: str, receive_bytes: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    parts = urlsplit(url)
+    sock = socket.socket()
+    if receive_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    sock.setblocking(False)
+    assert parts.hostname and parts.port
+    await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+    return await asyncio.open_connection(sock=sock)
+
+
+def request(length: int, path: str = f"{PATH}/generate", method: str = "POST") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def body() -> bytes:
+    picture = hostile.good(random.Random(), "JPEG")
+    return json.dumps({"IMAGE": base64.b64encode(picture).decode(), "TASK": "<CAPTION>", "MAX_NEW_TOKENS": 8}).encode()
+
+
+async def slow_header(http_url: str, _grpc_url: str) -> None:
+    """A letter of the header every half second."""
+    _, writer = await connect(http_url)
+    for letter in request(10) * 1000:
+        writer.write(bytes([letter]))
+        await writer.drain()
+        await asyncio.sleep(0.5)
+
+
+async def slow_body(http_url: str, _grpc_url: str) -> None:
+    """A megabyte is announced, and comes a byte at a time."""
+    _, writer = await connect(http_url)
+    writer.write(request(10**6))
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.5)
+
+
+async def half_a_frame(_http_url: str, grpc_url: str) -> None:
+    """gRPC that stops in the middle of its first headers."""
+    _, writer = await connect(grpc_url)
+    writer.write(PREFACE + SETTINGS + HALF_A_FRAME)
+    await writer.drain()
+    await asyncio.sleep(3600)
+
+
+async def vanishing(http_url: str, _grpc_url: str) -> None:
+    """Asks and resets the connection before the answer, again and again."""
+    while True:
+        _, writer = await connect(http_url)
+        content = body()
+        writer.write(request(len(content)) + content)
+        await writer.drain()
+        await asyncio.sleep(random.uniform(0, 0.5))
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        writer.close()
+        await asyncio.sleep(2)
+
+
+async def cancelling(_http_url: str, grpc_url: str) -> None:
+    """Asks by gRPC and cancels, again and again."""
+    transport = open_async_transport(parse_url(grpc_url))
+    while True:
+        asked = hostile.question(hostile.good(random.Random(), "JPEG"), "<CAPTION>")
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(transport.infer(hostile.ENSEMBLE, asked, None), random.uniform(0.01, 0.5))
+        await asyncio.sleep(2)
+
+
+async def never_reading(http_url: str, _grpc_url: str) -> None:
+    """Asks a thousand times on one connection for a long answer and reads none of it."""
+    _, writer = await connect(http_url, receive_bytes=4096)
+    writer.write(request(0, f"{PATH}/config", "GET") * 1000)
+    await asyncio.sleep(3600)
+
+
+Rude = Callable[[str, str], Awaitable[None]]
+KINDS: dict[str, Rude] = {
+    "slow header": slow_header,
+    "slow body": slow_body,
+    "half a frame": half_a_frame,
+    "vanishing": vanishing,
+    "cancelling": cancelling,
+    "never reading": never_reading,
+}
