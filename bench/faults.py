@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from florence2_client.transport import open_async_transport, parse_url
 SILENCE = 60.0  # seconds without an answer
 BACK = 180.0  # seconds in which a server must be back
 CLEAR = {"answered", "Unavailable", "ConnectionFailed", "DeadlineExceeded", "InternalError"}
+LARGE = hostile.encoded(hostile.noise(random.Random(0), 2000, 1500), "BMP")  # 9 MB
 STAGES = ("decoder", "preprocess", "vision", "postprocess", "tritonserver")
 
 
@@ -105,6 +107,7 @@ class Load:
     urls: list[str]
     callers: int
     tokens: int = 16
+    picture: bytes | None = None  # else each caller has one of its own
     replies: list[tuple[float, float, str]] = field(default_factory=list)  # asked, told, outcome
     sent: int = 0
     stopping: bool = False
@@ -114,7 +117,7 @@ class Load:
 
     async def _caller(self, number: int) -> None:
         transport = open_async_transport(parse_url(self.urls[number % len(self.urls)]))
-        picture = hostile.encoded(hostile.noise(hostile.random.Random(number), 200, 150))
+        picture = self.picture or hostile.encoded(hostile.noise(random.Random(number), 200, 150))
         asked = hostile.question(
             picture, "<CAPTION>", MAX_NEW_TOKENS=np.array([self.tokens], np.int32), NUM_BEAMS=np.array([1], np.int32)
         )
@@ -197,21 +200,28 @@ async def stop(serving: Serving, callers: int = 16) -> tuple[Load, float, float,
     return load, told, took, serving.process.wait()
 
 
-async def fill_shared_memory(serving: Serving, callers: int = 8, seconds: float = 10.0) -> tuple[Load, float | None]:
-    """Takes all that /dev/shm has left, for a while; the load, and the seconds from its end to the next answer."""
+async def fill_shared_memory(
+    serving: Serving, callers: int = 4, seconds: float = 8.0
+) -> tuple[Load, Load, float | None]:
+    """Takes all that /dev/shm has left, for a while, in which pictures come that need more of it than those before.
+
+    The ordinary load, that of the large pictures, and the seconds from the end of it to the next answer.
+    """
     filler = Path("/dev/shm/filler")
+    large = Load([serving.grpc_url, serving.http_url], callers, picture=LARGE)
     async with under_load(serving, callers) as load:
-        with filler.open("wb") as file, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**16))
-                file.flush()
+        asking = asyncio.create_task(large.run())
         await asyncio.sleep(seconds)
         filler.unlink()
         freed = time.monotonic()
         await until(lambda: load.answered_since(freed) or serving.process.poll() is not None, BACK)
-        await asyncio.sleep(1.0)
         back = load.answered_since(freed)
-    return load, None if back is None else back - freed
+        large.stopping = True
+        await asking
+    return load, large, None if back is None else back - freed
 
 
 async def rude_clients(
@@ -272,12 +282,12 @@ def run_stop(repository: Path) -> bool:
 
 def run_shm(repository: Path) -> bool:
     with Serving(repository) as serving:
-        load, seconds = asyncio.run(fill_shared_memory(serving))
+        load, large, seconds = asyncio.run(fill_shared_memory(serving))
         code = serving.process.poll()
-        print(f"{dict(load.counts())}")
+        print(f"pictures as before: {dict(load.counts())}; large ones: {dict(large.counts())}")
         print("never again" if seconds is None else f"answered again {seconds:.1f} s after there was room")
         print(f"florence2 serve {'runs on' if code is None else f'ended with exit code {code}'}")
-    return load.clear
+    return load.clear and large.clear
 
 
 def run_clients(repository: Path, each: int = 100) -> bool:
