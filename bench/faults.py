@@ -190,13 +190,14 @@ async def kill(serving: Serving, stage: str, callers: int = 8) -> tuple[Load, fl
 
 
 async def stop(serving: Serving, callers: int = 16) -> tuple[Load, float, float, int]:
-    """The load, when SIGTERM was sent, the seconds until the end, and the exit code."""
+    """The load, when SIGTERM was sent, the seconds until the end, and the exit code. New ones come for a second."""
     async with under_load(serving, callers, warm_up=1.0) as load:
         told = time.monotonic()
         serving.process.terminate()
+        await asyncio.sleep(1.0)
+        load.stopping = True
         await until(lambda: serving.process.poll() is not None, BACK)
         took = time.monotonic() - told
-        await asyncio.sleep(0.5)
     return load, told, took, serving.process.wait()
 
 
