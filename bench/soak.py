@@ -1,8 +1,8 @@
-"""Does anything grow? Pushes many requests through the engine, or through a whole server, and watches what they leave.
+"""Does anything grow? Pushes many requests through worker and engine (a tiny random model), and watches.
 
-    python -m bench.soak                                     100,000 through worker and engine, a tiny random model
-    python -m bench.soak --repository DIR --requests 5000    through the embedded server, by gRPC
+    python -m bench.soak --requests 100000
 
+bench.soak_live does the same to a whole server.
 Most requests are ordinary; some are refused, late, cancelled, or fail in their prefill. Prints a line at every tenth of
 the way and exits with 1 if memory, threads, descriptors or objects went on growing after the first three tenths.
 """
@@ -10,7 +10,6 @@ the way and exits with 1 if memory, threads, descriptors or objects went on grow
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import logging
 import os
@@ -26,7 +25,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from bench.load import Caller
 from florence2.config import (
     GenerationDefaults,
     GenerationOptions,
@@ -40,7 +38,6 @@ from florence2.engine.model import LanguageModel
 from florence2.engine.sequence import Request, Sequence
 from florence2.engine.worker import Job, Worker
 from florence2.errors import Florence2Error
-from florence2.server import EmbeddedServer
 
 IN_FLIGHT = 48
 MEMORY_SLACK = (
@@ -168,57 +165,10 @@ class EngineSoak:
         )
 
 
-def soak_server(repository: Path, requests: int) -> int:
-    """Through tritonserver: small pictures, mostly captions of a few tokens, some of them unreadable or late."""
-
-    async def run(server: EmbeddedServer, watch: Watch) -> Counter[str]:
-        outcomes: Counter[str] = Counter()
-        places, done = asyncio.Semaphore(IN_FLIGHT), 0
-        async with Caller(server.grpc_url) as caller:
-
-            async def one(number: int) -> None:
-                nonlocal done
-                async with places:
-                    timeout = 1 if number % 50 == 0 else None
-                    outcomes[await caller.ask("<CAPTION>", 1 + number % 8, timeout, broken=number % 40 == 0)] += 1
-                    done += 1
-                    watch.at(done)
-
-            tasks = set()
-            for number in range(requests):
-                await places.acquire()
-                places.release()
-                tasks.add(task := asyncio.create_task(one(number)))
-                task.add_done_callback(tasks.discard)
-            await asyncio.gather(*tasks)
-        return outcomes
-
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, report=lambda line: None) as server:
-        watch = Watch(requests, lambda: usage_of(processes_of(server)))
-        outcomes = asyncio.run(run(server, watch))
-    print(dict(outcomes), f"of {requests}")
-    assert outcomes.total() == requests
-    return watch.verdict()
-
-
-def processes_of(server: EmbeddedServer) -> list[int]:
-    """tritonserver and its stubs: everything that runs from the server's folder, but its supervisor."""
-    mark = str(server._folder).encode()
-    found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        words = command.read_bytes().split(b"\0")
-        if mark in b" ".join(words) and not words[0].endswith(b"python"):
-            found.append(int(command.parent.name))
-    return found
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument("--repository", type=Path, help="through the embedded server with this exported repository")
     options = parser.parse_args()
-    if options.repository:
-        return soak_server(options.repository, options.requests)
     logging.getLogger("florence2").setLevel(logging.CRITICAL)  # prefills fail on purpose
     return EngineSoak().run(options.requests)
 

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from bench import hostile
-from bench.soak import MEMORY_SLACK, processes_of, usage_of
+from bench.soak import MEMORY_SLACK, usage_of
 from florence2.errors import Florence2Error
 from florence2.server import EmbeddedServer
 from florence2.tasks import TASKS, TaskInput
@@ -53,6 +53,17 @@ def sample(server: EmbeddedServer) -> Sample:
     usage = usage_of(processes_of(server))
     shared = sum(path.stat().st_blocks * 512 for path in Path("/dev/shm").glob(f"{server._shm_prefix}*"))
     return Sample(usage.memory / MIB, shared / MIB, usage.threads, usage.descriptors)
+
+
+def processes_of(server: EmbeddedServer) -> list[int]:
+    """tritonserver and its stubs: everything that runs from the server's folder, but its supervisor."""
+    mark = str(server._folder).encode()
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        words = command.read_bytes().split(b"\0")
+        if mark in b" ".join(words) and not words[0].endswith(b"python"):
+            found.append(int(command.parent.name))
+    return found
 
 
 class Callers:

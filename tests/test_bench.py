@@ -1,9 +1,13 @@
 """The load programs run, and what they say is true; the figures they are for are measured by hand."""
 
 import asyncio
+import base64
+import json
 import logging
+from collections import Counter
+from pathlib import Path
 
-from bench import load, soak
+from bench import load, perf_inputs, soak, soak_live
 
 
 def test_nothing_grows_in_a_short_soak(capsys, caplog, monkeypatch):
@@ -46,3 +50,30 @@ def test_the_decoder_can_be_loaded_alone(server):
             return await load.run(caller, load.parse_mix("caption:4"), rate=20, seconds=0.5)
 
     assert set(asyncio.run(measure())["outcomes"]) <= {"stop", "length"}
+
+
+def test_a_mixed_soak_has_an_outcome_for_everybody(server):
+    """Every kind of caller, good, hostile and fickle; the long one is an hour of `python -m bench.soak_live`."""
+
+    async def everybody() -> Counter[str]:
+        callers = soak_live.Callers(server.grpc_url, server.http_url)
+        await callers.remember()
+        try:
+            return await soak_live.soak(callers, seconds=4, rate=10, tell=lambda counts: None, every=1)
+        finally:
+            await callers.close()
+
+    counts = asyncio.run(everybody())
+    assert counts.total() > 10
+    assert not [outcome for outcome in counts if outcome.startswith("WRONG")]
+
+
+def test_perf_analyzer_gets_pictures_as_they_go_over_the_wire(capsys, monkeypatch):
+    """BYTES have their length before them; every picture goes with every task."""
+    monkeypatch.setattr("sys.argv", ["perf_inputs", __file__, "--tasks", "od,caption", "--max-new-tokens", "9"])
+    assert perf_inputs.main() == 0
+    rows = json.loads(capsys.readouterr().out)["data"]
+    assert [row["TASK"] for row in rows] == [["<OD>"], ["<CAPTION>"]]
+    assert all(row["MAX_NEW_TOKENS"] == [9] for row in rows)
+    wire, picture = base64.b64decode(rows[0]["IMAGE"]["b64"]), Path(__file__).read_bytes()
+    assert wire == len(picture).to_bytes(4, "little") + picture
