@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,19 +64,27 @@ def pictures_waiting(server: EmbeddedServer) -> float:
     return max(float(line.rpartition(" ")[2]) for line in lines if line.startswith(mark))
 
 
-async def watched(
-    server: EmbeddedServer, clients: int, seconds: float
-) -> tuple[dict[str, list[float]], Sample, Sample, float]:
-    """With a sample before, and the most of each while it went on, of pictures that wait too."""
+class Watched(NamedTuple):
+    outcomes: dict[str, list[float]]
+    before: Sample
+    most: Sample
+    waiting: float  # pictures in front of the encoder, at most
+    latecomers: list[float]  # seconds until one more was refused, while the others waited
+
+
+async def watched(server: EmbeddedServer, clients: int, seconds: float) -> Watched:
     before = most = sample(server)
-    waiting = 0.0
+    waiting, latecomers = 0.0, []
     running = asyncio.create_task(crowd([server.grpc_url, server.http_url], clients, seconds))
     while not running.done():
         now = sample(server)
         most = Sample(*map(max, most, now))
         waiting = max(waiting, await asyncio.to_thread(pictures_waiting, server))
+        if waiting:
+            latecomer = await crowd([server.grpc_url], 1, 0.5)
+            latecomers += latecomer.get("Unavailable", [])
         await asyncio.wait([running], timeout=0.5)
-    return running.result(), before, most, waiting
+    return Watched(running.result(), before, most, waiting, latecomers)
 
 
 def main() -> int:
@@ -88,13 +97,15 @@ def main() -> int:
         options.repository, http_port=0, grpc_port=0, metrics_port=0, report=lambda line: None
     ) as server:
         asyncio.run(crowd([server.grpc_url, server.http_url], 2, 60))  # the first answers take memory of their own
-        outcomes, before, most, waiting = asyncio.run(watched(server, options.clients, options.seconds))
+        outcomes, before, most, waiting, late = asyncio.run(watched(server, options.clients, options.seconds))
         server._hurry = True  # whoever still waits is not waited for
     for outcome, times in sorted(outcomes.items()):
         p50, p99 = np.percentile(times, [50, 99])
         print(f"{len(times):5d}  {outcome:14} p50 {p50:6.2f} s  p99 {p99:6.2f} s")
     for name in Sample._fields:
         print(f"{name:12} {getattr(before, name):8.1f} before, {getattr(most, name):8.1f} at most")
+    if late:
+        print(f"one more, while they waited: refused {len(late)} times, after {1000 * np.median(late):.0f} ms (median)")
     print(f"decoded pictures in front of the encoder: {waiting:.0f} at most")
     return int(not set(outcomes) <= ALLOWED)
 

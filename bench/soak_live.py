@@ -104,15 +104,17 @@ class Callers:
         for picture in self.known:
             for token in ("<CAPTION>", "<OD>"):
                 asked = hostile.question(picture, token, MAX_NEW_TOKENS=np.array([24], np.int32))
-                self.remembered.append((asked, (await self.grpc.infer(hostile.ENSEMBLE, asked, None))["RESULT"][0]))
+                answer = await self.grpc.infer(hostile.ENSEMBLE, asked, None)
+                self.remembered.append((asked, answer["GENERATED_TEXT"][0]))
 
     # ---- the kinds
 
     async def again(self) -> str:
-        """The answer is the same as it was alone."""
-        asked, answer = self.chance.choice(self.remembered)
-        now = (await self.chance.choice((self.grpc, self.http)).infer(hostile.ENSEMBLE, asked, None))["RESULT"][0]
-        return "same" if now == answer else f"another answer: {now!r} for {answer!r}"
+        """The answer is the same as it was alone. (Its scores too, but for the rounding of a larger batch.)"""
+        asked, text = self.chance.choice(self.remembered)
+        answer = await self.chance.choice((self.grpc, self.http)).infer(hostile.ENSEMBLE, asked, None)
+        now = answer["GENERATED_TEXT"][0]
+        return "same" if now == text else f"another answer: {now!r} for {text!r}"
 
     async def by_grpc(self) -> str:
         return await self._infer(self.grpc, self.question())
@@ -255,6 +257,8 @@ async def soak(
         except Exception as error:
             outcome = f"{type(error).__name__}: {error}"
         right = outcome in kind.outcomes
+        if not right:
+            print(f"  WRONG {kind.call.__name__}: {outcome}", flush=True)
         counts[f"{kind.call.__name__}: {outcome}" if right else f"WRONG {kind.call.__name__}: {outcome}"] += 1
 
     start = due = told = time.monotonic()
