@@ -6,10 +6,13 @@ One server, whose places are few. In the order of the tests: what must not harm 
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +77,7 @@ def test_a_full_server_says_so_and_is_alive(serving):
             Client(serving.grpc_url, retry_for=0) as client,
             pytest.raises(Unavailable, match=r"full \(6 requests are"),
         ):
-            client.run(hostile.good(hostile.random.Random(0)), "od")
+            client.run(hostile.good(random.Random(0)), "od")
         health = check_health(serving.grpc_url)
         assert health.alive and "queue is full" in health.sentence
         with pytest.raises(QueueFull):
@@ -89,7 +92,7 @@ def test_a_full_server_says_so_and_is_alive(serving):
 def test_direct_calls_take_no_place(serving):
     """Of preprocess, which hands out tickets, and of the decoder with a ticket that nobody has."""
     transport = open_transport(parse_url(serving.grpc_url))
-    asked = hostile.question(hostile.good(hostile.random.Random(0)), "<CAPTION>")
+    asked = hostile.question(hostile.good(random.Random(0)), "<CAPTION>")
     made = transport.infer("florence2_preprocess", asked, 30)
     assert made["TICKET"].tolist() == [0] and made["PROMPT"].tolist() == [b"What does the image describe?"]
     assert nobody_inside(serving, 0)
@@ -105,7 +108,7 @@ def test_direct_calls_take_no_place(serving):
 def test_a_time_limit_counts_from_the_ticket(serving):
     """A request that was long on its way to the decoder has no time left there."""
     transport = open_transport(parse_url(serving.grpc_url))
-    made = transport.infer("florence2_preprocess", hostile.question(hostile.good(hostile.random.Random(0)), "<OD>"), 30)
+    made = transport.infer("florence2_preprocess", hostile.question(hostile.good(random.Random(0)), "<OD>"), 30)
     of = Tickets(serving.server_folder() / "tickets", PLACES)
     number = of.take()
     time.sleep(0.6)
@@ -158,8 +161,27 @@ def test_those_who_leave_give_their_places_back(serving):
 
 
 def test_a_killed_decoder_comes_back(serving):
-    """Each request of the load has an answer or a clear error, and answers come again at the same address."""
-    load, seconds = asyncio.run(faults.kill(serving, "decoder", callers=4))
+    """Each request of the load has an answer or a clear error, and answers come again at the same address.
+
+    A client that asks again notices nothing but the time it takes.
+    """
+    over = threading.Event()
+
+    def ask_patiently() -> int:
+        asked = 0
+        with Client(serving.http_url, retry_for=faults.BACK) as client:
+            while not over.is_set():
+                client.run(hostile.good(random.Random(asked)), "od", max_new_tokens=4)
+                asked += 1
+        return asked
+
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(ask_patiently)
+        try:
+            load, seconds = asyncio.run(faults.kill(serving, "decoder", callers=4))
+        finally:
+            over.set()
+        assert patient.result() > 1
     assert load.clear and seconds is not None
     assert load.counts()["ConnectionFailed"] and "SILENCE" not in load.counts()
     assert nobody_inside(serving)
