@@ -101,7 +101,7 @@ def test_the_servers_can_start_and_the_page_finds_them():
     """Shared memory for the models and their streaming twin; executables on /tmp; one name for both kinds."""
     for name in ("triton-cpu", "triton-gpu"):
         service = services()[name]
-        assert service["shm_size"] == "1gb" and 2**30 > 7 * SHM_PER_PROCESS > 64 * MIB
+        assert service["shm_size"] == "1gb" and 2**30 > 6 * SHM_PER_PROCESS > 64 * MIB
         assert any(mount.startswith("/tmp:exec,") for mount in service["tmpfs"])
         assert service["networks"]["default"]["aliases"] == ["triton"]
         assert service["depends_on"]["export"]["condition"] == "service_completed_successfully"
