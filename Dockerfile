@@ -44,8 +44,8 @@ USER 10001
 FROM cpu-base AS export
 USER 0
 WORKDIR /checkout
-RUN --mount=type=bind,source=constraints.txt,target=constraints.txt \
-    --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+COPY constraints.txt ./
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-cache-dir --constraint constraints.txt "$(echo /wheel/*.whl)[export]" \
     && install --directory --owner=florence2 --group=florence2 /hub
 COPY export export
