@@ -24,10 +24,10 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PATH=/opt/florence2/bin:$PATH
 RUN python3 -m venv /opt/florence2
 WORKDIR /checkout
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt ./
 RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch
 # The project itself is not there yet; what is installed and removed again is an empty package.
-RUN mkdir client \
+RUN mkdir client && touch README.md LICENSE \
     && pip install --no-cache-dir --constraint constraints.txt '.[serve]' \
     && pip uninstall --yes florence2-triton
 
@@ -67,8 +67,8 @@ FROM ${PYTHON_IMAGE} AS ui-packages
 ENV PATH=/opt/florence2/bin:$PATH
 RUN python3 -m venv /opt/florence2
 WORKDIR /checkout
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN mkdir client \
+COPY pyproject.toml constraints.txt ./
+RUN mkdir client && touch README.md LICENSE \
     && pip install --no-cache-dir --constraint constraints.txt '.[ui]' \
     && pip uninstall --yes florence2-triton
 
@@ -88,8 +88,8 @@ FROM ${TRITON_IMAGE} AS gpu-packages
 ENV PATH=/opt/florence2/bin:$PATH
 RUN python3 -m virtualenv /opt/florence2
 WORKDIR /checkout
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN mkdir client \
+COPY pyproject.toml constraints.txt ./
+RUN mkdir client && touch README.md LICENSE \
     && pip install --no-cache-dir --constraint constraints.txt '.[models]' \
     && pip uninstall --yes florence2-triton
 
