@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import tritonclient.grpc as triton
-from test_embedded import python_model
+from test_embedded import onnx_model, python_model
 
 from florence2.errors import ServerError
 from florence2.server import EmbeddedServer
-from florence2.server.folder import assemble
+from florence2.server.folder import assemble, mirror
 from florence2.server.installation import Installation, find_installation
 from florence2.server.stubs import expected_processes, model_processes
 from florence2.server.wheel import find_wheel
@@ -47,7 +50,9 @@ def test_a_container_s_tritonserver_serves_and_is_watched(container: Path, tmp_p
         assert client.infer("double", [x]).as_numpy("Y").tolist() == [2, 4]
         assert str(container / "backends") in Path(f"/proc/{_tritonserver(server)}/cmdline").read_text()
         (process,) = model_processes(server._folder)
-        Path(f"/proc/{process}/comm").read_text()
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(ServerError, match="a process of double died"):
+            server.wait()
 
 
 def _tritonserver(server: EmbeddedServer) -> int:
@@ -64,6 +69,13 @@ def test_what_an_installation_lacks_is_named(container: Path):
     shutil.rmtree(container / "backends" / "onnxruntime")
     with pytest.raises(ServerError, match="it lacks backends/onnxruntime"):
         find_installation(container)
+
+
+def test_onnxruntime_opens_a_mirrored_model_itself(tmp_path: Path):
+    """As the C++ backend does: it is a link, its weights are behind one, and some releases may refuse that."""
+    mirrored = mirror(tmp_path, onnx_model(tmp_path / "exported"))
+    session = onnxruntime.InferenceSession(mirrored / "triple" / "1" / "model.onnx")
+    assert session.run(["Y"], {"X": np.ones((1, 1), np.float32)})[0] == 3
 
 
 @pytest.mark.parametrize(("stand_in", "processes"), [(True, 7), (False, 4)])
