@@ -59,6 +59,7 @@ class Engine:
         self._prefilling: deque[Sequence] = deque()
         if model.compiled:  # now, rather than at the first request
             self._logits([config.tokens.pad], [Span(range(1), slot=0, position=0, encoder_length=1)])
+            self.cache.copy_rows([0], [0], slice(0, 1))
 
     @classmethod
     def load(

@@ -2,8 +2,8 @@
 
 Each thread does its share of a stage (columns of a product, heads of an attention) and waits for the others at the end
 of it; layer norms, which take a microsecond, each thread computes for itself. Numbers are float32 between the products.
-Nothing is allocated, and no thread holds the interpreter's lock. Each row's numbers are computed in the same order
-whatever the number of rows and threads, so nobody's depend on neighbours.
+No thread holds the interpreter's lock. Each row's numbers are computed in the same order whatever the number of rows
+and threads, so nobody's depend on neighbours.
 
 All in one file, since numba compiles anew what it kept on disk only if the file of `decode` has changed.
 
@@ -145,6 +145,21 @@ def decode(thread, threads, arrived, weights, cache, batch, scratch, logits):
         add_and_normalise(x, scratch.narrow, weights.final_norm, layer)
     multiply(thread, threads, weights.head, 0, x, scratch, logits)
     wait(arrived, done, threads)
+
+
+@kept_on_disk
+def copy_rows(cache, sources, targets, start, stop):
+    """Positions `start` up to `stop` of a [L, rows, H, T, E] cache, from rows to rows; all are read before any is
+    written.
+    """
+    moving = np.empty((len(sources), cache.shape[4]), np.float32)
+    for layer in range(cache.shape[0]):
+        for head in range(cache.shape[2]):
+            for position in range(start, stop):
+                for i in range(len(sources)):
+                    moving[i] = cache[layer, sources[i], head, position]
+                for i in range(len(targets)):
+                    cache[layer, targets[i], head, position] = moving[i]
 
 
 @compiled

@@ -9,11 +9,13 @@ from __future__ import annotations
 import heapq
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from florence2.config import TextConfig
+from florence2.engine import kernels
 
 
 class CacheDtypes(NamedTuple):
@@ -79,6 +81,10 @@ class KVCache:
 
     def copy_rows(self, sources: list[int], targets: list[int], positions: slice) -> None:
         """All sources are read before any target is written."""
+        if self.lanes:
+            for cache in (self.self_keys, self.self_values):
+                kernels.copy_rows(cache.numpy(), np.array(sources), np.array(targets), positions.start, positions.stop)
+            return
         read, written = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
         for cache in (self.self_keys, self.self_values):
             cache[:, written, :, positions] = cache[:, read, :, positions]

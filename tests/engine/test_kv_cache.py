@@ -39,8 +39,10 @@ def test_the_lowest_free_slot_is_taken(cache):
     assert cache.used_slots == 2
 
 
-def test_rows_are_read_before_they_are_written(cache):
+@pytest.mark.parametrize("lanes", [None, 16])
+def test_rows_are_read_before_they_are_written(lanes):
     """Beams that swap places keep what each has decoded."""
+    cache = KVCache(TEXT, 4, FLOATS, torch.device("cpu"), lanes)
     cache.self_keys.normal_()
     before = cache.self_keys.clone()
     cache.copy_rows([1, 0], [0, 1], slice(3, 6))
