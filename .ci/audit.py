@@ -1,7 +1,7 @@
 """Compares all installed packages with PyPI's advisories: `make audit`, and the end of `.ci/run`.
 
 Exit code 0 if there are none, 1 if there are, 3 if the advisories could not be reached: then nothing was compared, and
-`--may-be-unreachable` makes it 0. pip-audit alone says "no known vulnerabilities" of packages that it could not look up.
+`--may-be-unreachable` makes it 0. Beware: pip-audit says "no known vulnerabilities" of what it could not look up.
 """
 
 from __future__ import annotations
