@@ -129,7 +129,11 @@ def test_answers_grow_where_they_are_streamed(client, monkeypatch):
         assert all("writing" in card.timing for card in shown[:-1]) and "writing" not in shown[-1].timing
         [greedy] = cards(client, EXAMPLE, [task], num_beams=1)
         assert shown[-1].words == greedy.words
-        assert shown[-1].details["answer"] == greedy.details["answer"]
+        answers = [card.details["answer"] for card in (shown[-1], greedy)]
+        if task == "od":  # in another company of requests, sums are rounded elsewhere
+            scores = [answer.pop("scores") for answer in answers]
+            assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+        assert answers[0] == answers[1]
     [(_, refused)] = ask(client, EXAMPLE, ["region_to_ocr"], "", "1,2,3", Options(), stream=True)
     assert "region" in refused.error
 
