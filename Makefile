@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 # torch's usual wheel for Linux is a CUDA build of gigabytes. Without an NVIDIA driver the CPU build is enough.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test check bench audit clean
+.PHONY: install demo test check bench audit up clean
 
 install: $(VENV)/installed
 
@@ -36,6 +36,16 @@ test: install
 bench: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.decode
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.throughput
+
+up: .env
+	docker compose up --build --detach
+	@echo 'The page: http://127.0.0.1:7860  Triton: 127.0.0.1, ports 8000 8001 8002  Grafana: http://127.0.0.1:3000'
+	@echo 'docker compose ps tells when triton is healthy; docs/containers.md has the rest'
+
+.env:
+	@umask 077; secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }; \
+		sed -e "s/^GRAFANA_PASSWORD=$$/&$$(secret)/" -e "s/^API_KEY=$$/&$$(secret)/" deploy/env.example > $@
+	@echo 'Made .env with the settings of docker-compose.yml'
 
 check: install
 	$(BIN)/ruff check

@@ -164,7 +164,7 @@ def test_draw_writes_the_picture(server, picture, tmp_path):
 
 def test_warning_is_one_sentence(server, picture, tmp_path, capsys, monkeypatch):
     """A label in letters that no font has is told of without a line of code."""
-    monkeypatch.setitem(ANSWERS, "<CAPTION>", "\ue123")
+    monkeypatch.setitem(ANSWERS, "<CAPTION>", "\U0010fffd")
     assert cli.main(["run", picture, "--task", "caption", "--draw", str(tmp_path / "out.png")]) == 0
     error = capsys.readouterr().err
     assert error.startswith("florence2: no font here has") and error.count("\n") == 1
@@ -247,7 +247,7 @@ def test_serve_hands_over_to_the_server(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "florence2.server", fake)
     assert cli.main(["serve", "--repository", str(tmp_path), "--host", "0.0.0.0", "--http-port", "0"]) == 5
     flags = {"host": "0.0.0.0", "http_port": 0, "grpc_port": 8001, "metrics_port": 8002, "model_control": False}
-    flags |= {"cache_mib": 256, "stream": False}
+    flags |= {"cache_mib": 256, "stream": False, "tritonserver": None}
     assert calls == [(tmp_path, flags)]
 
 

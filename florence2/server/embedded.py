@@ -22,10 +22,11 @@ from florence2.errors import ServerError
 from florence2.server import supervisor
 from florence2.server.addresses import choose_addresses
 from florence2.server.folder import assemble, mirror, models_of
+from florence2.server.installation import Installation, find_installation
 from florence2.server.launch import CACHE_MIB, command_line, environment, require_shared_memory
 from florence2.server.log import LogReader
-from florence2.server.stubs import is_alive, model_processes
-from florence2.server.wheel import Wheel, find_wheel
+from florence2.server.stubs import expected_processes, is_alive, model_processes
+from florence2.server.wheel import find_wheel
 
 WATCH_SECONDS = 0.5
 
@@ -36,6 +37,7 @@ class EmbeddedServer:
     A port of 0 takes a free one. `report` gets a line for every step and every problem, from another thread.
     `cache_mib` of memory are for features of pictures that are asked about again; 0 switches the cache off.
     `stream` adds the models that stream, in memory of their own.
+    `tritonserver`: an installation to use in place of the wheel's, such as the container's /opt/tritonserver.
     `model_control` lets clients have models loaded again, in explicit mode; Triton then works on the repository itself.
     Entering raises ServerError when the server cannot start; its sentence tells why.
     """
@@ -51,6 +53,7 @@ class EmbeddedServer:
         model_control: bool = False,
         cache_mib: int = CACHE_MIB,
         stream: bool = False,
+        tritonserver: Path | None = None,
     ) -> None:
         self.repository = Path(repository)
         self._asked_addresses = (host, http_port, grpc_port, metrics_port)
@@ -58,6 +61,7 @@ class EmbeddedServer:
         self._report = report
         self._model_control = model_control
         self._stream = stream
+        self._tritonserver = tritonserver
         self._log = LogReader()
         self._shm_prefix = f"florence2_{os.getpid()}_{secrets.token_hex(4)}_"
         self._hurry = False  # running requests are not waited for
@@ -83,8 +87,6 @@ class EmbeddedServer:
         models_of(self.repository)
         if self._stream and self._model_control:
             raise ServerError("models that stream are derived from those there are; leave out stream or model control")
-        wheel = find_wheel()
-        require_shared_memory()
         self._addresses = choose_addresses(*self._asked_addresses)
         if not self._addresses.is_loopback:
             if self._model_control:
@@ -96,13 +98,14 @@ class EmbeddedServer:
         self._folder = Path(tempfile.mkdtemp(prefix="florence2-server-"))
         with contextlib.ExitStack() as undo:
             undo.callback(supervisor.remove_leftovers, self._folder, self._shm_prefix)
-            assemble(self._folder, wheel)
+            triton = self._find_triton()
             served = self.repository.resolve() if self._model_control else mirror(self._folder, self.repository)
             if self._stream:
                 from florence2.server.twins import write_twins  # beware: make install imports us without protobuf
 
                 write_twins(self.repository, served)
-            self._process = self._launch(wheel, served)
+            require_shared_memory(expected_processes(served, triton))
+            self._process = self._launch(triton, served)
             undo.callback(self._end_process)
             self._reader = threading.Thread(target=self._pass_log_on, name="tritonserver log", daemon=True)
             self._reader.start()
@@ -129,15 +132,16 @@ class EmbeddedServer:
             time.sleep(WATCH_SECONDS)
         raise ServerError(f"tritonserver stopped by itself: {_end(code)}")
 
-    def _launch(self, wheel: Wheel, served: Path) -> subprocess.Popen[bytes]:
+    def _find_triton(self) -> Installation:
+        return find_installation(self._tritonserver) if self._tritonserver else assemble(self._folder, find_wheel())
+
+    def _launch(self, triton: Installation, served: Path) -> subprocess.Popen[bytes]:
         """The supervisor has a session of its own: Ctrl-C in a terminal is for us alone, and we stop it in order."""
         supervise = [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix]
-        command = command_line(
-            wheel, self._folder, served, self._shm_prefix, self._addresses, self._model_control, self._cache_mib
-        )
+        command = command_line(triton, served, self._shm_prefix, self._addresses, self._model_control, self._cache_mib)
         return subprocess.Popen(
             supervise + command,
-            env=environment(wheel, self._folder),
+            env=environment(triton),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

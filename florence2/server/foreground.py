@@ -27,6 +27,7 @@ def serve(
     model_control: bool = False,
     cache_mib: int = CACHE_MIB,
     stream: bool = False,
+    tritonserver: Path | None = None,
 ) -> int:
     """Serves until a signal and returns 0. To be called in the main thread, which is the one that gets signals.
 
@@ -48,6 +49,7 @@ def serve(
                     model_control=model_control,
                     cache_mib=cache_mib,
                     stream=stream,
+                    tritonserver=tritonserver,
                 ) as server:
                     _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
                     for url in (server.grpc_url, server.http_url, server.metrics_url):

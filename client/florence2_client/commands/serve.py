@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-control", action="store_true", help="let callers have models loaded again (see docs/export.md)"
     )
+    parser.add_argument(
+        "--tritonserver",
+        type=Path,
+        metavar="DIR",
+        help="an installation to run in place of the embedded server, such as /opt/tritonserver in NVIDIA's container",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,4 +63,5 @@ def run(options: argparse.Namespace) -> int:
         model_control=options.model_control,
         stream=options.stream,
         cache_mib=options.cache_mib,
+        tritonserver=options.tritonserver,
     )
