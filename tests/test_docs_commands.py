@@ -25,7 +25,7 @@ PAGES = sorted(
 )
 OTHER_TESTS = {"README.md": "python", "docs/client.md": "python"}  # test_readme.py and test_client_docs.py run these
 FENCE = re.compile(r"(?:<!-- not run: (?P<why>[^>]+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
-WHOLE_PAGE = re.compile(r"<!-- nothing here is run: [^>]+? -->")
+WHOLE_PAGE = re.compile(r"^<!-- nothing here is run: [^>]+? -->$", re.M)
 # Its commands ask the server at the default address if not told otherwise.
 PRELUDE = """
 florence2() {
