@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 # torch's usual wheel for Linux is a CUDA build of gigabytes. Without an NVIDIA driver the CPU build is enough.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test check bench up clean
+.PHONY: install demo test check bench audit up clean
 
 install: $(VENV)/installed
 
@@ -51,6 +51,11 @@ check: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The audit needs PyPI itself; a mirror has no advisories.
+audit: install
+	@$(PIP) --quiet pip-audit
+	@$(BIN)/python .ci/audit.py $(AUDIT)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

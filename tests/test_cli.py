@@ -266,6 +266,15 @@ def test_export_without_a_checkout_says_so(monkeypatch, tmp_path, capsys):
     assert "only the client is installed" in capsys.readouterr().err
 
 
+def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):
+    """As `pip install .` leaves it."""
+    for name in [name for name in sys.modules if name.startswith("florence2_client.page")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert cli.main(["ui"]) == 1
+    assert "the page is made with Gradio: pip install '.[ui]'" in capsys.readouterr().err
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

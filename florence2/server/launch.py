@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from florence2.errors import ServerError
@@ -24,6 +24,11 @@ SHM_GROWTH = 32 * MIB
 SHM_PER_PROCESS = MIB + SHM_GROWTH
 # Features of 145 pictures of the base model or 109 of large, float32.
 CACHE_MIB = 256
+# What callers have no business with: it changes the server, or reaches into the memory that its models share.
+MODEL_CONTROL = "model-repository"
+CLOSED_APIS = ["shared-memory", MODEL_CONTROL, "logging", "trace"]
+# No header can hold a line break, so nobody can send this key; it need not be secret, which in `ps` it could not be.
+NO_KEY = "nobody=\n"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -41,7 +46,7 @@ def command_line(
     """
     options = {
         "model-repository": repository,
-        **(_model_control() if model_control else {}),
+        **({"model-control-mode": "explicit", "load-model": "*"} if model_control else {}),
         "backend-directory": triton.backends,
         "http-address": addresses.host,
         "http-port": addresses.http_port,
@@ -50,6 +55,10 @@ def command_line(
         "metrics-address": addresses.host,
         "metrics-port": addresses.metrics_port,
         "allow-gpu-metrics": str(triton.gpu).lower(),
+        "http-restricted-api": _closed(CLOSED_APIS),
+        # Model control is by gRPC alone: any page in a browser on this machine could send the HTTP request, and files
+        # to run with it.
+        "grpc-restricted-protocol": _closed(api for api in CLOSED_APIS if not (model_control and api == MODEL_CONTROL)),
         "exit-timeout-secs": REQUESTS_GRACE_SECONDS,
     }
     python_backend = {
@@ -67,13 +76,8 @@ def command_line(
     ]
 
 
-def _model_control() -> dict[str, str]:
-    """By gRPC alone: any page in a browser on this machine could send the HTTP request, and files to run with it."""
-    return {
-        "model-control-mode": "explicit",
-        "load-model": "*",
-        "http-restricted-api": f"model-repository:admin-key={secrets.token_hex(16)}",
-    }
+def _closed(apis: Iterable[str]) -> str:
+    return f"{','.join(apis)}:{NO_KEY}"
 
 
 def environment(triton: Installation) -> dict[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import shutil
 import signal
@@ -27,6 +28,8 @@ REQUESTS_GRACE_SECONDS = 10  # tritonserver's own limit for requests that still 
 STOP_SECONDS = REQUESTS_GRACE_SECONDS + 10  # unloading the models comes on top
 KILL_SECONDS = 5
 POLL_SECONDS = 0.1
+# Triton 2.51 puts twice the body of a form on a stack: with the usual 8 MiB, `curl -d` of 5 MB ended the server.
+STACK = 64 * 2**20  # as NVIDIA starts its containers
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
@@ -45,11 +48,11 @@ def run(command: list[str], folder: Path, shm_prefix: str) -> int:
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+        preexec_fn=lambda: _prepare(libc),
     )
     try:
         while server.poll() is None and not terminations and not _input_closed():
-            pass
+            _close_to_other_users(shm_prefix)
         server.terminate()
         _wait_until(lambda: server.poll() is not None or len(terminations) > 1, STOP_SECONDS)
         server.kill()
@@ -57,6 +60,20 @@ def run(command: list[str], folder: Path, shm_prefix: str) -> int:
     finally:
         _kill_group(server.pid)
         remove_leftovers(folder, shm_prefix)
+
+
+def _prepare(libc: ctypes.CDLL) -> None:
+    """Runs in the child before it becomes tritonserver."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK if hard == resource.RLIM_INFINITY else min(STACK, hard), hard))
+
+
+def _close_to_other_users(shm_prefix: str) -> None:
+    """Triton lets all users of the machine read the shared memory through which callers' pictures go."""
+    for region in SHARED_MEMORY.glob(f"{shm_prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            region.chmod(0o600)
 
 
 def remove_leftovers(folder: Path, shm_prefix: str) -> None:
