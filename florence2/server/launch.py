@@ -12,7 +12,7 @@ from pathlib import Path
 from florence2.errors import ServerError
 from florence2.server.addresses import Addresses
 from florence2.server.installation import Installation
-from florence2.server.supervisor import REQUESTS_GRACE_SECONDS, SHARED_MEMORY
+from florence2.server.supervisor import SHARED_MEMORY
 
 MIB = 2**20
 # Loading the large checkpoint from a slow disk must fit in. A stub that dies is noticed at once all the same.
@@ -24,6 +24,8 @@ SHM_GROWTH = 32 * MIB
 SHM_PER_PROCESS = MIB + SHM_GROWTH
 # Features of 145 pictures of the base model or 109 of large, float32.
 CACHE_MIB = 256
+# What requests that still run get when the server is stopped. Containers' managers kill after 10 to 30.
+DRAIN_SECONDS = 10
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -34,10 +36,13 @@ def command_line(
     addresses: Addresses,
     model_control: bool,
     cache_mib: int,
+    drain_seconds: int = DRAIN_SECONDS,
+    connection_age: int | None = None,
 ) -> list[str]:
     """`model_control`: clients may have models loaded anew, and unloaded, while the server runs.
 
-    `cache_mib`: of the response cache, which the vision encoder's config asks for; 0 is none.
+    `cache_mib`: of the response cache, which the vision encoder's config asks for; 0 is none. `drain_seconds`: what
+    requests that still run get when it stops. `connection_age`: seconds until callers by gRPC are made to connect anew.
     """
     options = {
         "model-repository": repository,
@@ -50,7 +55,8 @@ def command_line(
         "metrics-address": addresses.host,
         "metrics-port": addresses.metrics_port,
         "allow-gpu-metrics": str(triton.gpu).lower(),
-        "exit-timeout-secs": REQUESTS_GRACE_SECONDS,
+        "exit-timeout-secs": drain_seconds,
+        **({"grpc-max-connection-age": 1000 * connection_age} if connection_age else {}),
     }
     python_backend = {
         "shm-region-prefix-name": shm_prefix,
