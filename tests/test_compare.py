@@ -56,6 +56,8 @@ def test_in_float32_all_give_the_same_answers(figures):
 
 def test_the_documents_hold_what_was_measured():
     """After an edit: python -c 'from bench.compare.report import *; write(json.loads(JSON.read_text()))'"""
+    if not report.JSON.exists():
+        pytest.skip("python -m bench.compare has not been run yet")
     measured = json.loads(report.JSON.read_text(encoding="utf-8"))
     for document in (report.README, report.DOCUMENT):
         text = document.read_text(encoding="utf-8")

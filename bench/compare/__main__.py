@@ -92,7 +92,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about two minutes; figures of a tiny model say little")
+    parser.add_argument("--quick", action="store_true", help="a check of some minutes; the figures say little")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     checkpoint = BUNDLED if options.quick else base_checkpoint(FOLDER / "base")

@@ -147,7 +147,12 @@ def tables(figures: Figures) -> str:
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-BLOCKS: dict[str, Callable[[Figures], str]] = {"summary": summary, "details": details, "story": story}
+PICTURE = "![Captions a second by callers, and seconds until a caption beside detections]({}images/benchmarks.png)\n\n"
+BLOCKS: dict[str, Callable[[Figures], str]] = {
+    "summary": lambda figures: PICTURE.format("docs/") + summary(figures),
+    "details": details,
+    "story": lambda figures: story(figures) + "\n\n" + PICTURE.format("").strip(),
+}
 
 
 def filled(text: str, figures: Figures) -> str:
