@@ -17,35 +17,42 @@ from bench.compare.checkpoint import base_processor, stretched_tokenizer
 from bench.compare.competitors import Competitor, asking, direct, static_batch
 from bench.compare.generate import Generator
 from bench.compare.limit import Machine, Work
-from bench.compare.loads import CAPTION, DETECTION, Kind, Load, picture
+from bench.compare.loads import CAPTION, DETECTION, Load, picture
 from bench.compare.memory import descendants, proportional_mib
+from bench.compare.plot import draw
 from bench.decode import BASE
-
-SHORT, LONG = Kind("<CAPTION>", 4), Kind("<OD>", 8)
 
 
 @pytest.fixture(scope="module")
 def figures(checkpoint: Path, server) -> report.Figures:
-    """Two callers, few tokens, one scene; this server is the one that other tests use, too."""
+    """Few requests, one scene; this server is the one that other tests use, too."""
     ours = Competitor("this server", lambda: asking(server.grpc_url, "florence2_ensemble", [1]), remembers=True)
     rivals = [direct(checkpoint, "float32"), static_batch(checkpoint, "float32")]
-    loads = [Load("<CAPTION>", (SHORT,), 2), Load("mixed", (SHORT, LONG) * 4, 8)]
-    return compare([*rivals, ours], [*rivals, ours], loads, scenes=1)
+    mixed = Load("mixed", (CAPTION, DETECTION) * 4, 8)
+    loads = [Load("<CAPTION>", (CAPTION,), 2), Load("<CAPTION>", (CAPTION,) * 8, 8), mixed]
+    work = {"flops": 4 * 10**11, "step_bytes": 10**8}
+    return compare([*rivals, ours], [*rivals, ours], loads, scenes=1) | {"work": work}
 
 
 def test_all_are_asked_the_same(figures):
-    """Each competitor answers every request of the loads that suit it, with as many tokens."""
+    """Each competitor answers every request of the loads that suit it; one caller gets as many tokens from each."""
     script, *servers = figures["competitors"].values()
-    assert [one["load"] for one in script["loads"]] == ["<CAPTION>"]
+    assert [(one["load"], one["callers"]) for one in script["loads"]] == [("<CAPTION>", 1)]
+    assert len({competitor["loads"][0]["tokens"] for competitor in (script, *servers)}) == 1
     for server in servers:
-        alone, mixed = server["loads"]
-        assert alone["tokens"] == 2 * SHORT.tokens
-        assert {kind: len(latencies) for kind, latencies in mixed["latencies"].items()}.keys() == {
-            str(SHORT),
-            str(LONG),
-        }
+        *_, mixed = server["loads"]
+        assert mixed["latencies"].keys() == {str(CAPTION), str(DETECTION)}
         assert sum(map(len, mixed["latencies"].values())) == 8
-    assert all(server["memory_mib"] > 100 for server in (script, servers[0]))
+    assert all(one["memory_mib"] > 100 for one in (script, servers[0]))
+
+
+def test_tables_and_plot_show_every_competitor(figures, tmp_path):
+    """A line each in the summary, a column each in the details, and the limit of the machine."""
+    first, second = report.summary(figures), report.details(figures)
+    assert all(f"| {name} |" in first and f"| {name} |" in second for name in figures["competitors"])
+    assert "the machine's limit" in first
+    draw(figures, tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").width > 1000
 
 
 def test_in_float32_all_give_the_same_answers(figures):

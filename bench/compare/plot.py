@@ -25,7 +25,7 @@ def draw(figures: Figures, path: Path) -> None:
 
 
 def captions_by_callers(axes: Axes, figures: Figures) -> None:
-    for (name, competitor), color in zip(figures["competitors"].items(), COLORS, strict=True):
+    for (name, competitor), color in zip(figures["competitors"].items(), COLORS, strict=False):
         found = [one for one in competitor["loads"] if one["load"] == CAPTION.task]
         callers, rates = [one["callers"] for one in found], [per_second(one) for one in found]
         if len(callers) == 1:  # a script: one after the other, however many wait
@@ -38,7 +38,7 @@ def captions_by_callers(axes: Axes, figures: Figures) -> None:
     axes.set(xscale="log", xticks=callers, xticklabels=callers, ylim=(0, None), xlabel="callers",
              title=f"captions a second ({CAPTION.tokens} tokens, 3 beams)")  # fmt: skip
     axes.minorticks_off()
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def captions_beside_detections(axes: Axes, figures: Figures) -> None:
@@ -53,9 +53,9 @@ def captions_beside_detections(axes: Axes, figures: Figures) -> None:
         found = [load(figures["competitors"][name], name_of_load, MANY) for name in names]
         medians = [latency(one, str(CAPTION), 50) for one in found if one]
         most = [latency(one, str(CAPTION), 95) for one in found if one]
-        places = [number + (0.2 - 0.4 * offset) for number in range(len(names))]
+        places = [number + 0.4 * offset - 0.2 for number in range(len(names))]
         axes.barh(places, medians, 0.36, color=color, label=label,
                   xerr=[[0] * len(names), [b - a for a, b in zip(medians, most, strict=True)]], capsize=3)  # fmt: skip
-    axes.set(yticks=range(len(names)), yticklabels=names, title="seconds until a caption: median and 95 %")
+    axes.set(yticks=range(len(names)), yticklabels=names, title="seconds until a caption: median and 95 %", xlabel=" ")
     axes.invert_yaxis()
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))

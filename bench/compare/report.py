@@ -109,9 +109,10 @@ def _limit_line(figures: Figures) -> list[str]:
 def details(figures: Figures) -> str:
     """One line a load and task, one column a competitor."""
     competitors = figures["competitors"]
-    seen = dict.fromkeys((one["load"], one["callers"]) for each in competitors.values() for one in each["loads"])
+    names = list(dict.fromkeys(one["load"] for each in competitors.values() for one in each["loads"]))
+    seen = {(one["load"], one["callers"]) for each in competitors.values() for one in each["loads"]}
     lines = [f"| | callers | {' | '.join(competitors)} |", "|---|---|" + "---|" * len(competitors)]
-    for name, callers in seen:
+    for name, callers in sorted(seen, key=lambda load: (names.index(load[0]), load[1])):
         found = [load(competitor, name, callers) for competitor in competitors.values()]
         kinds = sorted({kind for one in found if one for kind in one["latencies"]})
         for kind in kinds:
