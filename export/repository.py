@@ -52,6 +52,8 @@ def copy_template(
         for code in (source / "1").glob("*.py"):
             shutil.copyfile(code, directory / code.name)
         committed = (source / CONFIG).read_text(encoding="utf-8")
+        if role == "ensemble":
+            (directory / ".keep").touch()  # object stores have no empty folders
         write_config(directory.parent, adapt_config(committed, name, version, dims, story))
 
 

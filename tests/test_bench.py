@@ -1,13 +1,15 @@
 """The load programs run, and what they say is true; the figures they are for are measured by hand."""
 
+import argparse
 import asyncio
 import base64
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 
-from bench import load, perf_inputs, soak, soak_live
+from bench import capacity, load, perf_inputs, soak, soak_live
 
 
 def test_nothing_grows_in_a_short_soak(capsys, caplog, monkeypatch):
@@ -77,3 +79,15 @@ def test_perf_analyzer_gets_pictures_as_they_go_over_the_wire(capsys, monkeypatc
     assert all(row["MAX_NEW_TOKENS"] == [9] for row in rows)
     wire, picture = base64.b64decode(rows[0]["IMAGE"]["b64"]), Path(__file__).read_bytes()
     assert wire == len(picture).to_bytes(4, "little") + picture
+
+
+def test_the_cost_of_a_request_is_told_by_stage(server, capsys):
+    """Processor seconds of every stage add up to the request's, and all processes have memory."""
+    options = argparse.Namespace(mix=load.parse_mix("caption:4"), requests=6, in_flight=3, beams=1)
+    asyncio.run(capacity.measure(server, options))
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^(florence2_\w+|tritonserver) +(\d) +([\d.]+) +(\d+)$", printed, re.M)
+    assert {"florence2_vision", "florence2_decoder", "tritonserver"} <= {name for name, *_ in rows}
+    assert all(int(memory) > 0 for *_, memory in rows)
+    total = float(re.search(r"^([\d.]+) processor seconds a request; .*'(?:length|stop)'", printed, re.M)[1])
+    assert total > 0 and abs(total - sum(float(seconds) for _, _, seconds, _ in rows)) < 0.01

@@ -164,7 +164,7 @@ def test_draw_writes_the_picture(server, picture, tmp_path):
 
 def test_warning_is_one_sentence(server, picture, tmp_path, capsys, monkeypatch):
     """A label in letters that no font has is told of without a line of code."""
-    monkeypatch.setitem(ANSWERS, "<CAPTION>", "\ue123")
+    monkeypatch.setitem(ANSWERS, "<CAPTION>", "\U0010fffd")
     assert cli.main(["run", picture, "--task", "caption", "--draw", str(tmp_path / "out.png")]) == 0
     error = capsys.readouterr().err
     assert error.startswith("florence2: no font here has") and error.count("\n") == 1
@@ -247,7 +247,7 @@ def test_serve_hands_over_to_the_server(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "florence2.server", fake)
     assert cli.main(["serve", "--repository", str(tmp_path), "--host", "0.0.0.0", "--http-port", "0"]) == 5
     flags = {"host": "0.0.0.0", "http_port": 0, "grpc_port": 8001, "metrics_port": 8002, "model_control": False}
-    flags |= {"cache_mib": 256, "stream": False}
+    flags |= {"cache_mib": 256, "stream": False, "tritonserver": None, "drain_seconds": 10, "connection_age": None}
     assert calls == [(tmp_path, flags)]
 
 
@@ -264,6 +264,15 @@ def test_export_without_a_checkout_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(export, "CHECKOUT", tmp_path)
     assert cli.main(["export", "x"]) == 1
     assert "only the client is installed" in capsys.readouterr().err
+
+
+def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):
+    """As `pip install .` leaves it."""
+    for name in [name for name in sys.modules if name.startswith("florence2_client.page")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert cli.main(["ui"]) == 1
+    assert "the page is made with Gradio: pip install '.[ui]'" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):

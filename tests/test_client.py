@@ -425,6 +425,7 @@ def test_client_closes_its_transport_once():
         ("https://vision.example/triton/", Address("https", "vision.example", 443, "/triton")),
         ("GRPCS://Box:1", Address("grpcs", "box", 1, "")),
         ("grpc://[::1]:8001", Address("grpc", "[::1]", 8001, "")),
+        ("grpc://10.0.0.1,10.0.0.2:81", Address("grpc", "10.0.0.1", 8001, "", others=("10.0.0.2:81",))),
     ],
 )
 def test_url_says_protocol_host_and_port(url, address):
@@ -438,6 +439,15 @@ def test_url_says_protocol_host_and_port(url, address):
 def test_bad_url_is_the_callers_mistake(url):
     """An address that cannot be meant is refused with an example of a good one."""
     with pytest.raises(InvalidRequest, match=r"grpc://127\.0\.0\.1:8001"):
+        Client(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1,10.0.0.2:80", "grpc://a,b:1", "grpc://10.0.0.1,", "10.0.0.1,10.0.0.2:x"]
+)
+def test_several_servers_are_named_by_address_for_grpc(url):
+    """gRPC knows lists of addresses alone, and HTTP has a connection to one."""
+    with pytest.raises(InvalidRequest, match="several servers"):
         Client(url)
 
 

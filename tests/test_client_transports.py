@@ -326,3 +326,25 @@ def test_closing_ends_requests_under_way(protocol):
         transport.close()
         assert waiting.exception() is not None
         assert time.monotonic() - start < 0.9
+
+
+def test_several_servers_take_turns_and_one_may_go(opened):
+    """Each gets its share. Requests pass one that is away, and those that it held are told so."""
+    with scripted_server("grpc") as (script, url), contextlib.ExitStack() as second:
+        other, other_url = second.enter_context(scripted_server("grpc"))
+        transport = opened(f"{url},{other_url.removeprefix('grpc://')}")
+        while not (script.timeouts and other.timeouts):  # the two connections are made one after the other
+            transport.infer("fine", TENSORS, 5)
+        before = len(script.timeouts), len(other.timeouts)
+        for _ in range(10):
+            transport.infer("fine", TENSORS, 5)
+        assert (len(script.timeouts) - before[0], len(other.timeouts) - before[1]) == (5, 5)
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(transport.infer, "slow", TENSORS, 5) for _ in range(2)]
+            while len(script.timeouts) + len(other.timeouts) < sum(before) + 12:
+                time.sleep(0.01)
+            second.close()
+        outcomes = [call.exception() for call in asked]
+        assert outcomes.count(None) == 1 and any(isinstance(error, Unavailable) for error in outcomes)
+        for _ in range(10):
+            transport.infer("fine", TENSORS, 5)

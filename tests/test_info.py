@@ -76,6 +76,6 @@ def test_a_damaged_config_is_one_sentence(tmp_path):
 def test_a_server_of_other_models_has_nothing_to_tell(monkeypatch):
     """Someone else's ensemble is not taken for ours."""
     other = {"name": "other", "platform": "ensemble", "ensemble_scheduling": {}}
-    monkeypatch.setattr(info, "_ask_grpc", lambda address: [other, {"name": "decoder", "backend": "python"}])
+    monkeypatch.setattr(info, "_ask_grpc", lambda address, unlisted: [other, {"name": "decoder", "backend": "python"}])
     with pytest.raises(InvalidRequest, match="has no model"):
         info.ask_server("grpc://127.0.0.1:1")

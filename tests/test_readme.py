@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,26 +66,3 @@ def test_python_examples_run(server, street, code):
     done = subprocess.run([sys.executable, "-c", at(server, code)], cwd=street, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "bboxes" in done.stdout or (street / "found.png").exists()
-
-
-CURL = re.findall(r"```\n(base64 .*?)```", README, re.DOTALL)
-
-
-@pytest.mark.parametrize("code", CURL, ids=["generate", "generate_stream"])
-def test_the_curl_examples_run(server, street, code):
-    """Where curl and jq are installed."""
-    if not (shutil.which("curl") and shutil.which("jq")):
-        pytest.skip("curl or jq is not installed")
-    done = subprocess.run(["bash", "-c", at(server, code)], cwd=street, capture_output=True, text=True)
-    assert '"RESULT":' in done.stdout, done.stderr
-    assert ("generate_stream" in code) == ('"FINISH_REASON":""' in done.stdout)
-
-
-def test_the_command_line_examples_run(server, street):
-    """`florence2 run …` and `florence2 tasks`, but for the port."""
-    [block] = re.findall(r"```\n(florence2 run .*?)```", README, re.DOTALL)
-    for line in block.splitlines():
-        command = [str(Path(sys.executable).with_name("florence2")), *line.split()[1:]]
-        command += ["--url", server.grpc_url] if "run" in line else []
-        done = subprocess.run(command, cwd=street, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout, done.stderr

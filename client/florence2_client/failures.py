@@ -32,7 +32,8 @@ HTTP_STATUS = {
 }
 # What gRPC itself says, under the same UNAVAILABLE a server uses, when no server was reached.
 NO_CONNECTION = re.compile(
-    "failed to connect|errors resolving|dns resolution|socket closed|connection (reset|aborted)|recvmsg|broken pipe",
+    "failed to connect|all backends failing|errors resolving|dns resolution|socket closed|connection (reset|aborted)|"
+    "recvmsg|broken pipe",
     re.IGNORECASE,
 )
 # What Triton says of a model that it is loading or unloading, a restarted server among others: it may come (back).

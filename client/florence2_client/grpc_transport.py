@@ -1,8 +1,13 @@
-"""Transports over gRPC: one channel each, shared by all threads or tasks."""
+"""Transports over gRPC: one channel each, shared by all threads or tasks.
+
+Requests go in turn to all servers that the address stands for, each over a connection of its own, past those that are
+away.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
@@ -27,6 +32,8 @@ CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_reconnect_backoff_ms", 2000),  # gRPC's own is two minutes: a restarted server would seem dead
+    # gRPC's own choice is the first server alone, whatever comes after
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.enable_http_proxy", 0),  # a company's http_proxy would swallow requests to 127.0.0.1
 ]
 

@@ -5,10 +5,12 @@ Called by `florence2 health`, the probe of containers and supervisors.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,6 +25,8 @@ NOT_HEALTHY = re.compile(r"Stub process '(?P<model>.+?)_\d+_\d+' is not healthy"
 BUSY = "queue is full"  # the decoder's own words: it could not say so were it dead
 # More than there are preprocessing processes, all at once: one of those may be dead and the others hide it.
 PREPROCESS_PROBES = 4
+METRICS_PORT = 8002
+METRICS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,30 @@ class Health:
 
 
 def check_health(
-    url: str, model: str = DEFAULT_MODEL, timeout: float = 30.0, *, transport: Transport | None = None
+    url: str,
+    model: str = DEFAULT_MODEL,
+    timeout: float = 30.0,
+    *,
+    metrics: str | None = None,
+    transport: Transport | None = None,
 ) -> Health:
-    """Asks for one token about a tiny picture, in at most `timeout` seconds. A server too busy to take it is alive."""
-    transport = transport or open_transport(parse_url(url))
-    start = time.monotonic()
+    """Asks for one token about a tiny picture, in at most `timeout` seconds. A server too busy to take it is alive.
+
+    `metrics` is the URL of Triton's metrics, where those who were answered meanwhile are counted: by default port 8002
+    of the same host.
+    """
+    address = parse_url(url)
+    transport = transport or open_transport(address)
+    metrics = metrics or f"http://{address.host}:{METRICS_PORT}/metrics"
+    start, work = time.monotonic(), _work_done(metrics, model)
     try:
         _ask_all_stages(transport, model, start + timeout)
+    except DeadlineExceeded:
+        if (work_now := _work_done(metrics, model)) is not None and work is not None and work_now > work:
+            return Health(True, f"alive, but busy: no answer within {timeout:g} s, while others were answered")
+        return Health(False, f"no answer within {timeout:g} s: a stage hangs, or the server is overloaded")
     except Florence2Error as error:
-        return _diagnosis(error, timeout)
+        return _diagnosis(error)
     finally:
         transport.close()
     return Health(True, f"alive: all stages answered in {time.monotonic() - start:.1f} s")
@@ -65,13 +84,24 @@ def _question() -> Tensors:
     return build_request(picture.getvalue(), "caption", max_new_tokens=1, num_beams=1).tensors
 
 
-def _diagnosis(error: Florence2Error, timeout: float) -> Health:
+def _work_done(url: str, model: str) -> float | None:
+    """What a server counts of its work as a whole: answers, and rounds of the decoder. None if it does not tell."""
+    prefix = re.escape(model.removesuffix("_ensemble"))
+    counts = re.compile(
+        rf'^(?:nv_inference_request_success{{model="{prefix}_ensemble"|florence2_(?:steps|requests)_total'
+        rf'{{[^}}]*model="{prefix}_decoder")[^}}]*}} (\S+)$',
+        re.MULTILINE,
+    )
+    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=METRICS_SECONDS) as answer:
+        return sum(map(float, counts.findall(answer.read().decode())))
+    return None
+
+
+def _diagnosis(error: Florence2Error) -> Health:
     sentence = str(error)
     if BUSY in sentence:
         return Health(True, f"alive, but busy: {sentence}")
     if isinstance(error, ConnectionFailed):
         return Health(False, sentence)
-    if isinstance(error, DeadlineExceeded):
-        return Health(False, f"no answer within {timeout:g} s: a stage hangs, or the server is overloaded")
     dead = NOT_HEALTHY.search(sentence)
     return Health(False, f"a process of {dead['model']} is dead or hangs" if dead else f"not working: {sentence}")

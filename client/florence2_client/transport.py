@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import ssl
 from collections.abc import AsyncGenerator, Generator, Mapping
@@ -71,6 +72,7 @@ class Address:
     path: str  # behind a proxy Triton's HTTP routes may hang below one; empty for gRPC
     headers: Mapping[str, str] = field(default_factory=dict)  # sent with every request, names in lower case
     tls: Tls = Tls()
+    others: tuple[str, ...] = ()  # further servers of the same models, each `IPv4:port`; for gRPC alone
 
     @property
     def secure(self) -> bool:
@@ -79,10 +81,14 @@ class Address:
     @property
     def target(self) -> str:
         """As tritonclient wants it, without the scheme."""
-        return f"{self.host}:{self.port}{self.path}"
+        return f"ipv4:{self._servers}" if self.others else self._servers
+
+    @property
+    def _servers(self) -> str:
+        return ",".join((f"{self.host}:{self.port}{self.path}", *self.others))
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.target}"
+        return f"{self.scheme}://{self._servers}"
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
@@ -97,7 +103,11 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
 
 
 def parse_url(url: str, headers: Mapping[str, str] | None = None, tls: Tls | None = None) -> Address:
-    """`scheme://host[:port]`, or `host[:port]` for gRPC. Raises InvalidRequest on anything else."""
+    """`scheme://host[:port]`, or `host[:port]` for gRPC. Raises InvalidRequest on anything else.
+
+    gRPC also takes several servers, by their addresses: `grpc://10.0.0.1:8001,10.0.0.2:8001`.
+    """
+    url, *others = url.split(",")
     try:
         parts = urlsplit(url if "://" in url else f"grpc://{url}")
         host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
@@ -106,12 +116,28 @@ def parse_url(url: str, headers: Mapping[str, str] | None = None, tls: Tls | Non
     path = parts.path.rstrip("/")
     if not host or parts.query or parts.username or (path and parts.scheme.startswith("grpc")):
         raise InvalidRequest(f"{url!r} is not a server's URL; it looks like {DEFAULT_URL}")
-    address = Address(parts.scheme, f"[{host}]" if ":" in host else host, port, path, _checked(headers), tls or Tls())
+    if others and (parts.scheme != "grpc" or not all(map(_is_ipv4, (f"{host}:{port}", *others)))):
+        raise InvalidRequest(
+            f"several servers are named as grpc://10.0.0.1:8001,10.0.0.2:8001, not {url!r} and {', '.join(others)!r}; "
+            "a host name may stand for several by itself"
+        )
+    bracketed = f"[{host}]" if ":" in host else host
+    address = Address(parts.scheme, bracketed, port, path, _checked(headers), tls or Tls(), tuple(others))
     if address.secure:
         tls_context(address.tls)  # trouble with its files is told now, and once
     elif tls:
         raise InvalidRequest(f"TLS is asked for, but {address} does without it; use {address.scheme}s://")
     return address
+
+
+def _is_ipv4(server: str) -> bool:
+    """gRPC takes lists of these alone."""
+    host, _, port = server.rpartition(":")
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return port.isdecimal() and 0 < int(port) < 2**16
 
 
 def _checked(headers: Mapping[str, str] | None) -> dict[str, str]:

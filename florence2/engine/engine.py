@@ -19,9 +19,10 @@ from torch import Tensor
 
 from florence2 import config as config_module
 from florence2.config import ModelConfig
-from florence2.engine.attention import Span, ViewedStep
+from florence2.engine.attention import Span
 from florence2.engine.beam import Candidate, Generation, start_search
 from florence2.engine.graphs import StepGraphs
+from florence2.engine.kernels import LANES
 from florence2.engine.kv_cache import KVCache, rows_within
 from florence2.engine.model import LanguageModel
 from florence2.engine.scheduler import Scheduler
@@ -37,8 +38,7 @@ class Engine:
     """`rows`: hypotheses that are decoded together; a request takes as many as it has beams.
 
     `prefill_seconds`: how long prefill may hold up the live requests before their next token. It stops at the end of a
-    layer, so a step lasts up to one layer longer than that. `static_shapes`: whether steps are padded so that graphs of
-    them can be replayed; by default on CUDA alone.
+    layer, so a step lasts up to one layer longer than that.
     """
 
     def __init__(
@@ -49,16 +49,17 @@ class Engine:
         rows: int = 24,
         max_waiting: int = 256,
         prefill_seconds: float = 0.05,
-        static_shapes: bool | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.scheduler = Scheduler(rows, max_waiting)
-        self.cache = KVCache(config.text, rows, model.cache_dtype, model.device)
+        self.cache = KVCache(config.text, rows, model.cache_dtypes, model.device, LANES if model.compiled else None)
         self.prefill_seconds = prefill_seconds
-        padded = model.device.type == "cuda" if static_shapes is None else static_shapes
-        self._graphs = StepGraphs(model, self.cache) if padded else None
+        self._graphs = None if model.compiled else StepGraphs(model, self.cache)
         self._prefilling: deque[Sequence] = deque()
+        if model.compiled:  # now, rather than at the first request
+            self._logits([config.tokens.pad], [Span(range(1), slot=0, position=0, encoder_length=1)])
+            self.cache.copy_rows([0], [0], slice(0, 1))
 
     @classmethod
     def load(
@@ -68,7 +69,7 @@ class Engine:
         config = ModelConfig.load(directory / config_module.FILE_NAME)
         model = load_language_model(directory, config, torch.device(device))
         if kv_cache_bytes is not None:
-            rows = rows_within(kv_cache_bytes, rows, config.text, model.cache_dtype)
+            rows = rows_within(kv_cache_bytes, rows, config.text, model.cache_dtypes)
         return cls(model, config, rows=rows, **options)
 
     @property
@@ -173,7 +174,7 @@ class Engine:
         """[R, V], the rows in the order of the spans'."""
         if self._graphs:
             return self._graphs.decode(tokens, spans)
-        return self.model.decode(torch.tensor(tokens, device=self.model.device), ViewedStep(self.cache, spans))
+        return self.model.decode_compiled(tokens, spans, self.cache)
 
     def _advance(self, sequence: Sequence, scored: list[Candidate]) -> None:
         search = sequence.search

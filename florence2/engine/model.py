@@ -1,16 +1,15 @@
 """Florence-2's language model, BART with the image's features before the prompt: `prefill` once, `decode` step by step.
 
-The linear layers run on all rows of a step together, which reads the weights once; attention over the cache is the
-`attention.Step`'s. Nothing depends on the other rows of a step.
+On a CPU `compiled` decodes. Elsewhere torch does: the linear layers run on all rows of a step together, which reads the
+weights once, and attention over the cache is the `attention.PaddedStep`'s. Nothing depends on the other rows of a step.
 
 D d_model, H heads, E size of a head, S encoder positions, R rows of a step, V rows of the embedding.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -18,15 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from florence2.config import ModelConfig, TextConfig
-from florence2.engine.attention import Step
-from florence2.engine.kv_cache import KVCache
+from florence2.engine.attention import PaddedStep, Span
+from florence2.engine.compiled import CompiledDecoder
+from florence2.engine.kv_cache import CacheDtypes, KVCache
 from florence2.engine.linear import LayerType, Projection, layer_type, pack
 from florence2.errors import InvalidRequest
 
 POSITION_OFFSET = 2  # BART keeps two rows before position 0
-# Up to so many rows a layer's products are so short that waking sleeping threads for each takes longer than they save:
-# 17 against 23 ms a step of three rows (base, int8, 2 threads). The head is large enough for all threads.
-FEW_ROWS = 4
 
 
 class Attention(nn.Module):
@@ -60,6 +57,11 @@ class Layer(nn.Module):
         self.project_in = pack(attention.q_proj, attention.k_proj, attention.v_proj)
         self.project_out = pack(attention.out_proj)
         self.widen, self.narrow = pack(self.fc1), pack(self.fc2)
+        self.unload()
+
+    def unload(self) -> None:
+        """Lets go of the layers as they were loaded."""
+        attention = self.self_attn
         del attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, self.fc1, self.fc2
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,20 +90,25 @@ class DecoderLayer(Layer):
         self.encoder_attn_layer_norm = nn.LayerNorm(d_model)
 
     def pack(self) -> None:
+        attention = self.encoder_attn
+        self.ask_encoder, self.answer_encoder = pack(attention.q_proj), pack(attention.out_proj)
         super().pack()
+
+    def unload(self) -> None:
+        super().unload()
+        del self.encoder_attn.q_proj, self.encoder_attn.out_proj
+
+    def pack_for_prefill(self) -> None:
         attention = self.encoder_attn
         self.project_encoder = pack(attention.k_proj, attention.v_proj)
-        self.ask_encoder, self.answer_encoder = pack(attention.q_proj), pack(attention.out_proj)
-        del attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj
+        del attention.k_proj, attention.v_proj
 
-    def forward(self, x: Tensor, step: Step, layer: int, dtype: torch.dtype) -> Tensor:
-        """[R, D] -> [R, D]; dtype: the cache's"""
-        queries, keys, values = (part.to(dtype) for part in self.project(x))
-        mixed = step.attend_to_self(layer, queries, keys, values).flatten(1).to(x.dtype)
+    def forward(self, x: Tensor, step: PaddedStep, layer: int) -> Tensor:
+        """[R, D] -> [R, D]"""
+        mixed = step.attend_to_self(layer, *self.project(x)).flatten(1)
         x = self.self_attn_layer_norm(x + self.project_out(mixed))
         attention = self.encoder_attn
-        queries = attention.split(self.ask_encoder(x) * attention.scale)
-        mixed = step.attend_to_encoder(layer, queries.to(dtype)).flatten(1).to(x.dtype)
+        mixed = step.attend_to_encoder(layer, attention.split(self.ask_encoder(x) * attention.scale)).flatten(1)
         x = self.encoder_attn_layer_norm(x + self.answer_encoder(mixed))
         return self.feed_forward(x)
 
@@ -132,7 +139,8 @@ class LanguageModel(nn.Module):
     float32 between the layers.
     """
 
-    head: Projection
+    head: Projection  # only where torch decodes
+    compiled: CompiledDecoder | None
 
     def __init__(self, config: ModelConfig, *, tied: bool = True, precision: str = "float32") -> None:
         super().__init__()
@@ -146,12 +154,24 @@ class LanguageModel(nn.Module):
         self.decoder = Side(text, [DecoderLayer(*decoder) for _ in range(text.decoder_layers)])
         self.lm_head = None if tied else linear(text.d_model, text.vocab_size, bias=False)
 
-    def pack(self) -> LanguageModel:
-        """Called once, after the weights were loaded."""
+    def pack(self, *, compiled: bool | None = None) -> LanguageModel:
+        """Called once, after the weights were loaded. `compiled`: whether `compiled` decodes, by default on a CPU."""
         self.eval().requires_grad_(False)
-        for layer in (*self.encoder.layers, *self.decoder.layers):
-            layer.pack()
-        self.head = pack(self.lm_head or self.shared)
+        for layer in self.encoder.layers:
+            cast(EncoderLayer, layer).pack()
+        layers = [cast(DecoderLayer, layer) for layer in self.decoder.layers]
+        for decoder_layer in layers:
+            decoder_layer.pack_for_prefill()
+        head = self.lm_head or self.shared
+        self.compiled = None
+        if self.device.type == "cpu" if compiled is None else compiled:
+            self.compiled = CompiledDecoder(layers, head, torch.get_num_threads())
+            for decoder_layer in layers:
+                decoder_layer.unload()
+        else:
+            self.head = pack(head)
+            for decoder_layer in layers:
+                decoder_layer.pack()
         self.lm_head = None
         return self
 
@@ -165,9 +185,10 @@ class LanguageModel(nn.Module):
         return self.encoder.layernorm_embedding.weight.dtype
 
     @property
-    def cache_dtype(self) -> torch.dtype:
-        """On CPU float32: of a cache in bfloat16 torch's products would first make a dense copy."""
-        return torch.float32 if self.device.type == "cpu" else self.dtype
+    def cache_dtypes(self) -> CacheDtypes:
+        if self.compiled is None:
+            return CacheDtypes(self.dtype, self.dtype)
+        return CacheDtypes(torch.float32, torch.float32 if self.precision == "float32" else torch.bfloat16)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[N] -> [N, D]"""
@@ -187,25 +208,18 @@ class LanguageModel(nn.Module):
         if not bool(x.isfinite().all()):  # whoever has the slot next would read them, masked, and -inf + NaN is NaN
             raise InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range")
         for index, layer in enumerate(self.decoder.layers):
-            keys, values = cast(DecoderLayer, layer).encoder_keys_and_values(x)
-            cache.cross_keys[index, slot, :, : len(x)] = keys
-            cache.cross_values[index, slot, :, : len(x)] = values
+            cache.write_encoder(index, slot, *cast(DecoderLayer, layer).encoder_keys_and_values(x))
 
-    def decode(self, tokens: Tensor, step: Step) -> Tensor:
+    def decode(self, tokens: Tensor, step: PaddedStep) -> Tensor:
         """The last token of each row [R] -> float32 logits of the next [R, V]."""
         x = self.decoder.embed(self.embed(tokens), step.positions)
-        with _one_thread(x.device.type == "cpu" and len(x) <= FEW_ROWS):
-            for index, layer in enumerate(self.decoder.layers):
-                x = layer(x, step, index, self.cache_dtype)
+        for index, layer in enumerate(self.decoder.layers):
+            x = layer(x, step, index)
         return self.head(x).float()
 
-
-@contextlib.contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """torch's operators on this thread alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if wanted else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    def decode_compiled(self, tokens: Sequence[int], spans: Sequence[Span], cache: KVCache) -> Tensor:
+        """The same, tokens and logits in the order of the spans' rows."""
+        assert self.compiled
+        positions = [span.position for span in spans for _ in span.rows]
+        x = self.decoder.embed(self.embed(torch.tensor(tokens)), torch.tensor(positions))
+        return self.compiled.decode(x.float(), spans, cache)

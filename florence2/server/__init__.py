@@ -1,6 +1,7 @@
 """The embedded server: the real tritonserver of the nvidia-pytriton wheel, started and stopped by Python alone.
 
 wheel.py       finds tritonserver, the Python backend's stub for this interpreter and libpython
+installation.py a tritonserver ready to be started: the wheel's when assembled, or that of NVIDIA's container
 folder.py      assembles the private folder that a server runs in: backends, libraries, a mirror of the repository
 addresses.py   ports: free ones, and clear words about taken ones
 log.py         reads tritonserver's log: progress, real errors, reasons of failure

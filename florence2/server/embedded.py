@@ -22,10 +22,12 @@ from florence2.errors import ServerError
 from florence2.server import supervisor
 from florence2.server.addresses import choose_addresses
 from florence2.server.folder import assemble, mirror, models_of
-from florence2.server.launch import CACHE_MIB, command_line, environment, require_shared_memory
+from florence2.server.installation import Installation, find_installation
+from florence2.server.launch import CACHE_MIB, DRAIN_SECONDS, command_line, environment, require_shared_memory
 from florence2.server.log import LogReader
-from florence2.server.stubs import is_alive, model_processes
-from florence2.server.wheel import Wheel, find_wheel
+from florence2.server.stubs import expected_processes, is_alive, model_processes
+from florence2.server.wheel import find_wheel
+from florence2.tickets import PATH_VARIABLE
 
 WATCH_SECONDS = 0.5
 
@@ -36,6 +38,9 @@ class EmbeddedServer:
     A port of 0 takes a free one. `report` gets a line for every step and every problem, from another thread.
     `cache_mib` of memory are for features of pictures that are asked about again; 0 switches the cache off.
     `stream` adds the models that stream, in memory of their own.
+    `tritonserver`: an installation to use in place of the wheel's, such as the container's /opt/tritonserver.
+    `drain_seconds` are what running requests get when it is left. `connection_age`: seconds after which callers by gRPC
+    are made to connect anew, so that they find new servers of the same name; what they asked is answered.
     `model_control` lets clients have models loaded again, in explicit mode; Triton then works on the repository itself.
     Entering raises ServerError when the server cannot start; its sentence tells why.
     """
@@ -51,6 +56,9 @@ class EmbeddedServer:
         model_control: bool = False,
         cache_mib: int = CACHE_MIB,
         stream: bool = False,
+        tritonserver: Path | None = None,
+        drain_seconds: int = DRAIN_SECONDS,
+        connection_age: int | None = None,
     ) -> None:
         self.repository = Path(repository)
         self._asked_addresses = (host, http_port, grpc_port, metrics_port)
@@ -58,6 +66,9 @@ class EmbeddedServer:
         self._report = report
         self._model_control = model_control
         self._stream = stream
+        self._tritonserver = tritonserver
+        self._drain_seconds = drain_seconds
+        self._connection_age = connection_age
         self._log = LogReader()
         self._shm_prefix = f"florence2_{os.getpid()}_{secrets.token_hex(4)}_"
         self._hurry = False  # running requests are not waited for
@@ -83,8 +94,8 @@ class EmbeddedServer:
         models_of(self.repository)
         if self._stream and self._model_control:
             raise ServerError("models that stream are derived from those there are; leave out stream or model control")
-        wheel = find_wheel()
-        require_shared_memory()
+        if self._drain_seconds < 0 or (self._connection_age is not None and self._connection_age < 1):
+            raise ServerError("a time to drain is 0 seconds or more, and a connection's age at least 1")
         self._addresses = choose_addresses(*self._asked_addresses)
         if not self._addresses.is_loopback:
             if self._model_control:
@@ -96,13 +107,14 @@ class EmbeddedServer:
         self._folder = Path(tempfile.mkdtemp(prefix="florence2-server-"))
         with contextlib.ExitStack() as undo:
             undo.callback(supervisor.remove_leftovers, self._folder, self._shm_prefix)
-            assemble(self._folder, wheel)
+            triton = self._find_triton()
             served = self.repository.resolve() if self._model_control else mirror(self._folder, self.repository)
             if self._stream:
                 from florence2.server.twins import write_twins  # beware: make install imports us without protobuf
 
                 write_twins(self.repository, served)
-            self._process = self._launch(wheel, served)
+            require_shared_memory(expected_processes(served, triton))
+            self._process = self._launch(triton, served)
             undo.callback(self._end_process)
             self._reader = threading.Thread(target=self._pass_log_on, name="tritonserver log", daemon=True)
             self._reader.start()
@@ -129,15 +141,25 @@ class EmbeddedServer:
             time.sleep(WATCH_SECONDS)
         raise ServerError(f"tritonserver stopped by itself: {_end(code)}")
 
-    def _launch(self, wheel: Wheel, served: Path) -> subprocess.Popen[bytes]:
+    def _find_triton(self) -> Installation:
+        return find_installation(self._tritonserver) if self._tritonserver else assemble(self._folder, find_wheel())
+
+    def _launch(self, triton: Installation, served: Path) -> subprocess.Popen[bytes]:
         """The supervisor has a session of its own: Ctrl-C in a terminal is for us alone, and we stop it in order."""
         supervise = [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix]
         command = command_line(
-            wheel, self._folder, served, self._shm_prefix, self._addresses, self._model_control, self._cache_mib
+            triton,
+            served,
+            self._shm_prefix,
+            self._addresses,
+            self._model_control,
+            self._cache_mib,
+            self._drain_seconds,
+            self._connection_age,
         )
         return subprocess.Popen(
-            supervise + command,
-            env=environment(wheel, self._folder),
+            [*supervise, str(self._stop_seconds), *command],
+            env={**environment(triton), PATH_VARIABLE: str(self._folder / "tickets")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -179,7 +201,7 @@ class EmbeddedServer:
             if self._hurry:
                 time.sleep(2 * supervisor.POLL_SECONDS)  # two signals at once would be one
                 self._process.terminate()
-            self._process.wait(supervisor.STOP_SECONDS + supervisor.KILL_SECONDS)
+            self._process.wait(self._stop_seconds + supervisor.KILL_SECONDS)
         except KeyboardInterrupt:
             self._process.terminate()
             self._process.wait(supervisor.KILL_SECONDS)
@@ -188,6 +210,10 @@ class EmbeddedServer:
             self._process.kill()
             self._process.wait()
             self._close_pipes()
+
+    @property
+    def _stop_seconds(self) -> int:
+        return self._drain_seconds + supervisor.UNLOAD_SECONDS
 
     def _close_pipes(self) -> None:
         self._reader.join(supervisor.KILL_SECONDS)

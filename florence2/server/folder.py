@@ -15,13 +15,14 @@ import shutil
 from pathlib import Path
 
 from florence2.errors import ServerError
+from florence2.server.installation import Installation
 from florence2.server.wheel import Wheel
 
 STAND_IN = Path(__file__).with_name("onnxruntime_backend.py")
 NEEDS_ONNX_FILE = re.compile(r'^\s*backend\s*:\s*"onnxruntime"', re.MULTILINE)
 
 
-def assemble(folder: Path, wheel: Wheel) -> None:
+def assemble(folder: Path, wheel: Wheel) -> Installation:
     """Fills the empty `folder`. Tritonserver refuses backends that are links, so those are copies (3 MB)."""
     python_backend = folder / "backends" / "python"
     shutil.copytree(wheel.python_backend, python_backend, ignore=shutil.ignore_patterns("__pycache__"))
@@ -32,6 +33,9 @@ def assemble(folder: Path, wheel: Wheel) -> None:
     shutil.copyfile(STAND_IN, stand_in / "model.py")
     (folder / "lib").mkdir()
     (folder / "lib" / wheel.libpython.name).symlink_to(wheel.libpython)
+    return Installation(
+        wheel.tritonserver, folder / "backends", wheel.caches, (wheel.libraries, folder / "lib"), gpu=False
+    )
 
 
 def mirror(folder: Path, repository: Path) -> Path:

@@ -12,7 +12,7 @@ from types import FrameType
 
 from florence2.errors import ServerError
 from florence2.server.embedded import EmbeddedServer
-from florence2.server.launch import CACHE_MIB
+from florence2.server.launch import CACHE_MIB, DRAIN_SECONDS
 
 MOST_DEATHS = 5
 DEATHS_SECONDS = 300.0
@@ -27,6 +27,9 @@ def serve(
     model_control: bool = False,
     cache_mib: int = CACHE_MIB,
     stream: bool = False,
+    tritonserver: Path | None = None,
+    drain_seconds: int = DRAIN_SECONDS,
+    connection_age: int | None = None,
 ) -> int:
     """Serves until a signal and returns 0. To be called in the main thread, which is the one that gets signals.
 
@@ -48,6 +51,9 @@ def serve(
                     model_control=model_control,
                     cache_mib=cache_mib,
                     stream=stream,
+                    tritonserver=tritonserver,
+                    drain_seconds=drain_seconds,
+                    connection_age=connection_age,
                 ) as server:
                     _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
                     for url in (server.grpc_url, server.http_url, server.metrics_url):

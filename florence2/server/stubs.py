@@ -1,4 +1,5 @@
-"""The model processes of a running tritonserver, found by their command lines. Triton does not notice when one dies.
+"""The processes of Python models: how many a repository asks for, and those of a running tritonserver, found by their
+command lines. Triton does not notice when one dies.
 
 Called by EmbeddedServer, and by tests that kill them.
 """
@@ -6,6 +7,8 @@ Called by EmbeddedServer, and by tests that kill them.
 from __future__ import annotations
 
 from pathlib import Path
+
+from florence2.server.installation import Installation
 
 STUB = b"triton_python_backend_stub"
 
@@ -19,6 +22,20 @@ def model_processes(folder: Path) -> dict[int, str]:
         if len(words) > 1 and words[0].endswith(STUB) and Path(words[1].decode()).is_relative_to(repository):
             found[int(process.name)] = Path(words[1].decode()).relative_to(repository).parts[0]
     return found
+
+
+def expected_processes(repository: Path, triton: Installation) -> int:
+    """One for each instance of a version's model. Raises ServerError for a configuration that cannot be read."""
+    from florence2.server.twins import read_config  # beware: make install imports us without protobuf
+
+    processes = 0
+    for path in repository.glob("*/config.pbtxt"):
+        config = read_config(path)
+        if triton.runs_in_python(config.backend):
+            versions = sum(version.name.isdecimal() for version in path.parent.iterdir())
+            served = min(versions, config.version_policy.latest.num_versions or 1)
+            processes += served * (sum(group.count or 1 for group in config.instance_group) or 1)
+    return processes
 
 
 def is_alive(process: int) -> bool:

@@ -4,7 +4,8 @@
     tritonserver is killed   it kills the orphaned stubs, which ignore SIGTERM
     it is killed             the kernel kills tritonserver, the stubs follow by themselves, and we remove the rest
 
-Run by EmbeddedServer as `python -I supervisor.py FOLDER SHM_PREFIX COMMAND...`, with nothing but the standard library.
+Run by EmbeddedServer as `python -I supervisor.py FOLDER SHM_PREFIX STOP_SECONDS COMMAND...`, with nothing but the
+standard library.
 Exits with tritonserver's exit code, or 128 + N when signal N ended it.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import shutil
 import signal
@@ -23,16 +25,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
-REQUESTS_GRACE_SECONDS = 10  # tritonserver's own limit for requests that still run
-STOP_SECONDS = REQUESTS_GRACE_SECONDS + 10  # unloading the models comes on top
+UNLOAD_SECONDS = 10  # after the last request
 KILL_SECONDS = 5
 POLL_SECONDS = 0.1
+# Triton 2.51 puts twice the body of a form on a stack: with the usual 8 MiB, `curl -d` of 5 MB ended the server.
+STACK = 64 * 2**20  # as NVIDIA starts its containers
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def run(command: list[str], folder: Path, shm_prefix: str) -> int:
+def run(command: list[str], folder: Path, shm_prefix: str, stop_seconds: float) -> int:
     """Runs `command` until it ends, standard input closes or SIGTERM arrives; then removes all it left.
 
     The second SIGTERM kills what the first asked to stop.
@@ -45,18 +48,32 @@ def run(command: list[str], folder: Path, shm_prefix: str) -> int:
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+        preexec_fn=lambda: _prepare(libc),
     )
     try:
         while server.poll() is None and not terminations and not _input_closed():
-            pass
+            _close_to_other_users(shm_prefix)
         server.terminate()
-        _wait_until(lambda: server.poll() is not None or len(terminations) > 1, STOP_SECONDS)
+        _wait_until(lambda: server.poll() is not None or len(terminations) > 1, stop_seconds)
         server.kill()
         return _exit_code(server.wait())
     finally:
         _kill_group(server.pid)
         remove_leftovers(folder, shm_prefix)
+
+
+def _prepare(libc: ctypes.CDLL) -> None:
+    """Runs in the child before it becomes tritonserver."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK if hard == resource.RLIM_INFINITY else min(STACK, hard), hard))
+
+
+def _close_to_other_users(shm_prefix: str) -> None:
+    """Triton lets all users of the machine read the shared memory through which callers' pictures go."""
+    for region in SHARED_MEMORY.glob(f"{shm_prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            region.chmod(0o600)
 
 
 def remove_leftovers(folder: Path, shm_prefix: str) -> None:
@@ -98,4 +115,4 @@ def _exit_code(status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[3:], Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(run(sys.argv[4:], Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])))

@@ -38,7 +38,7 @@ class Wheel:
 def find_wheel() -> Wheel:
     """Raises ServerError naming what is missing on this machine and how to get it."""
     _require_platform(platform.system(), platform.machine(), *platform.libc_ver())
-    _require_python3_beside_us()
+    require_python3_beside_us()
     package = _find_package("pytriton")
     root = package / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -82,7 +82,7 @@ def _require_platform(system: str, machine: str, libc: str, libc_version: str) -
         )
 
 
-def _require_python3_beside_us() -> None:
+def require_python3_beside_us() -> None:
     """The stub's interpreter ignores PYTHONPATH and PYTHONHOME; it takes over the environment of `python3` on PATH."""
     python3 = Path(sys.executable).with_name("python3")
     if not (python3.exists() and python3.samefile(sys.executable)):

@@ -1,24 +1,22 @@
-"""Attention over the cache, by views and padded, against torch's own over each row's own keys and values."""
+"""Attention over the cache, compiled and padded, against torch's own over each row's own keys and values."""
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from florence2.config import TextConfig
-from florence2.engine.attention import PaddedStep, Span, ViewedStep, bucket
-from florence2.engine.kv_cache import KVCache
+from florence2.engine import kernels
+from florence2.engine.attention import PaddedStep, Span, bucket
+from florence2.engine.compiled import batch_of, cache_arrays
+from florence2.engine.kernels import LANES, Scratch
+from florence2.engine.kv_cache import CacheDtypes, KVCache
 
 TEXT = TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=300, scale_embedding=False)
 ROWS, LAYER = 12, 1
-
-
-def random_cache() -> KVCache:
-    cache = KVCache(TEXT, ROWS, torch.float32, torch.device("cpu"))
-    for part in (cache.self_keys, cache.self_values, cache.cross_keys, cache.cross_values):
-        part.normal_()
-    return cache
+FLOATS, CPU = CacheDtypes(torch.float32, torch.float32), torch.device("cpu")
 
 
 def random_spans(chance: random.Random) -> list[Span]:
@@ -38,44 +36,55 @@ def expected(queries, keys, values):
     return scaled_dot_product_attention(queries[None, :, None], keys[None], values[None], scale=1.0)[0, :, 0]
 
 
+def padded_attention(cache, spans, queries, keys, values):
+    """What each live row gets from itself and from the encoder, [R, H, E] each."""
+    places = [row for span in spans for row in span.rows]
+    step = PaddedStep(cache, ROWS, bucket(max(span.position for span in spans) + 1, 300), 300)
+    step.fill([0] * len(places), spans)
+    given = torch.randn(3, ROWS, 4, 4)
+    given[:, places] = torch.stack([queries, keys, values])
+    return step.attend_to_self(LAYER, *given)[places], step.attend_to_encoder(LAYER, given[0])[places]
+
+
+def compiled_attention(cache, spans, queries, keys, values):
+    """The same by the kernels, whose cache has another layout; three threads share the heads, one after the other."""
+    arrays, batch, rows = cache_arrays(cache), batch_of(spans), len(queries)
+    wide = [torch.nn.functional.pad(part, (0, LANES - 4)).flatten(1).numpy() for part in (queries, keys, values)]
+    scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
+        projected=np.concatenate(wide, 1),
+        mixed=np.zeros((rows, 4 * LANES), np.float32),
+        scores=np.zeros((3, rows, 304), np.float32),
+    )
+    answers = []
+    for attend in (kernels.attend_to_self, kernels.attend_to_encoder):
+        for thread in range(3):
+            attend(thread, 3, LAYER, arrays, batch, scratch)
+        answers.append(torch.from_numpy(scratch.mixed.copy()).unflatten(1, (4, LANES))[..., :4])
+    return answers
+
+
+@pytest.mark.parametrize("attend", [padded_attention, compiled_attention])
 @pytest.mark.parametrize("seed", range(25))
-def test_every_row_sees_its_own_past_and_its_request_s_encoder(seed):
-    """Whoever its neighbours are, however long they and it are; viewed and padded alike."""
+def test_every_row_sees_its_own_past_and_its_request_s_encoder(seed, attend):
+    """Whoever its neighbours are, however long they and it are."""
     torch.manual_seed(seed)
     spans = random_spans(random.Random(seed))
+    cache = KVCache(TEXT, ROWS, FLOATS, CPU, LANES if attend is compiled_attention else None)
+    past_keys, past_values = torch.randn(2, ROWS, 4, 300, 4)
+    encoder_keys, encoder_values = torch.randn(2, ROWS, 4, 300, 4)
+    cache.self_keys[LAYER, ..., :300, :4], cache.self_values[LAYER, ..., :300, :4] = past_keys, past_values
+    for slot in range(ROWS):
+        cache.write_encoder(LAYER, slot, encoder_keys[slot], encoder_values[slot])
     rows = [(span, row) for span in spans for row in span.rows]
     queries, keys, values = torch.randn(3, len(rows), 4, 4)
-    for padded in (False, True):
-        cache = random_cache()
-        if padded:
-            step = PaddedStep(cache, ROWS, bucket(max(span.position for span in spans) + 1, 300), 300)
-            step.fill([0] * len(rows), spans)
-            places = [row for _, row in rows]
-            given = torch.randn(3, ROWS, 4, 4)
-            given[:, places] = torch.stack([queries, keys, values])
-            to_self = step.attend_to_self(LAYER, *given)[places]
-            to_encoder = step.attend_to_encoder(LAYER, given[0])[places]
-        else:
-            step = ViewedStep(cache, spans)
-            to_self = step.attend_to_self(LAYER, queries, keys, values)
-            to_encoder = step.attend_to_encoder(LAYER, queries)
-        for i, (span, row) in enumerate(rows):
-            past = (LAYER, row, slice(None), slice(span.position + 1))
-            assert torch.equal(cache.self_keys[LAYER, row, :, span.position], keys[i])
-            torch.testing.assert_close(to_self[i], expected(queries[i], cache.self_keys[past], cache.self_values[past]))
-            own = (LAYER, span.slot, slice(None), slice(span.encoder_length))
-            torch.testing.assert_close(
-                to_encoder[i], expected(queries[i], cache.cross_keys[own], cache.cross_values[own])
-            )
-
-
-def test_neighbours_of_one_kind_are_attended_to_in_one_product():
-    """Eight requests of three beams in the first slots: one run of rows, one of slots, and no mask if as long."""
-    cache = KVCache(TEXT, 24, torch.float32, torch.device("cpu"))
-    step = ViewedStep(cache, [Span(range(3 * i, 3 * i + 3), i, 7, 90) for i in range(8)])
-    [own], [cross] = step._self_runs, step._cross_runs
-    assert (own.batch, own.cache, own.length, own.bias) == (slice(0, 24), slice(0, 24), 8, None)
-    assert (cross.batch, cross.cache, cross.length, cross.bias) == (slice(0, 24), slice(0, 8), 90, None)
+    to_self, to_encoder = attend(cache, spans, queries, keys, values)
+    for i, (span, row) in enumerate(rows):
+        assert torch.equal(cache.self_keys[LAYER, row, :, span.position, :4], keys[i])
+        past_keys[row, :, span.position], past_values[row, :, span.position] = keys[i], values[i]
+        past = (row, slice(None), slice(span.position + 1))
+        torch.testing.assert_close(to_self[i], expected(queries[i], past_keys[past], past_values[past]))
+        own = (span.slot, slice(None), slice(span.encoder_length))
+        torch.testing.assert_close(to_encoder[i], expected(queries[i], encoder_keys[own], encoder_values[own]))
 
 
 @pytest.mark.parametrize(("length", "size"), [(1, 64), (64, 64), (65, 128), (300, 300), (257, 300)])

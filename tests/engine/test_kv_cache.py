@@ -4,28 +4,30 @@ import pytest
 import torch
 
 from florence2.config import TextConfig
-from florence2.engine.kv_cache import KVCache, bytes_per_row, rows_within
+from florence2.engine.kv_cache import CacheDtypes, KVCache, bytes_per_row, rows_within
 
 TEXT = TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=10, scale_embedding=False)
 BASE = TextConfig(51328, 768, 6, 6, 12, 12, 3072, 3072, max_positions=1024, scale_embedding=False)
+FLOATS = CacheDtypes(torch.float32, torch.float32)
 
 
 @pytest.fixture
 def cache() -> KVCache:
-    return KVCache(TEXT, 4, torch.float32, torch.device("cpu"))
+    return KVCache(TEXT, 4, FLOATS, torch.device("cpu"))
 
 
 def test_a_row_takes_what_the_documents_say(cache):
     """All four tensors over all rows."""
     parts = (cache.self_keys, cache.self_values, cache.cross_keys, cache.cross_values)
-    assert sum(part.nbytes for part in parts) == 4 * cache.bytes_per_row == 4 * bytes_per_row(TEXT, torch.float32)
-    assert bytes_per_row(BASE, torch.float32) == 75_497_472
+    assert sum(part.nbytes for part in parts) == 4 * cache.bytes_per_row == 4 * bytes_per_row(TEXT, FLOATS)
+    assert bytes_per_row(BASE, FLOATS) == 75_497_472
+    assert bytes_per_row(BASE, CacheDtypes(torch.float32, torch.bfloat16)) == 56_623_104
 
 
 @pytest.mark.parametrize(("mib", "rows"), [(8192, 24), (1000, 13), (1, 1)])
 def test_rows_are_chosen_from_a_budget(mib, rows):
     """As many as fit, never more than asked, never none."""
-    assert rows_within(mib * 2**20, 24, BASE, torch.float32) == rows
+    assert rows_within(mib * 2**20, 24, BASE, FLOATS) == rows
 
 
 def test_the_lowest_free_slot_is_taken(cache):
@@ -37,8 +39,10 @@ def test_the_lowest_free_slot_is_taken(cache):
     assert cache.used_slots == 2
 
 
-def test_rows_are_read_before_they_are_written(cache):
+@pytest.mark.parametrize("lanes", [None, 16])
+def test_rows_are_read_before_they_are_written(lanes):
     """Beams that swap places keep what each has decoded."""
+    cache = KVCache(TEXT, 4, FLOATS, torch.device("cpu"), lanes)
     cache.self_keys.normal_()
     before = cache.self_keys.clone()
     cache.copy_rows([1, 0], [0, 1], slice(3, 6))

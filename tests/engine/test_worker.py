@@ -137,12 +137,12 @@ def test_a_full_queue_refuses_at_once(worker, engine, make_request, monkeypatch)
 
 def test_a_failed_step_costs_the_batch_but_not_the_engine(worker, engine, make_request, monkeypatch):
     """Out of memory, say: the live ones are told, the next one is served."""
-    decode = engine.model.decode
-    monkeypatch.setattr(engine.model, "decode", lambda *args: 1 / 0)
+    decode = engine.model.decode_compiled
+    monkeypatch.setattr(engine.model, "decode_compiled", lambda *args: 1 / 0)
     victim = Client(make_request(1))
     worker.submit(victim.job)
     assert isinstance(victim.wait(), InternalError)
-    monkeypatch.setattr(engine.model, "decode", decode)
+    monkeypatch.setattr(engine.model, "decode_compiled", decode)
     survivor = Client(make_request(2))
     worker.submit(survivor.job)
     assert isinstance(survivor.wait(), Generation)

@@ -91,8 +91,11 @@ def test_the_real_server_takes_the_gpu_configuration(tmp_path, exported):
     with EmbeddedServer(served, http_port=0, grpc_port=0, metrics_port=0, report=lambda line: None) as server:
         client = tritonclient.http.InferenceServerClient(server.http_url.removeprefix("http://"))
         seen = client.get_model_config("florence2_vision")
+        (ran,) = client.get_inference_statistics("florence2_vision")["model_stats"]
         client.close()
     (accelerator,) = seen["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
     (written,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator["parameters"] == dict(written.parameters)
     assert [sample["name"] for sample in seen["model_warmup"]] == ["one picture", "a full batch"]
+    pictures = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in ran["batch_stats"]}
+    assert pictures == {1: 1, config.max_batch_size: 1}, "the samples run before the first request"

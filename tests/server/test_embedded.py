@@ -280,6 +280,13 @@ def test_nothing_is_left_when_we_are_killed(serving, temporary):
     assert not folders(temporary) and not shared_memory(serving.pid)
 
 
+@pytest.mark.parametrize("times", [{"drain_seconds": -1}, {"connection_age": 0}])
+def test_times_without_a_meaning_are_refused(repository, times):
+    """Before anything is started."""
+    with pytest.raises(ServerError, match="a time to drain is"), EmbeddedServer(repository, **times):
+        pass
+
+
 @pytest.mark.parametrize("victim", ["stub", "tritonserver", "supervisor"])
 def test_it_starts_again_when_a_process_is_killed(serving, temporary, victim):
     """Whichever dies: the same address answers again, of the dead server nothing is left, and one stop ends all."""

@@ -27,7 +27,6 @@ def exported(tmp_path: Path) -> Path:
 
 def test_repository_is_mirrored(exported: Path, tmp_path: Path):
     """Weights are links to the originals, code is not, empty version folders exist, other folders are left out."""
-    assemble(tmp_path, find_wheel())
     mirror = folder.mirror(tmp_path, exported)
     assert sorted(path.name for path in mirror.iterdir()) == ["ensemble", "vision"]
     assert (mirror / "vision/1/model.onnx").resolve() == (exported / "vision/1/model.onnx").resolve()
@@ -37,10 +36,10 @@ def test_repository_is_mirrored(exported: Path, tmp_path: Path):
     assert (mirror / "ensemble/1").is_dir() and not (mirror / "vision/1/__pycache__").exists()
 
 
-def test_backends_are_files_of_their_own(exported: Path, tmp_path: Path):
+def test_backends_are_files_of_their_own(tmp_path: Path):
     """Tritonserver refuses links that leave the backend folder, and starts the stub as a program."""
-    assemble(tmp_path, find_wheel())
-    folder.mirror(tmp_path, exported)
+    triton = assemble(tmp_path, find_wheel())
+    assert triton.backends == tmp_path / "backends"
     backends = list((tmp_path / "backends").rglob("*"))
     assert {path.name for path in backends} >= {"libtriton_python.so", "triton_python_backend_utils.py", "model.py"}
     assert not any(path.is_symlink() for path in backends)

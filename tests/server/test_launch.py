@@ -10,7 +10,7 @@ import pytest
 
 from florence2.errors import ServerError
 from florence2.server import launch
-from florence2.server.wheel import find_wheel
+from florence2.server.installation import Installation
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1)])
@@ -28,23 +28,24 @@ def test_environment_puts_this_python_first_and_keeps_what_the_user_set(monkeypa
     """The stub takes the first python3 on PATH, and who sets thread counts means it."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/theirs")
-    given = launch.environment(find_wheel(), tmp_path)
+    triton = Installation(tmp_path, tmp_path, tmp_path, (tmp_path / "libs", tmp_path / "lib"))
+    given = launch.environment(triton)
     assert given["PATH"].split(":")[0] == str(Path(sys.executable).parent)
     assert given["OMP_NUM_THREADS"] == "3"
-    assert given["LD_LIBRARY_PATH"].split(":") == [str(find_wheel().libraries), str(tmp_path / "lib"), "/opt/theirs"]
+    assert given["LD_LIBRARY_PATH"].split(":") == [str(tmp_path / "libs"), str(tmp_path / "lib"), "/opt/theirs"]
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert launch.environment(find_wheel(), tmp_path)["OMP_NUM_THREADS"] == str(launch.usable_cores())
+    assert launch.environment(triton)["OMP_NUM_THREADS"] == str(launch.usable_cores())
 
 
 def test_small_shared_memory_is_refused_with_dockers_option(monkeypatch):
     """Docker's 64 MiB let the server start and kill it in the middle of a request."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(64 * 2**20, 0, 64 * 2**20))
-    with pytest.raises(ServerError, match=r"has 64 MiB free and the server needs 198; .* --shm-size=1g"):
-        launch.require_shared_memory()
+    with pytest.raises(ServerError, match=r"has 64 MiB free and the 6 model processes need 198 MiB; .* --shm-size=1g"):
+        launch.require_shared_memory(6)
 
 
 def test_missing_shared_memory_is_named(monkeypatch):
     """Some sandboxes have none."""
     monkeypatch.setattr(launch, "SHARED_MEMORY", Path("/nowhere/shm"))
     with pytest.raises(ServerError, match="/dev/shm is missing"):
-        launch.require_shared_memory()
+        launch.require_shared_memory(6)

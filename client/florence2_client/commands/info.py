@@ -32,6 +32,7 @@ from florence2_client.transport import DEFAULT_URL, Address, parse_url
 Story: TypeAlias = "dict[str, str]"
 
 SECONDS = 20.0  # for a server to answer
+RESTRICTED = "is restricted"  # Triton's word over both protocols
 FIRST = "checkpoint revision weights_sha256 layout adapter adapter_revision adapter_sha256".split()
 LAST = "exported florence2 torch transformers onnx onnxscript safetensors".split()  # settings stand before these
 EXAMPLES = """\
@@ -59,11 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--url", default=DEFAULT_URL, metavar="U", help="a running server (default: %(default)s)")
     place.add_argument("--repository", type=Path, metavar="DIR", help="a folder made by export, served or not")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help="the ensemble, of a server that does not list its models\n(default: %(default)s)",
+    )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    models = read_repository(options.repository) if options.repository else ask_server(options.url)
+    models = read_repository(options.repository) if options.repository else ask_server(options.url, options.model)
     lines = (json.dumps(model.to_dict()) for model in models) if wants_json(options) else _for_people(models)
     print(*lines, sep="\n")
     return 0
@@ -99,10 +106,13 @@ def _model_of(path: Path) -> Model:
     return Model(config.name, {key: parameters[key].string_value for key in _ordered(parameters)})
 
 
-def ask_server(url: str) -> list[Model]:
-    """All models of a running server. Raises the errors of `florence2.errors`."""
+def ask_server(url: str, unlisted: str = DEFAULT_MODEL) -> list[Model]:
+    """All models of a running server, or `unlisted` of one that keeps its list back, as the embedded one does.
+
+    Raises the errors of `florence2.errors`.
+    """
     address = parse_url(url)
-    configs = _ask_grpc(address) if address.scheme.startswith("grpc") else _ask_http(address)
+    configs = (_ask_grpc if address.scheme.startswith("grpc") else _ask_http)(address, unlisted)
     models = []
     for config in configs:
         parameters = config.get("parameters", {}) if config.get("platform") == "ensemble" else {}
@@ -119,27 +129,34 @@ def _ordered(keys: Iterable[str]) -> list[str]:
     return [*known, *sorted(set(keys) - {*FIRST, *LAST}), *ends]
 
 
-def _ask_grpc(address: Address) -> list[dict[str, Any]]:
+def _ask_grpc(address: Address, unlisted: str) -> list[dict[str, Any]]:
     client = triton.InferenceServerClient(address.target, ssl=address.secure)
     try:
-        index = client.get_model_repository_index(as_json=True, client_timeout=SECONDS).get("models", [])
-        names = [model["name"] for model in index if model.get("state") == "READY"]
+        try:
+            index = client.get_model_repository_index(as_json=True, client_timeout=SECONDS).get("models", [])
+            names = [model["name"] for model in index if model.get("state") == "READY"]
+        except InferenceServerException as error:
+            if RESTRICTED not in error.message():
+                raise
+            names = [unlisted]
         return [client.get_model_config(name, as_json=True, client_timeout=SECONDS)["config"] for name in _once(names)]
     except InferenceServerException as error:
         status, message = (error.status() or "").removeprefix("StatusCode."), error.message()
         if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and NO_CONNECTION.search(message)):
             raise connection_failed(address, message) from error
+        if RESTRICTED in message:
+            raise InvalidRequest(f"{address} does not show what it serves") from error
         raise triton_error(status, message) from error
     finally:
         client.close()
 
 
-def _ask_http(address: Address) -> list[dict[str, Any]]:
+def _ask_http(address: Address, unlisted: str) -> list[dict[str, Any]]:
     try:
         index = _http(address, "repository/index", method="POST")
         names = [model["name"] for model in index if model.get("state") == "READY"]
-    except InvalidRequest:  # kept back, as by a server under model control
-        names = [DEFAULT_MODEL]
+    except InvalidRequest:  # kept back
+        names = [unlisted]
     return [_http(address, f"models/{name}/config", method="GET") for name in _once(names)]
 
 

@@ -43,6 +43,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-control", action="store_true", help="let callers have models loaded again (see docs/export.md)"
     )
+    parser.add_argument(
+        "--drain-seconds",
+        type=int,
+        default=10,
+        metavar="S",
+        help="how long a server that is stopped finishes what it was asked (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--connection-age",
+        type=int,
+        metavar="S",
+        help="let callers by gRPC connect anew after so many seconds, to find new replicas (default: never)",
+    )
+    parser.add_argument(
+        "--tritonserver",
+        type=Path,
+        metavar="DIR",
+        help="an installation to run in place of the embedded server, such as /opt/tritonserver in NVIDIA's container",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,4 +76,7 @@ def run(options: argparse.Namespace) -> int:
         model_control=options.model_control,
         stream=options.stream,
         cache_mib=options.cache_mib,
+        tritonserver=options.tritonserver,
+        drain_seconds=options.drain_seconds,
+        connection_age=options.connection_age,
     )

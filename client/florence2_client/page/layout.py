@@ -168,7 +168,12 @@ def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
             "outputs": [go, stop],
             "show_progress": "hidden",
         }
-        runs = [gr.on([go.click, form.text.submit], **asking), examples.load_input_event.then(**asking)]
+        runs = [
+            # Beware: with Gradio's "once" the first click after a stop is lost. The button is hidden while a run lasts.
+            go.click(**asking, trigger_mode="multiple"),
+            form.text.submit(**asking),
+            examples.load_input_event.then(**asking),
+        ]
         for run in runs:
             run.then(**at_rest, js=SCROLL_TO_ANSWERS)
         stop.click(**at_rest, cancels=runs)

@@ -1,0 +1,1 @@
+"""This server beside transformers' `generate`, called directly and on Triton: `python -m bench.compare`."""

@@ -1,0 +1,557 @@
+"""One decode step on a CPU as one compiled function that several threads run together. Called by `compiled`.
+
+Each thread does its share of a stage (columns of a product, heads of an attention) and waits for the others at the end
+of it; layer norms, which take a microsecond, each thread computes for itself. Numbers are float32 between the products.
+No thread holds the interpreter's lock. Each row's numbers are computed in the same order whatever the number of rows
+and threads, so nobody's depend on neighbours.
+
+All in one file, since numba compiles anew what it kept on disk only if the file of `decode` has changed.
+
+R rows of the step, N requests, L layers, D d_model, H heads, E size of a head, F inner width of the feed-forward
+layers; E, F, and the positions of the caches are multiples of LANES (`compiled` pads them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+LANES = 16  # columns of a vector
+QUADS = 4  # inputs that one int8 step multiplies
+LEVELS, ZERO_POINT = np.float32(127), 128  # inputs of int8 products are unsigned bytes around 128
+TINY = np.float32(1e-30)  # the scale of a row of zeros
+NORM_EPSILON = np.float32(1e-5)  # torch's and BART's
+SPINS = 2000  # looks at the others' progress before the core is offered to somebody else
+
+BYTE, INT32, INT64, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOATS, INTS, HALVES = (ir.VectorType(each, LANES) for each in (FLOAT, INT32, ir.IntType(16)))
+BYTES = ir.VectorType(BYTE, LANES * QUADS)
+HAS_VNNI = bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
+
+compiled = njit(nogil=True, error_model="numpy")
+# Sums in any order, and products and sums in one instruction: what vectors need. Infinity and NaN stay what they are.
+compiled_loop = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})
+
+
+class Product(NamedTuple):
+    """Linear layers of one kind, stacked over layers: y = x W^T * scale + bias."""
+
+    weights: NDArray[Any]  # [L, columns / LANES * inputs * LANES], in the order of `tile`
+    bias: Floats  # [L, columns]
+    scale: Floats  # [L, columns]
+    offset: Floats  # [L, columns]; what ZERO_POINT adds to the sums of int8 products
+
+
+class Norm(NamedTuple):
+    weight: Floats  # [L, D]
+    bias: Floats  # [L, D]
+
+
+class Weights(NamedTuple):
+    """Of a decoder; queries come out scaled."""
+
+    project_in: Product  # D -> 3 * H * E: queries, keys, values
+    project_out: Product  # H * E -> D
+    self_norm: Norm
+    ask_encoder: Product  # D -> H * E
+    answer_encoder: Product  # H * E -> D
+    encoder_norm: Norm
+    widen: Product  # D -> F
+    narrow: Product  # F -> D
+    final_norm: Norm
+    head: Product  # D -> V
+
+
+class Cache(NamedTuple):
+    self_keys: Floats  # [L, rows, H, T, E]
+    self_values: Floats
+    cross_keys: NDArray[Any]  # [L, slots, H, S / LANES, E, LANES], floats or upper halves
+    cross_values: NDArray[Any]  # [L, slots, H, E / LANES, S, LANES]
+
+
+class Batch(NamedTuple):
+    """What is live."""
+
+    rows: Integers  # [R], of the cache
+    positions: Integers  # [R], of the tokens being decoded
+    starts: Integers  # [N + 1]: request n has rows starts[n] up to starts[n + 1] of the step
+    slots: Integers  # [N]
+    lengths: Integers  # [N], encoder positions
+
+
+class Scratch(NamedTuple):
+    """Between the stages. What has a first axis of threads is each thread's own."""
+
+    x: Floats  # [threads, R, D]
+    bytes: NDArray[np.uint8]  # [threads, R, widest]
+    scales: Floats  # [threads, R]
+    scores: Floats  # [threads, R, longest]
+    byte_sums: NDArray[np.int32]  # [threads, R, LANES]
+    projected: Floats  # [R, 3 * H * E]
+    mixed: Floats  # [R, H * E]
+    wide: Floats  # [R, F]
+    narrow: Floats  # [R, D]
+
+
+def kept_on_disk(function: Callable[..., None]) -> Callable[..., None]:
+    """Compiled at the first call, which takes about 10 s, and kept beside this file, in NUMBA_CACHE_DIR or in the
+    user's cache folder; where nothing can be written, for this process alone.
+    """
+    try:
+        return njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:
+        return compiled(function)
+
+
+@kept_on_disk
+def decode(thread, threads, arrived, weights, cache, batch, scratch, logits):
+    """scratch.x of every thread: the embedded tokens. Fills logits [R, V]; `arrived` [1] must be zero at the start."""
+    rows = len(batch.rows)
+    x = scratch.x[thread, :rows]
+    done = 0
+    for layer in range(weights.self_norm.weight.shape[0]):
+        multiply(thread, threads, weights.project_in, layer, x, scratch, scratch.projected)
+        done = wait(arrived, done, threads)
+        attend_to_self(thread, threads, layer, cache, batch, scratch)
+        done = wait(arrived, done, threads)
+        multiply(thread, threads, weights.project_out, layer, scratch.mixed[:rows], scratch, scratch.narrow)
+        done = wait(arrived, done, threads)
+        add_and_normalise(x, scratch.narrow, weights.self_norm, layer)
+
+        multiply(thread, threads, weights.ask_encoder, layer, x, scratch, scratch.projected)
+        done = wait(arrived, done, threads)
+        attend_to_encoder(thread, threads, layer, cache, batch, scratch)
+        done = wait(arrived, done, threads)
+        multiply(thread, threads, weights.answer_encoder, layer, scratch.mixed[:rows], scratch, scratch.narrow)
+        done = wait(arrived, done, threads)
+        add_and_normalise(x, scratch.narrow, weights.encoder_norm, layer)
+
+        multiply(thread, threads, weights.widen, layer, x, scratch, scratch.wide)
+        gelu(thread, threads, scratch.wide[:rows])
+        done = wait(arrived, done, threads)
+        multiply(thread, threads, weights.narrow, layer, scratch.wide[:rows], scratch, scratch.narrow)
+        done = wait(arrived, done, threads)
+        add_and_normalise(x, scratch.narrow, weights.final_norm, layer)
+    multiply(thread, threads, weights.head, 0, x, scratch, logits)
+    wait(arrived, done, threads)
+
+
+@kept_on_disk
+def copy_rows(cache, sources, targets, start, stop):
+    """Positions `start` up to `stop` of a [L, rows, H, T, E] cache, from rows to rows; all are read before any is
+    written.
+    """
+    moving = np.empty((len(sources), cache.shape[4]), np.float32)
+    for layer in range(cache.shape[0]):
+        for head in range(cache.shape[2]):
+            for position in range(start, stop):
+                for i in range(len(sources)):
+                    moving[i] = cache[layer, sources[i], head, position]
+                for i in range(len(targets)):
+                    cache[layer, targets[i], head, position] = moving[i]
+
+
+@compiled
+def share(count, thread, threads):
+    """From where up to where this thread works."""
+    return count * thread // threads, count * (thread + 1) // threads
+
+
+@compiled
+def multiply(thread, threads, product, layer, x, scratch, y):
+    """x [R, inputs] -> this thread's columns of y [R, columns]"""
+    first, last = share(product.bias.shape[1] // LANES, thread, threads)
+    multiply_blocks(first, last, product, layer, x, scratch, thread, y)
+
+
+def multiply_blocks(first, last, product, layer, x, scratch, thread, y):
+    """Of LANES columns each; chosen by the type of the weights."""
+
+
+@overload(multiply_blocks)
+def _multiply_blocks(first, last, product, layer, x, scratch, thread, y):
+    if product.types[0].dtype == types.int8:
+        return _multiply_bytes
+    return _multiply_floats
+
+
+def _multiply_floats(first, last, product, layer, x, scratch, thread, y):
+    weights, bias, scale = product.weights[layer], product.bias[layer], product.scale[layer]
+    rows, inputs = len(x), len(weights) // len(bias)
+    for block in range(first, last):
+        column = block * LANES
+        multiply_tiles(x, weights, column * inputs, LANES, inputs, y, column)
+        columns = slice(column, column + LANES)
+        scales, biases = scale[columns], bias[columns]
+        for row in range(rows):
+            sums = y[row, columns]
+            for lane in range(LANES):
+                sums[lane] = sums[lane] * scales[lane] + biases[lane]
+
+
+def _multiply_bytes(first, last, product, layer, x, scratch, thread, y):
+    weights, bias, scale, offset = (
+        product.weights[layer],
+        product.bias[layer],
+        product.scale[layer],
+        product.offset[layer],
+    )
+    inputs = len(weights) // len(bias)
+    quantized, row_scales, sums = scratch.bytes[thread, : len(x)], scratch.scales[thread], scratch.byte_sums[thread]
+    quantize(x, quantized, row_scales)
+    for block in range(first, last):
+        column = block * LANES
+        multiply_tiles(quantized, weights, column * inputs, LANES * QUADS, inputs // QUADS, sums, 0)
+        columns = slice(column, column + LANES)
+        scales, biases, offsets = scale[columns], bias[columns], offset[columns]
+        for row in range(len(x)):
+            target, exact, row_scale = y[row, columns], sums[row], row_scales[row]
+            for lane in range(LANES):
+                target[lane] = (np.float32(exact[lane]) - offsets[lane]) * (row_scale * scales[lane]) + biases[lane]
+
+
+@compiled
+def multiply_tiles(x, w, start, stride, count, sums, column):
+    """All rows of x, as many at once as there is a tile for, to the same rows of sums."""
+    row, rows = 0, len(x)
+    while rows - row >= 8:
+        _tile_8(x, row, w, start, stride, count, sums, row, column)
+        row += 8
+    if rows - row >= 6:
+        _tile_6(x, row, w, start, stride, count, sums, row, column)
+        row += 6
+    if rows - row >= 4:
+        _tile_4(x, row, w, start, stride, count, sums, row, column)
+        row += 4
+    if rows - row == 3:
+        _tile_3(x, row, w, start, stride, count, sums, row, column)
+    elif rows - row == 2:
+        _tile_2(x, row, w, start, stride, count, sums, row, column)
+    elif rows - row == 1:
+        _tile_1(x, row, w, start, stride, count, sums, row, column)
+
+
+@compiled_loop
+def quantize(x, quantized, scales):
+    """Each row to bytes with a scale of its own, as `linear` does in prefill."""
+    for row in range(len(x)):
+        largest = TINY
+        for i in range(x.shape[1]):
+            largest = max(largest, abs(x[row, i]))
+        scales[row] = largest / LEVELS + (x[row, 0] - x[row, 0])  # a row of NaN has no largest, and must stay NaN
+        factor = LEVELS / largest
+        for i in range(x.shape[1]):
+            quantized[row, i] = np.uint8(np.int32(np.rint(x[row, i] * factor)) + ZERO_POINT)
+
+
+@compiled_loop
+def add_and_normalise(x, change, norm, layer):
+    """x [R, D] becomes the layer norm of x + change."""
+    weight, bias = norm.weight[layer], norm.bias[layer]
+    width = x.shape[1]
+    for row in range(len(x)):
+        total = np.float32(0)
+        for i in range(width):
+            x[row, i] += change[row, i]
+            total += x[row, i]
+        mean = total / np.float32(width)
+        squares = np.float32(0)
+        for i in range(width):
+            squares += (x[row, i] - mean) * (x[row, i] - mean)
+        factor = np.float32(1) / np.sqrt(squares / np.float32(width) + NORM_EPSILON)
+        for i in range(width):
+            x[row, i] = (x[row, i] - mean) * factor * weight[i] + bias[i]
+
+
+@compiled
+def attend_to_self(thread, threads, layer, cache, batch, scratch):
+    """Writes this thread's heads of the step's keys and values into the cache, then attends to all up to there."""
+    heads, size = cache.self_keys.shape[2], cache.self_keys.shape[4]
+    width = heads * size
+    first, last = share(heads, thread, threads)
+    scores = scratch.scores[thread]
+    for r in range(len(batch.rows)):
+        row, position = batch.rows[r], batch.positions[r]
+        for head in range(first, last):
+            part = head * size
+            queries = scratch.projected[r, part : part + size]
+            keys, values = cache.self_keys[layer, row, head], cache.self_values[layer, row, head]
+            keys[position] = scratch.projected[r, width + part : width + part + size]
+            values[position] = scratch.projected[r, 2 * width + part : 2 * width + part + size]
+            compare(queries, keys, scores[0, : position + 1])
+            softmax(scores[:1], position + 1)
+            mixed = scratch.mixed[r : r + 1, part : part + size]
+            mix(scores[:1], values.reshape(values.size), LANES, size, position + 1, mixed)
+
+
+@compiled_loop
+def compare(queries, keys, scores):
+    """[E] with [T, E] -> [T]"""
+    for position in range(len(scores)):
+        total = np.float32(0)
+        for i in range(len(queries)):
+            total += queries[i] * keys[position, i]
+        scores[position] = total
+
+
+@compiled
+def attend_to_encoder(thread, threads, layer, cache, batch, scratch):
+    """The beams of a request together, since they look at the same keys and values."""
+    heads, size = cache.cross_keys.shape[2], cache.cross_keys.shape[4]
+    first, last = share(heads, thread, threads)
+    scores = scratch.scores[thread]
+    for n in range(len(batch.slots)):
+        start, stop, slot, length = batch.starts[n], batch.starts[n + 1], batch.slots[n], batch.lengths[n]
+        beams = stop - start
+        for head in range(first, last):
+            part = head * size
+            queries = scratch.projected[start:stop, part:]
+            keys, values = cache.cross_keys[layer, slot, head], cache.cross_values[layer, slot, head]
+            keys, values = keys.reshape(keys.size), values.reshape(values.size)
+            for position in range(0, length, LANES):
+                multiply_tiles(queries, keys, position * size, LANES, size, scores, position)
+            softmax(scores[:beams], length)
+            pitch = len(values) // size  # positions
+            mix(scores[:beams], values, pitch * LANES, LANES, length, scratch.mixed[start:stop, part : part + size])
+
+
+@compiled
+def mix(shares, values, block, stride, length, mixed):
+    """[K, S] of [S, E] -> mixed [K, E]. The values' columns LANES * i and on begin at i * block, one row a stride."""
+    for column in range(0, mixed.shape[1], LANES):
+        multiply_tiles(shares, values, column // LANES * block, stride, length, mixed, column)
+
+
+@compiled_loop
+def softmax(scores, length):
+    for row in range(len(scores)):
+        largest = scores[row, 0]
+        for i in range(length):
+            largest = scores[row, i] if scores[row, i] > largest else largest
+        total = np.float32(0)
+        for i in range(length):
+            scores[row, i] = exp(scores[row, i] - largest)
+            total += scores[row, i]
+        factor = np.float32(1) / total
+        for i in range(length):
+            scores[row, i] *= factor
+
+
+@compiled_loop
+def gelu(thread, threads, x):
+    """x * Φ(x) on the columns that this thread multiplied. The error function is Abramowitz and Stegun's 7.1.26, whose
+    error of 1.5e-7 is float32's, and which compilers make vectors of.
+    """
+    first, last = share(x.shape[1] // LANES, thread, threads)
+    for row in range(len(x)):
+        part = x[row, first * LANES : last * LANES]
+        for i in range(len(part)):
+            value = part[i]
+            z = abs(value) * np.float32(0.70710678118654752)
+            t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * z)
+            series = np.float32(1.061405429) * t - np.float32(1.453152027)
+            series = series * t + np.float32(1.421413741)
+            series = series * t - np.float32(0.284496736)
+            series = series * t + np.float32(0.254829592)
+            tail = series * t * exp(-z * z)  # 1 - erf(z)
+            part[i] = np.float32(0.5) * value * (np.float32(2) - tail if value >= 0 else tail)
+
+
+@compiled_loop
+def exp(x):
+    """Of numbers up to zero, by Cephes' polynomial: a call of the C library would keep loops from becoming vectors."""
+    x = np.float32(-87) if x < np.float32(-87) else x  # NaN stays NaN
+    whole = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
+    x = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
+    series = np.float32(1.9875691500e-4) * x + np.float32(1.3981999507e-3)
+    series = series * x + np.float32(8.3334519073e-3)
+    series = series * x + np.float32(4.1665795894e-2)
+    series = series * x + np.float32(1.6666665459e-1)
+    series = series * x + np.float32(5.0000001201e-1)
+    return (series * x * x + x + np.float32(1)) * _power_of_two(np.int32(whole))
+
+
+@intrinsic
+def _power_of_two(context, exponent):
+    """int32 -> float32, by the bits of its exponent"""
+
+    def generate(context, builder, signature, arguments):
+        biased = builder.add(arguments[0], INT32(127))
+        return builder.bitcast(builder.shl(biased, INT32(23)), FLOAT)
+
+    return types.float32(types.int32), generate
+
+
+@compiled
+def wait(arrived, done, threads):
+    """Until all threads have come to the end of as many stages as this one; returns how many arrivals that makes."""
+    if threads == 1:
+        return done
+    done += threads
+    spins = 0
+    arrive(arrived)
+    while arrivals(arrived) < done:
+        spins += 1
+        if spins % SPINS == 0:
+            offer_core()
+    return done
+
+
+@intrinsic
+def arrive(context, arrived):
+    """Adds one to arrived[0], at once for all threads."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        builder.atomic_rmw("add", pointer, INT64(1), "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(arrived), generate
+
+
+@intrinsic
+def arrivals(context, arrived):
+    """arrived[0] as the threads have it now."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.load_atomic(pointer, "seq_cst", 8)
+
+    return types.int64(arrived), generate
+
+
+@intrinsic
+def offer_core(context):
+    """sched_yield of the C library."""
+
+    def generate(context, builder, signature, arguments):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(INT32, []), "sched_yield")
+        builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def tile(rows: int) -> Any:
+    """A numba intrinsic for so many rows: LLVM instructions on vectors of LANES columns, which any CPU has in some form
+    (one register of AVX-512, two of AVX, four of NEON). Columns are float32, bfloat16 (as uint16, the upper halves of
+    float32), or int8 with QUADS inputs side by side: products of bytes are summed by fours, in one instruction where
+    the CPU has VNNI. Each row's sums are made in the same order whatever the number of rows.
+
+    multiply(x, first, w, start, stride, count, sums, row, column): sums[row + r, column + l] becomes the sum over
+    i < count of x[first + r, i] * w[i, l], for `rows` values of r.
+
+    x: [R, I] with inputs side by side: float32, or uint8 for int8 columns. w: a flat array; w[i, l] lies at element
+    start + i * stride + l. For int8 columns i counts quads: w[i, l] is four bytes at start + i * stride + 4 * l, and x
+    has four bytes for each. sums: float32, or int32 for int8 columns, side by side.
+    """
+
+    @intrinsic
+    def multiply(context, x, first, w, start, stride, count, sums, row, column):
+        kind = {types.float32: _Floats, types.uint16: _UpperHalves, types.int8: _Quads}[w.dtype]
+
+        def generate(context, builder, signature, arguments):
+            arrays = {0: x, 2: w, 6: sums}
+            x_array, w_array, sums_array = (
+                context.make_array(type_)(context, builder, arguments[place]) for place, type_ in arrays.items()
+            )
+            first_, start_, stride_, count_, row_, column_ = (arguments[place] for place in (1, 3, 4, 5, 7, 8))
+            xs = _rows(builder, x_array, first_, rows)
+            targets = _rows(builder, sums_array, row_, rows)
+            columns = _at(builder, w_array.data, start_, kind.size)
+            totals = [cgutils.alloca_once_value(builder, kind.sums(None)) for _ in range(rows)]
+            with cgutils.for_range(builder, count_, intp=INT64) as loop:
+                weights = kind.columns(builder, _at(builder, columns, builder.mul(loop.index, stride_), kind.size))
+                for inputs, total in zip(xs, totals, strict=True):
+                    value = _load(builder, _at(builder, inputs, loop.index, kind.step), kind.input)
+                    builder.store(kind.add(builder, builder.load(total), _splat(builder, value), weights), total)
+            for target, total in zip(targets, totals, strict=True):
+                place = builder.bitcast(_at(builder, target, column_, 4), kind.sums.as_pointer())
+                builder.store(builder.load(total), place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(x, first, w, start, stride, count, sums, row, column), generate
+
+    return multiply
+
+
+class _Floats:
+    size, step, input, sums = 4, 4, FLOAT, FLOATS
+
+    @staticmethod
+    def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
+        return _load(builder, pointer, FLOATS)
+
+    @staticmethod
+    def add(builder: ir.IRBuilder, total: Any, value: Any, column: Any) -> Any:
+        return _call(builder, "llvm.fma.v16f32", FLOATS, value, column, total)
+
+
+class _UpperHalves(_Floats):
+    size = 2
+
+    @staticmethod
+    def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
+        bits = builder.zext(_load(builder, pointer, HALVES), INTS)
+        return builder.bitcast(builder.shl(bits, INTS([16] * LANES)), FLOATS)
+
+
+class _Quads:
+    size, step, input, sums = 1, QUADS, INT32, INTS
+
+    @staticmethod
+    def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
+        return _load(builder, pointer, INTS)
+
+    @staticmethod
+    def add(builder: ir.IRBuilder, total: Any, value: Any, column: Any) -> Any:
+        if HAS_VNNI:
+            return _call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, total, value, column)
+        inputs, weights = (builder.bitcast(vector, BYTES) for vector in (value, column))
+        for place in range(QUADS):
+            pick = ir.Constant(INTS, [QUADS * lane + place for lane in range(LANES)])
+            wide_inputs = builder.zext(builder.shuffle_vector(inputs, inputs, pick), INTS)
+            wide_weights = builder.sext(builder.shuffle_vector(weights, weights, pick), INTS)
+            total = builder.add(total, builder.mul(wide_inputs, wide_weights))
+        return total
+
+
+def _rows(builder: ir.IRBuilder, array: Any, first: Any, count: int) -> list[Any]:
+    """Where `count` rows of a two-dimensional array begin."""
+    pitch = builder.extract_value(array.strides, 0)
+    return [_at(builder, array.data, builder.mul(pitch, builder.add(first, INT64(row))), 1) for row in range(count)]
+
+
+def _at(builder: ir.IRBuilder, pointer: Any, index: Any, size: int) -> Any:
+    """The byte pointer `index` elements of `size` bytes behind `pointer`."""
+    return builder.gep(builder.bitcast(pointer, BYTE.as_pointer()), [builder.mul(index, INT64(size))])
+
+
+def _load(builder: ir.IRBuilder, pointer: Any, type_: Any) -> Any:
+    """From any address."""
+    return builder.load(builder.bitcast(pointer, type_.as_pointer()), align=1)
+
+
+def _splat(builder: ir.IRBuilder, value: Any) -> Any:
+    vector = ir.VectorType(value.type, LANES)
+    single = builder.insert_element(vector(ir.Undefined), value, INT32(0))
+    return builder.shuffle_vector(single, vector(ir.Undefined), INTS([0] * LANES))
+
+
+def _call(builder: ir.IRBuilder, name: str, type_: Any, *arguments: Any) -> Any:
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(type_, [type_] * len(arguments)), name)
+    return builder.call(function, arguments)
+
+
+_tile_1, _tile_2, _tile_3, _tile_4, _tile_6, _tile_8 = (tile(rows) for rows in (1, 2, 3, 4, 6, 8))

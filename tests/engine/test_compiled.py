@@ -1,0 +1,122 @@
+"""The compiled step against torch's, its tiles against exact sums, and what must not change a number."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+
+from bench.decode import random_weights
+from export.language import language_tensors
+from florence2.config import ModelConfig, TextConfig
+from florence2.engine import kernels
+from florence2.engine.attention import PaddedStep, Span
+from florence2.engine.kernels import LANES, QUADS
+from florence2.engine.kv_cache import KVCache
+from florence2.engine.model import LanguageModel
+
+# No size is a multiple of a vector's: 5 heads of 12, an inner width of 50.
+ODD = TextConfig(75, 60, 1, 2, 2, 5, 50, 50, max_positions=45, scale_embedding=True)
+SPANS = [
+    Span(range(0, 1), 2, 0, 8),
+    Span(range(1, 4), 0, 20, 41),
+    Span(range(4, 6), 3, 3, 16),
+    Span(range(8, 13), 1, 44, 45),
+]
+TOKENS = list(range(3, 3 + 11))
+
+
+@pytest.fixture(scope="module")
+def odd(config) -> ModelConfig:
+    return replace(config, text=ODD)
+
+
+def build(config: ModelConfig, precision: str, *, compiled: bool = True, threads: int = 2) -> LanguageModel:
+    tensors = language_tensors(random_weights(config), precision)
+    with torch.device("meta"):
+        model = LanguageModel(config, tied="lm_head.weight" not in tensors, precision=precision)
+    model.load_state_dict(tensors, assign=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return model.pack(compiled=compiled)
+    finally:
+        torch.set_num_threads(before)
+
+
+def filled_cache(model: LanguageModel) -> KVCache:
+    """Every row with a past, every slot with a picture."""
+    lanes = LANES if model.compiled else None
+    cache = KVCache(ODD, 13, model.cache_dtypes, torch.device("cpu"), lanes)
+    torch.manual_seed(1)
+    past = torch.randn(2, 2, 13, 5, 45, 12)
+    cache.self_keys[..., :45, :12], cache.self_values[..., :45, :12] = past
+    for layer in range(2):
+        for slot in range(4):
+            cache.write_encoder(layer, slot, *torch.randn(2, 5, 45, 12))
+    return cache
+
+
+@torch.inference_mode()
+def logits(model: LanguageModel, spans: list[Span] = SPANS, tokens: list[int] = TOKENS) -> torch.Tensor:
+    cache = filled_cache(model)
+    if model.compiled:
+        return model.decode_compiled(tokens, spans, cache)
+    step = PaddedStep(cache, 13, 45, 45)
+    step.fill(tokens, spans)
+    return model.decode(step.tokens, step)[[row for span in spans for row in span.rows]]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.02)])
+def test_it_computes_what_torch_does(odd, precision, tolerance):
+    """Any width, heads and lengths; the tolerance is of the logits' spread."""
+    ours, torchs = (logits(build(odd, precision, compiled=compiled)) for compiled in (True, False))
+    assert ours.shape == (11, 75)
+    assert (ours - torchs).abs().max() < tolerance * torchs.std()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_nobody_s_numbers_depend_on_neighbours_or_threads(odd, precision):
+    """Not in the last bit: alone, among others, with one thread or with as many as there are heads."""
+    together = logits(build(odd, precision))
+    for threads in (1, 8):
+        assert torch.equal(logits(build(odd, precision, threads=threads)), together)
+    model, first = build(odd, precision), 0
+    for span in SPANS:
+        rows = slice(first, first + len(span.rows))
+        assert torch.equal(logits(model, [span], TOKENS[rows]), together[rows])
+        first = rows.stop
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@torch.inference_mode()
+def test_not_a_number_stays_one_and_its_own(odd, precision):
+    """The engine tells its caller by it, and nobody else hears of it."""
+    model = build(odd, precision)
+    healthy = logits(model)
+    cache = filled_cache(model)
+    cache.cross_values[1, 2] = torch.nan  # the first request's
+    found = model.decode_compiled(TOKENS, SPANS, cache)
+    assert found[0].isnan().all()
+    assert torch.equal(found[1:], healthy[1:])
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_sums_of_bytes_are_exact(monkeypatch, rows, vnni):
+    """With the CPU's instruction for it, where it has one, and without; up to the largest sums there are."""
+    monkeypatch.setattr(kernels, "HAS_VNNI", kernels.HAS_VNNI and vnni)
+    multiply = kernels.tile(rows)
+
+    @njit
+    def run(x, w, sums):
+        multiply(x, 1, w, 0, LANES * QUADS, len(w) // LANES // QUADS, sums, 0, 0)
+
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (rows + 1, 3072), np.uint8)
+    w = random.integers(-127, 128, (LANES, 3072), np.int8)
+    x[1], w[0], w[1] = 255, 127, -127
+    sums = np.zeros((rows, LANES), np.int32)
+    run(x, np.ascontiguousarray(w.reshape(LANES, -1, QUADS).transpose(1, 0, 2)).ravel(), sums)
+    assert np.array_equal(sums, x[1:].astype(np.int32) @ w.astype(np.int32).T)
