@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from bench import crowd, faults, hostile, rude
+from bench.serving import BACK, Load, Serving, under_load
 from export.repository import read_config, write_config
 from florence2.errors import QueueFull, Unavailable
 from florence2.tickets import Tickets
@@ -30,22 +31,22 @@ PLACES = 6
 
 
 @pytest.fixture(scope="module")
-def serving(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[faults.Serving]:
+def serving(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """`florence2 serve` in a process of its own, with places for six."""
     few = tmp_path_factory.mktemp("few") / "repository"
     shutil.copytree(repository, few)
     config = read_config(few / "florence2_preprocess")
     config.parameters["max_inside"].string_value = str(PLACES)
     write_config(few / "florence2_preprocess", config)
-    with faults.Serving(few) as running:
+    with Serving(few) as running:
         yield running
 
 
-def tickets(serving: faults.Serving) -> Tickets:
+def tickets(serving: Serving) -> Tickets:
     return Tickets(serving.server_folder() / "tickets", 0)
 
 
-def nobody_inside(serving: faults.Serving, seconds: float = 20) -> bool:
+def nobody_inside(serving: Serving, seconds: float = 20) -> bool:
     """Whether all tickets come back."""
     of, end = tickets(serving), time.monotonic() + seconds
     while of.look().tickets and time.monotonic() < end:
@@ -130,8 +131,8 @@ def test_hostile_pictures_harm_nobody(serving):
 def test_rude_clients_harm_nobody(serving):
     """All kinds at once, twenty of each, beside a polite caller who gets every answer."""
 
-    async def run() -> faults.Load:
-        async with faults.under_load(serving, 1, warm_up=0) as load:
+    async def run() -> Load:
+        async with under_load(serving, 1, warm_up=0) as load:
             kinds = [kind for name, kind in rude.KINDS.items() if name not in ("vanishing", "cancelling")]
             crowd = [asyncio.create_task(kind(serving.http_url, serving.grpc_url)) for kind in kinds * 20]
             await asyncio.sleep(3)
@@ -169,7 +170,7 @@ def test_a_killed_decoder_comes_back(serving):
 
     def ask_patiently() -> int:
         asked = 0
-        with Client(serving.http_url, retry_for=faults.BACK) as client:
+        with Client(serving.http_url, retry_for=BACK) as client:
             while not over.is_set():
                 client.run(hostile.good(random.Random(asked)), "od", max_new_tokens=4)
                 asked += 1

@@ -119,6 +119,8 @@ class EmbeddedServer:
             self._reader = threading.Thread(target=self._pass_log_on, name="tritonserver log", daemon=True)
             self._reader.start()
             self._wait_until_ready()
+            # Here, not when somebody starts to wait: who has died by then would not be missed.
+            self._models = {} if self._model_control else model_processes(self._folder)
             self._undo = undo.pop_all()
         return self
 
@@ -132,9 +134,8 @@ class EmbeddedServer:
         A model without its process can answer nobody, so the requests that still run are then not waited for. Under
         model control processes are not watched: loading a model again ends some of them in good order.
         """
-        models = {} if self._model_control else model_processes(self._folder)
         while (code := self._process.poll()) is None:
-            dead = [model for process, model in models.items() if not is_alive(process)]
+            dead = [model for process, model in self._models.items() if not is_alive(process)]
             if dead:
                 self._hurry = True
                 raise ServerError(f"a process of {dead[0]} died")
