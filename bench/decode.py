@@ -1,4 +1,5 @@
-"""One decode step of the engine against the time to read its weights once, and against transformers' `generate`.
+"""One decode step of the engine against what no step can be faster than: reading its weights once, and for 24 rows
+multiplying by them.
 
 `python -m bench.decode`: base geometry with random weights, since speed does not depend on them. Every figure of a
 table comes from one run on one machine; compare ratios, not milliseconds. The thread settings are the server's.
@@ -7,6 +8,7 @@ table comes from one run on one machine; compare ratios, not milliseconds. The t
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +31,7 @@ BASE = ModelConfig(
     banned_phrases=(),
     source="random weights, base geometry",
 )
-PRECISIONS = ("float32", "bfloat16", "int8")
+PRECISIONS = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight
 LOADS = ((1, 1), (1, 3), (8, 1), (8, 3))  # requests in flight and beams
 PROMPT_TOKENS = 15
 WARM_UP, STEPS = 8, 24
@@ -73,6 +75,18 @@ def read_seconds(size: int) -> float:
     return min(_seconds(block.max) for _ in range(7)) * size / block.nbytes
 
 
+def multiply_seconds(parameters: int, rows: int, precision: str) -> float:
+    """At the rate of large matrix products of this machine with the same threads, the best of several."""
+    size = 2048
+    if precision == "int8":
+        one, other = torch.ones(2, size, size, dtype=torch.int8)
+        multiply = functools.partial(torch._int_mm, one, other)
+    else:
+        one, other = torch.ones(2, size, size, dtype=getattr(torch, precision))
+        multiply = functools.partial(torch.mm, one, other)
+    return min(_seconds(multiply) for _ in range(7)) * parameters * rows / size**3
+
+
 def _seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
@@ -102,18 +116,21 @@ def prefill_seconds(engine: Engine) -> float:
 
 def table(precisions: list[str]) -> Iterator[str]:
     weights = random_weights(BASE)
-    yield "| weights | read once | " + " | ".join(f"{r} x {b}" for r, b in LOADS) + " | prefill |"
-    yield "|---|---|" + "---|" * (len(LOADS) + 1)
+    yield "| weights | read once | 24 rows multiplied | " + " | ".join(f"{r} x {b}" for r, b in LOADS) + " | prefill |"
+    yield "|---|---|---|" + "---|" * (len(LOADS) + 1)
     for precision in precisions:
         tensors = language_tensors(weights, precision)
         engine = Engine(build_language_model(tensors, BASE, precision), BASE, rows=24, prefill_seconds=60)
-        floor = read_seconds(decoder_bytes(tensors))
+        size = decoder_bytes(tensors)
+        floor = read_seconds(size)
+        multiplied = multiply_seconds(size // PRECISIONS[precision], 24, precision)
         cells = []
         for requests, beams in LOADS:
             seconds = step_seconds(engine, requests, beams)
             cells.append(f"{seconds * 1e3:.1f} ms ({seconds / floor:.1f}x)")
         prefill = prefill_seconds(engine)
-        yield f"| {precision} | {floor * 1e3:.1f} ms | " + " | ".join(cells) + f" | {prefill * 1e3:.0f} ms |"
+        floors = f"{floor * 1e3:.1f} ms | {multiplied * 1e3:.1f} ms"
+        yield f"| {precision} | {floors} | " + " | ".join(cells) + f" | {prefill * 1e3:.0f} ms |"
 
 
 def main() -> None:
