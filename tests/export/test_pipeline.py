@@ -23,7 +23,7 @@ GENERATED = {
     "florence2_vision": {"model.onnx", "model.onnx.data"},
     "florence2_decoder": {"florence2.json", "model.safetensors", "model.py"},
     "florence2_postprocess": {"florence2.json", "tokenizer.json", "model.py"},
-    "florence2_ensemble": set(),
+    "florence2_ensemble": {".keep"},
 }
 
 

@@ -53,10 +53,10 @@ def test_a_name_reaches_every_model_and_every_step(tmp_path):
 
 
 def test_nothing_but_code_and_configs_is_copied(tmp_path):
-    """No bytecode and no git files; every model has its version directory, the ensemble's is empty."""
+    """No bytecode; every model has its version directory, which the ensemble's keeps in a bucket too."""
     repository.copy_template(tmp_path, "florence2", 1, DIMS, STORY)
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"config.pbtxt", "model.py"}
+    assert files == {"config.pbtxt", "model.py", ".keep"}
     assert all((model / "1").is_dir() for model in tmp_path.iterdir())
 
 
