@@ -60,7 +60,8 @@ def measure(url: str, pictures: Path, out: Path, count: int) -> list[str]:
     for name, samples in (("until the kill", first), ("until the end", second)):
         begin, end = samples[0], samples[-1]
         rate = (end.answers - begin.answers) / max(end.seconds - begin.seconds, 1e-9)
-        settled = [s for s in samples if s.answers >= begin.answers + 0.1 * (end.answers - begin.answers)] or samples
+        # Not while it starts. If all answers came between two looks, there is but the last.
+        settled = [s for s in samples if s.answers > begin.answers + 0.1 * (end.answers - begin.answers)] or [end]
         growth = max(s.mib for s in settled) - settled[0].mib
         print(f"{name}: {end.answers - begin.answers} answers, {rate:.1f}/s; memory in MiB after so many answers:")
         print("  " + ", ".join(f"{s.answers}: {s.mib:.0f}" for s in settled[:: max(1, len(settled) // 10)]))
