@@ -35,7 +35,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q
 
-# Takes tens of minutes on two cores; writes the tables and the plot of README and docs/benchmarks.md.
+# Takes some twenty minutes on two cores; writes the tables and the plot of README and docs/benchmarks.md.
 bench: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.compare
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.decode
