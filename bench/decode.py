@@ -12,6 +12,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,23 @@ PRECISIONS = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight
 LOADS = ((1, 1), (1, 3), (8, 1), (8, 3))  # requests in flight and beams
 PROMPT_TOKENS = 15
 WARM_UP, STEPS = 8, 24
+
+
+def bart_config(text: TextConfig) -> dict[str, Any]:
+    """The same sizes as transformers' `text_config`."""
+    return dict(
+        model_type="bart",
+        vocab_size=text.vocab_size,
+        d_model=text.d_model,
+        encoder_layers=text.encoder_layers,
+        decoder_layers=text.decoder_layers,
+        encoder_attention_heads=text.encoder_heads,
+        decoder_attention_heads=text.decoder_heads,
+        encoder_ffn_dim=text.encoder_ffn,
+        decoder_ffn_dim=text.decoder_ffn,
+        max_position_embeddings=text.max_positions,
+        scale_embedding=text.scale_embedding,
+    )
 
 
 def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
-from bench.decode import BASE, PRECISIONS, random_weights, request
+from bench.decode import BASE, PRECISIONS, bart_config, random_weights, request
 from export.language import language_tensors
 from export.reference import reference_tokens
 from florence2.config import ModelConfig
@@ -31,19 +31,7 @@ def reference_model(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Fl
     """transformers' Florence-2 with these weights and a vision encoder that is never asked."""
     text = config.text
     architecture = Florence2Config(
-        text_config=dict(
-            model_type="bart",
-            vocab_size=text.vocab_size,
-            d_model=text.d_model,
-            encoder_layers=text.encoder_layers,
-            decoder_layers=text.decoder_layers,
-            encoder_attention_heads=text.encoder_heads,
-            decoder_attention_heads=text.decoder_heads,
-            encoder_ffn_dim=text.encoder_ffn,
-            decoder_ffn_dim=text.decoder_ffn,
-            max_position_embeddings=text.max_positions,
-            scale_embedding=text.scale_embedding,
-        ),
+        text_config=bart_config(text),
         vision_config=dict(depths=[1], embed_dim=[32], num_heads=[1], num_groups=[1], patch_size=[7], patch_stride=[4],
                            patch_padding=[3], patch_prenorm=[False], projection_dim=text.d_model),
     )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
 
-from bench.decode import BASE
+from bench.decode import BASE, bart_config
 from demo import architecture
 from demo.evaluate import CHECKPOINT as BUNDLED
 
@@ -37,20 +37,8 @@ def base_checkpoint(folder: Path) -> Path:
 def base_config() -> Florence2Config:
     text = BASE.text
     return Florence2Config(
-        text_config=dict(
-            model_type="bart",
-            vocab_size=text.vocab_size,
-            d_model=text.d_model,
-            encoder_layers=text.encoder_layers,
-            decoder_layers=text.decoder_layers,
-            encoder_attention_heads=text.encoder_heads,
-            decoder_attention_heads=text.decoder_heads,
-            encoder_ffn_dim=text.encoder_ffn,
-            decoder_ffn_dim=text.decoder_ffn,
-            max_position_embeddings=text.max_positions,
-            decoder_start_token_id=BASE.tokens.decoder_start,
-            forced_eos_token_id=BASE.tokens.eos,
-        ),
+        text_config=bart_config(text)
+        | {"decoder_start_token_id": BASE.tokens.decoder_start, "forced_eos_token_id": BASE.tokens.eos},
         vision_config=dict(projection_dim=text.d_model),  # all else is base's by default
         image_token_id=IMAGE_TOKEN,
     )
