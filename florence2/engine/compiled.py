@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from florence2.engine import kernels
 from florence2.engine.attention import Span
 from florence2.engine.kernels import LANES, QUADS, Batch, Cache, Norm, Product, Scratch, Weights
-from florence2.engine.kv_cache import KVCache
+from florence2.engine.kv_cache import KVCache, as_array
 from florence2.engine.linear import Int8Linear, Linear
 
 
@@ -44,13 +44,14 @@ class CompiledDecoder:
         self._pool = ThreadPoolExecutor(self.threads - 1, "decode") if self.threads > 1 else None
 
     def decode(self, embedded: Tensor, spans: Sequence[Span], cache: KVCache) -> Tensor:
-        """embedded: float32 [R, D], the rows in the order of the spans' -> float32 logits [R, V]"""
+        """embedded: float32 [R, D], the rows in the order of the spans' -> float32 logits [R, V], which stay
+        until the next call.
+        """
         rows = len(embedded)
         if self._scratch is None:
             self._scratch = self._make_scratch(cache)
         self._scratch.x[:, :rows] = embedded.numpy()
-        logits = np.empty((rows, padded(self.vocabulary)), np.float32)
-        shared = (np.zeros(1, np.int64), self._weights, cache_arrays(cache), batch_of(spans), self._scratch, logits)
+        shared = (np.zeros(1, np.int64), self._weights, cache_arrays(cache), batch_of(spans), self._scratch)
         others = [
             self._pool.submit(kernels.decode, thread, self.threads, *shared)  # type: ignore[union-attr]
             for thread in range(1, self.threads)
@@ -58,22 +59,22 @@ class CompiledDecoder:
         kernels.decode(0, self.threads, *shared)
         for other in others:
             other.result()
-        return torch.from_numpy(logits)[:, : self.vocabulary]
+        return torch.from_numpy(self._scratch.logits)[:rows, : self.vocabulary]
 
     def _make_scratch(self, cache: KVCache) -> Scratch:
         weights, rows, width = self._weights, cache.rows, self.heads * self.head_size
         inner = weights.widen.bias.shape[1]
-        each, floats = (self.threads, rows), np.float32
+        each = self.threads, rows
         return Scratch(
-            x=np.zeros((*each, self.d_model), floats),
-            bytes=np.zeros((*each, padded(max(inner, width, self.d_model))), np.uint8),
-            scales=np.zeros(each, floats),
-            scores=np.zeros((*each, cache.self_keys.shape[3]), floats),
-            byte_sums=np.zeros((*each, LANES), np.int32),
-            projected=np.zeros((rows, 3 * width), floats),
-            mixed=np.zeros((rows, width), floats),
-            wide=np.zeros((rows, inner), floats),
-            narrow=np.zeros((rows, padded(self.d_model)), floats),
+            x=_zeros(*each, self.d_model),
+            bytes=_zeros(*each, padded(max(inner, width, self.d_model)), dtype=torch.uint8),
+            scales=_zeros(*each),
+            scores=_zeros(*each, cache.positions),
+            projected=_zeros(rows, 3 * width),
+            mixed=_zeros(rows, width),
+            wide=_zeros(rows, inner),
+            narrow=_zeros(rows, padded(self.d_model)),
+            logits=_zeros(rows, padded(self.vocabulary)),
         )
 
     def _pack(self, layers: Sequence[Any], head: Linear | nn.Embedding) -> Weights:
@@ -84,21 +85,26 @@ class CompiledDecoder:
             [getattr(each, name) for each in own] for name in ("q_proj", "k_proj", "v_proj", "out_proj")
         )
         return Weights(
-            project_in=_side_by_side(
-                _product(queries, rows=outputs, factor=scale),
-                _product(keys, rows=outputs),
-                _product(values, rows=outputs),
+            project_in=_product(
+                _stacked(queries, rows=outputs, factor=scale),
+                _stacked(keys, rows=outputs),
+                _stacked(values, rows=outputs),
             ),
-            project_out=_product(mixed, columns=outputs),
+            project_out=_product(_stacked(mixed, columns=outputs)),
             self_norm=_norm([layer.self_attn_layer_norm for layer in layers]),
-            ask_encoder=_product([each.q_proj for each in asked], rows=outputs, factor=scale),
-            answer_encoder=_product([each.out_proj for each in asked], columns=outputs),
+            ask_encoder=_product(_stacked([each.q_proj for each in asked], rows=outputs, factor=scale)),
+            answer_encoder=_product(_stacked([each.out_proj for each in asked], columns=outputs)),
             encoder_norm=_norm([layer.encoder_attn_layer_norm for layer in layers]),
-            widen=_product([layer.fc1 for layer in layers]),
-            narrow=_product([layer.fc2 for layer in layers]),
+            widen=_product(_stacked([layer.fc1 for layer in layers])),
+            narrow=_product(_stacked([layer.fc2 for layer in layers])),
             final_norm=_norm([layer.final_layer_norm for layer in layers]),
-            head=_product([head]),
+            head=_product(_stacked([head])),
         )
+
+
+def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> NDArray[Any]:
+    """Aligned to cache lines, which numpy's arrays are not: a vector that lies across two takes two reads."""
+    return torch.zeros(shape, dtype=dtype).numpy()
 
 
 Arrange = Callable[[Tensor, int], Tensor]
@@ -135,40 +141,35 @@ def _inputs(tensor: Tensor, axis: int) -> Tensor:
     return _fill(tensor, axis, -(-tensor.shape[axis] // QUADS) * QUADS) if tensor.dtype == torch.int8 else tensor
 
 
-def _product(
+def _product(*side_by_side: list[Tensor]) -> Product:
+    """Of `_stacked` layers."""
+    return Product(*(as_array(torch.cat(part, 1)) for part in zip(*side_by_side, strict=True)))
+
+
+def _stacked(
     layers: Sequence[Any], *, rows: Arrange = _whole, columns: Arrange = _inputs, factor: float = 1.0
-) -> Product:
-    """rows, columns: how outputs and inputs are padded. factor: what the outputs are multiplied by."""
-    parts = [_one_product(layer, rows, columns, factor) for layer in layers]
-    return Product(*(np.stack(part) for part in zip(*parts, strict=True)))
+) -> list[Tensor]:
+    """A Product's parts. rows, columns: how outputs and inputs are padded; factor: what outputs are multiplied by."""
+    packed = (_packed(layer, rows, columns, factor) for layer in layers)
+    return [torch.stack(part) for part in zip(*packed, strict=True)]
 
 
-def _one_product(layer: Any, rows: Arrange, columns: Arrange, factor: float) -> Product:
+def _packed(layer: Any, rows: Arrange, columns: Arrange, factor: float) -> tuple[Tensor, ...]:
     weight = columns(rows(layer.weight.data, 0), 1)  # [O, I]
     outputs = len(weight)
-    bias = getattr(layer, "bias", None)
-    offset_to_sums = torch.zeros(outputs)
-    scale = torch.ones(outputs)
     if isinstance(layer, Int8Linear):
         scale = rows(layer.scale, 0)
-        offset_to_sums = kernels.ZERO_POINT * weight.sum(1, dtype=torch.float32)
-        packed = weight.reshape(outputs // LANES, LANES, -1, QUADS).permute(0, 2, 1, 3)
+        offset = kernels.ZERO_POINT * weight.sum(1, dtype=torch.float32)
+        by_vectors = weight.reshape(outputs // LANES, LANES, -1, QUADS).transpose(1, 2)
+        weights = by_vectors.contiguous().view(torch.int32)
     else:
-        packed = weight.reshape(outputs // LANES, LANES, -1).transpose(1, 2)
-    whole_bias = torch.zeros(outputs) if bias is None else rows(bias.data, 0)
-    small = (whole_bias.float() * factor, scale * factor, offset_to_sums)
-    return Product(_as_array(packed.contiguous().flatten()), *(tensor.numpy() for tensor in small))
-
-
-def _as_array(tensor: Tensor) -> NDArray[Any]:
-    """bfloat16, which numpy does not know, as the integers of its bits; float16 as float32."""
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(np.uint16)
-    return (tensor.float() if tensor.dtype == torch.float16 else tensor).numpy()
-
-
-def _side_by_side(*products: Product) -> Product:
-    return Product(*(np.concatenate(part, 1) for part in zip(*products, strict=True)))
+        scale, offset = torch.ones(outputs), torch.zeros(outputs)
+        weights = weight.reshape(outputs // LANES, LANES, -1).transpose(1, 2)
+        if weight.dtype == torch.float16:
+            weights = weights.float()
+    bias = getattr(layer, "bias", None)
+    biases = torch.zeros(outputs) if bias is None else rows(bias.data, 0).float()
+    return weights.flatten(), biases * factor, scale * factor, offset
 
 
 def _norm(norms: Sequence[nn.LayerNorm]) -> Norm:
@@ -179,7 +180,7 @@ def _norm(norms: Sequence[nn.LayerNorm]) -> Norm:
 
 def cache_arrays(cache: KVCache) -> Cache:
     parts = (cache.self_keys, cache.self_values, cache.cross_keys, cache.cross_values)
-    return Cache(*(_as_array(part) for part in parts))
+    return Cache(*(as_array(part) for part in parts))
 
 
 def batch_of(spans: Sequence[Span]) -> Batch:

@@ -53,7 +53,7 @@ class Engine:
         self.model = model
         self.config = config
         self.scheduler = Scheduler(rows, max_waiting)
-        self.cache = KVCache(config.text, rows, model.cache_dtypes, model.device, LANES if model.compiled else None)
+        self.cache = KVCache(config.text, rows, model.cache_dtype, model.device, LANES if model.compiled else None)
         self.prefill_seconds = prefill_seconds
         self._graphs = None if model.compiled else StepGraphs(model, self.cache)
         self._prefilling: deque[Sequence] = deque()
@@ -69,7 +69,7 @@ class Engine:
         config = ModelConfig.load(directory / config_module.FILE_NAME)
         model = load_language_model(directory, config, torch.device(device))
         if kv_cache_bytes is not None:
-            rows = rows_within(kv_cache_bytes, rows, config.text, model.cache_dtypes)
+            rows = rows_within(kv_cache_bytes, rows, config.text, model.cache_dtype)
         return cls(model, config, rows=rows, **options)
 
     @property

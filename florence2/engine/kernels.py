@@ -1,14 +1,14 @@
 """One decode step on a CPU as one compiled function that several threads run together. Called by `compiled`.
 
-Each thread does its share of a stage (columns of a product, heads of an attention) and waits for the others at the end
-of it; layer norms, which take a microsecond, each thread computes for itself. Numbers are float32 between the products.
-No thread holds the interpreter's lock. Each row's numbers are computed in the same order whatever the number of rows
-and threads, so nobody's depend on neighbours.
+Each thread does its share of a stage (columns of a product, heads of an attention) and waits for the others where it
+needs theirs; layer norms, which take a microsecond, each thread computes for itself. Numbers are float32 between the
+products. No thread holds the interpreter's lock. Each row's numbers are computed in the same order whatever the number
+of rows and threads, so nobody's depend on neighbours.
 
 All in one file, since numba compiles anew what it kept on disk only if the file of `decode` has changed.
 
-R rows of the step, N requests, L layers, D d_model, H heads, E size of a head, F inner width of the feed-forward
-layers; E, F, and the positions of the caches are multiples of LANES (`compiled` pads them).
+R rows of the step, N requests, K beams of a request, L layers, D d_model, H heads, E size of a head, F inner width of
+the feed-forward layers, T and S positions of the caches; E, F, T and S are multiples of LANES (`compiled` pads them).
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 LANES = 16  # columns of a vector
-QUADS = 4  # inputs that one int8 step multiplies
+WIDTH = 4  # vectors of a tile
+QUADS = 4  # int8 weights of one element of an array, for as many inputs
 LEVELS, ZERO_POINT = np.float32(127), 128  # inputs of int8 products are unsigned bytes around 128
 TINY = np.float32(1e-30)  # the scale of a row of zeros
 NORM_EPSILON = np.float32(1e-5)  # torch's and BART's
 SPINS = 2000  # looks at the others' progress before the core is offered to somebody else
 
 BYTE, INT32, INT64, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-FLOATS, INTS, HALVES = (ir.VectorType(each, LANES) for each in (FLOAT, INT32, ir.IntType(16)))
+HALF = ir.IntType(16)
+FLOATS, INTS, HALVES = (ir.VectorType(each, LANES) for each in (FLOAT, INT32, HALF))
 BYTES = ir.VectorType(BYTE, LANES * QUADS)
 HAS_VNNI = bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
 
@@ -47,7 +49,7 @@ compiled_loop = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "cont
 class Product(NamedTuple):
     """Linear layers of one kind, stacked over layers: y = x W^T * scale + bias."""
 
-    weights: NDArray[Any]  # [L, columns / LANES * inputs * LANES], in the order of `tile`
+    weights: NDArray[Any]  # [L, columns / LANES * steps * LANES], in the order and of the types of `tile`
     bias: Floats  # [L, columns]
     scale: Floats  # [L, columns]
     offset: Floats  # [L, columns]; what ZERO_POINT adds to the sums of int8 products
@@ -74,10 +76,12 @@ class Weights(NamedTuple):
 
 
 class Cache(NamedTuple):
-    self_keys: Floats  # [L, rows, H, T, E]
-    self_values: Floats
-    cross_keys: NDArray[Any]  # [L, slots, H, S / LANES, E, LANES], floats or upper halves
-    cross_values: NDArray[Any]  # [L, slots, H, E / LANES, S, LANES]
+    """Floats or upper halves."""
+
+    self_keys: NDArray[Any]  # [L, rows, H, T / LANES, E, LANES]
+    self_values: NDArray[Any]  # [L, rows, H, T, E]
+    cross_keys: NDArray[Any]  # [L, slots, H, S / LANES, E, LANES]
+    cross_values: NDArray[Any]  # [L, slots, H, S, E]
 
 
 class Batch(NamedTuple):
@@ -97,11 +101,11 @@ class Scratch(NamedTuple):
     bytes: NDArray[np.uint8]  # [threads, R, widest]
     scales: Floats  # [threads, R]
     scores: Floats  # [threads, R, longest]
-    byte_sums: NDArray[np.int32]  # [threads, R, LANES]
     projected: Floats  # [R, 3 * H * E]
     mixed: Floats  # [R, H * E]
     wide: Floats  # [R, F]
     narrow: Floats  # [R, D]
+    logits: Floats  # [R, V]
 
 
 def kept_on_disk(function: Callable[..., None]) -> Callable[..., None]:
@@ -115,22 +119,20 @@ def kept_on_disk(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @kept_on_disk
-def decode(thread, threads, arrived, weights, cache, batch, scratch, logits):
-    """scratch.x of every thread: the embedded tokens. Fills logits [R, V]; `arrived` [1] must be zero at the start."""
+def decode(thread, threads, arrived, weights, cache, batch, scratch):
+    """scratch.x of every thread: the embedded tokens. Fills scratch.logits; `arrived` [1] must be zero at the start."""
     rows = len(batch.rows)
     x = scratch.x[thread, :rows]
     done = 0
     for layer in range(weights.self_norm.weight.shape[0]):
-        multiply(thread, threads, weights.project_in, layer, x, scratch, scratch.projected)
-        done = wait(arrived, done, threads)
+        multiply_heads(thread, threads, weights.project_in, layer, x, cache, scratch)
         attend_to_self(thread, threads, layer, cache, batch, scratch)
         done = wait(arrived, done, threads)
         multiply(thread, threads, weights.project_out, layer, scratch.mixed[:rows], scratch, scratch.narrow)
         done = wait(arrived, done, threads)
         add_and_normalise(x, scratch.narrow, weights.self_norm, layer)
 
-        multiply(thread, threads, weights.ask_encoder, layer, x, scratch, scratch.projected)
-        done = wait(arrived, done, threads)
+        multiply_heads(thread, threads, weights.ask_encoder, layer, x, cache, scratch)
         attend_to_encoder(thread, threads, layer, cache, batch, scratch)
         done = wait(arrived, done, threads)
         multiply(thread, threads, weights.answer_encoder, layer, scratch.mixed[:rows], scratch, scratch.narrow)
@@ -143,23 +145,22 @@ def decode(thread, threads, arrived, weights, cache, batch, scratch, logits):
         multiply(thread, threads, weights.narrow, layer, scratch.wide[:rows], scratch, scratch.narrow)
         done = wait(arrived, done, threads)
         add_and_normalise(x, scratch.narrow, weights.final_norm, layer)
-    multiply(thread, threads, weights.head, 0, x, scratch, logits)
+    multiply(thread, threads, weights.head, 0, x, scratch, scratch.logits)
     wait(arrived, done, threads)
 
 
 @kept_on_disk
 def copy_rows(cache, sources, targets, start, stop):
-    """Positions `start` up to `stop` of a [L, rows, H, T, E] cache, from rows to rows; all are read before any is
+    """Elements `start` up to `stop` of a [L, rows, H, T * E] cache, from rows to rows; all are read before any is
     written.
     """
-    moving = np.empty((len(sources), cache.shape[4]), np.float32)
+    moving = np.empty((len(sources), stop - start), cache.dtype)
     for layer in range(cache.shape[0]):
         for head in range(cache.shape[2]):
-            for position in range(start, stop):
-                for i in range(len(sources)):
-                    moving[i] = cache[layer, sources[i], head, position]
-                for i in range(len(targets)):
-                    cache[layer, targets[i], head, position] = moving[i]
+            for i in range(len(sources)):
+                moving[i] = cache[layer, sources[i], head, start:stop]
+            for i in range(len(targets)):
+                cache[layer, targets[i], head, start:stop] = moving[i]
 
 
 @compiled
@@ -169,77 +170,91 @@ def share(count, thread, threads):
 
 
 @compiled
-def multiply(thread, threads, product, layer, x, scratch, y):
-    """x [R, inputs] -> this thread's columns of y [R, columns]"""
-    first, last = share(product.bias.shape[1] // LANES, thread, threads)
-    multiply_blocks(first, last, product, layer, x, scratch, thread, y)
-
-
-def multiply_blocks(first, last, product, layer, x, scratch, thread, y):
-    """Of LANES columns each; chosen by the type of the weights."""
-
-
-@overload(multiply_blocks)
-def _multiply_blocks(first, last, product, layer, x, scratch, thread, y):
-    if product.types[0].dtype == types.int8:
-        return _multiply_bytes
-    return _multiply_floats
-
-
-def _multiply_floats(first, last, product, layer, x, scratch, thread, y):
-    weights, bias, scale = product.weights[layer], product.bias[layer], product.scale[layer]
-    rows, inputs = len(x), len(weights) // len(bias)
-    for block in range(first, last):
-        column = block * LANES
-        multiply_tiles(x, weights, column * inputs, LANES, inputs, y, column)
-        columns = slice(column, column + LANES)
-        scales, biases = scale[columns], bias[columns]
-        for row in range(rows):
-            sums = y[row, columns]
-            for lane in range(LANES):
-                sums[lane] = sums[lane] * scales[lane] + biases[lane]
-
-
-def _multiply_bytes(first, last, product, layer, x, scratch, thread, y):
-    weights, bias, scale, offset = (
-        product.weights[layer],
-        product.bias[layer],
-        product.scale[layer],
-        product.offset[layer],
-    )
-    inputs = len(weights) // len(bias)
-    quantized, row_scales, sums = scratch.bytes[thread, : len(x)], scratch.scales[thread], scratch.byte_sums[thread]
-    quantize(x, quantized, row_scales)
-    for block in range(first, last):
-        column = block * LANES
-        multiply_tiles(quantized, weights, column * inputs, LANES * QUADS, inputs // QUADS, sums, 0)
-        columns = slice(column, column + LANES)
-        scales, biases, offsets = scale[columns], bias[columns], offset[columns]
-        for row in range(len(x)):
-            target, exact, row_scale = y[row, columns], sums[row], row_scales[row]
-            for lane in range(LANES):
-                target[lane] = (np.float32(exact[lane]) - offsets[lane]) * (row_scale * scales[lane]) + biases[lane]
+def share_columns(columns, thread, threads):
+    """In vectors, by whole tiles."""
+    vectors = columns // LANES
+    first, last = share((vectors + WIDTH - 1) // WIDTH, thread, threads)
+    return first * WIDTH, min(last * WIDTH, vectors)
 
 
 @compiled
-def multiply_tiles(x, w, start, stride, count, sums, column):
-    """All rows of x, as many at once as there is a tile for, to the same rows of sums."""
-    row, rows = 0, len(x)
-    while rows - row >= 8:
-        _tile_8(x, row, w, start, stride, count, sums, row, column)
-        row += 8
-    if rows - row >= 6:
-        _tile_6(x, row, w, start, stride, count, sums, row, column)
-        row += 6
-    if rows - row >= 4:
-        _tile_4(x, row, w, start, stride, count, sums, row, column)
-        row += 4
-    if rows - row == 3:
-        _tile_3(x, row, w, start, stride, count, sums, row, column)
-    elif rows - row == 2:
-        _tile_2(x, row, w, start, stride, count, sums, row, column)
-    elif rows - row == 1:
-        _tile_1(x, row, w, start, stride, count, sums, row, column)
+def multiply(thread, threads, product, layer, x, scratch, y):
+    """x [R, inputs] -> this thread's columns of y [R, columns]"""
+    inputs = as_inputs(x, product.weights, scratch, thread)
+    first, last = share_columns(product.bias.shape[1], thread, threads)
+    multiply_vectors(first, last, product, layer, inputs, scratch.scales[thread], y)
+
+
+@compiled
+def multiply_heads(thread, threads, product, layer, x, cache, scratch):
+    """x [R, D] -> what this thread's heads need of scratch.projected"""
+    inputs = as_inputs(x, product.weights, scratch, thread)
+    heads, vectors = cache.self_keys.shape[2], cache.self_keys.shape[4] // LANES
+    first, last = share(heads, thread, threads)
+    for part in range(0, product.bias.shape[1] // LANES, heads * vectors):
+        start, stop = part + first * vectors, part + last * vectors
+        multiply_vectors(start, stop, product, layer, inputs, scratch.scales[thread], scratch.projected)
+
+
+@compiled
+def multiply_vectors(first, last, product, layer, inputs, row_scales, y):
+    weights, scale, offset, bias = (
+        product.weights[layer],
+        product.scale[layer],
+        product.offset[layer],
+        product.bias[layer],
+    )
+    steps = len(weights) // len(bias)
+    for vector in range(first, last, WIDTH):
+        count = min(WIDTH, last - vector)
+        start, stop = vector * LANES, (vector + count) * LANES
+        multiply_tiles(inputs, weights, start * steps, steps * LANES, count, LANES, steps, y, start)
+        for row in range(len(inputs)):
+            for column in range(start, stop, LANES):
+                rescale(y, row, column, weights, row_scales[row], scale, offset, bias)
+
+
+def as_inputs(x, weights, scratch, thread):
+    """x as `tile` takes it for such weights; scratch.scales is what the rows of the product must be multiplied by."""
+
+
+@overload(as_inputs)
+def _as_inputs(x, weights, scratch, thread):
+    return _as_quads if weights.dtype == types.int32 else _as_they_are
+
+
+def _as_quads(x, weights, scratch, thread):
+    quantized = scratch.bytes[thread, : len(x)]
+    quantize(x, quantized, scratch.scales[thread])
+    return quantized.view(np.int32)
+
+
+def _as_they_are(x, weights, scratch, thread):
+    scratch.scales[thread, : len(x)] = 1
+    return x
+
+
+@compiled
+def multiply_tiles(x, w, start, pitch, vectors, stride, steps, sums, column):
+    """All rows of x, as many at once as there is a tile for, to `vectors` of the same rows of sums; see `tile`."""
+    for vector in range(0, vectors - WIDTH + 1, WIDTH):
+        place, to = start + vector * pitch, column + vector * LANES
+        row, rows = 0, len(x)
+        while rows - row >= 6:
+            _tile_6(x, row, w, place, pitch, stride, steps, sums, row, to)
+            row += 6
+        if rows - row >= 4:
+            _tile_4(x, row, w, place, pitch, stride, steps, sums, row, to)
+            row += 4
+        if rows - row == 3:
+            _tile_3(x, row, w, place, pitch, stride, steps, sums, row, to)
+        elif rows - row == 2:
+            _tile_2(x, row, w, place, pitch, stride, steps, sums, row, to)
+        elif rows - row == 1:
+            _tile_1(x, row, w, place, pitch, stride, steps, sums, row, to)
+    for vector in range(vectors // WIDTH * WIDTH, vectors):
+        for row in range(len(x)):
+            _narrow_tile(x, row, w, start + vector * pitch, pitch, stride, steps, sums, row, column + vector * LANES)
 
 
 @compiled_loop
@@ -280,29 +295,17 @@ def attend_to_self(thread, threads, layer, cache, batch, scratch):
     heads, size = cache.self_keys.shape[2], cache.self_keys.shape[4]
     width = heads * size
     first, last = share(heads, thread, threads)
-    scores = scratch.scores[thread]
     for r in range(len(batch.rows)):
         row, position = batch.rows[r], batch.positions[r]
         for head in range(first, last):
             part = head * size
-            queries = scratch.projected[r, part : part + size]
             keys, values = cache.self_keys[layer, row, head], cache.self_values[layer, row, head]
-            keys[position] = scratch.projected[r, width + part : width + part + size]
-            values[position] = scratch.projected[r, 2 * width + part : 2 * width + part + size]
-            compare(queries, keys, scores[0, : position + 1])
-            softmax(scores[:1], position + 1)
-            mixed = scratch.mixed[r : r + 1, part : part + size]
-            mix(scores[:1], values.reshape(values.size), LANES, size, position + 1, mixed)
-
-
-@compiled_loop
-def compare(queries, keys, scores):
-    """[E] with [T, E] -> [T]"""
-    for position in range(len(scores)):
-        total = np.float32(0)
-        for i in range(len(queries)):
-            total += queries[i] * keys[position, i]
-        scores[position] = total
+            for i in range(size):
+                key, value = scratch.projected[r, width + part + i], scratch.projected[r, 2 * width + part + i]
+                keys[position // LANES, i, position % LANES] = as_cached(key, keys)
+                values[position, i] = as_cached(value, values)
+            queries, mixed = scratch.projected[r : r + 1, part:], scratch.mixed[r : r + 1, part:]
+            attend(queries, keys, values, position + 1, scratch.scores[thread], mixed)
 
 
 @compiled
@@ -310,27 +313,23 @@ def attend_to_encoder(thread, threads, layer, cache, batch, scratch):
     """The beams of a request together, since they look at the same keys and values."""
     heads, size = cache.cross_keys.shape[2], cache.cross_keys.shape[4]
     first, last = share(heads, thread, threads)
-    scores = scratch.scores[thread]
     for n in range(len(batch.slots)):
-        start, stop, slot, length = batch.starts[n], batch.starts[n + 1], batch.slots[n], batch.lengths[n]
-        beams = stop - start
+        start, stop, slot = batch.starts[n], batch.starts[n + 1], batch.slots[n]
         for head in range(first, last):
-            part = head * size
-            queries = scratch.projected[start:stop, part:]
             keys, values = cache.cross_keys[layer, slot, head], cache.cross_values[layer, slot, head]
-            keys, values = keys.reshape(keys.size), values.reshape(values.size)
-            for position in range(0, length, LANES):
-                multiply_tiles(queries, keys, position * size, LANES, size, scores, position)
-            softmax(scores[:beams], length)
-            pitch = len(values) // size  # positions
-            mix(scores[:beams], values, pitch * LANES, LANES, length, scratch.mixed[start:stop, part : part + size])
+            queries, mixed = scratch.projected[start:stop, head * size :], scratch.mixed[start:stop, head * size :]
+            attend(queries, keys, values, batch.lengths[n], scratch.scores[thread], mixed)
 
 
 @compiled
-def mix(shares, values, block, stride, length, mixed):
-    """[K, S] of [S, E] -> mixed [K, E]. The values' columns LANES * i and on begin at i * block, one row a stride."""
-    for column in range(0, mixed.shape[1], LANES):
-        multiply_tiles(shares, values, column // LANES * block, stride, length, mixed, column)
+def attend(queries, keys, values, length, scores, mixed):
+    """queries [K, E and more] over keys [T / LANES, E, LANES] and values [T, E] up to `length` -> mixed [K, E]"""
+    size = values.shape[1]
+    scores = scores[: len(queries)]
+    vectors = (length + LANES - 1) // LANES
+    multiply_tiles(queries, keys.reshape(keys.size), 0, size * LANES, vectors, LANES, size, scores, 0)
+    softmax(scores, length)
+    multiply_tiles(scores, values.reshape(values.size), 0, LANES, size // LANES, size, length, mixed, 0)
 
 
 @compiled_loop
@@ -353,7 +352,7 @@ def gelu(thread, threads, x):
     """x * Φ(x) on the columns that this thread multiplied. The error function is Abramowitz and Stegun's 7.1.26, whose
     error of 1.5e-7 is float32's, and which compilers make vectors of.
     """
-    first, last = share(x.shape[1] // LANES, thread, threads)
+    first, last = share_columns(x.shape[1], thread, threads)
     for row in range(len(x)):
         part = x[row, first * LANES : last * LANES]
         for i in range(len(part)):
@@ -443,51 +442,100 @@ def offer_core(context):
     return types.void(), generate
 
 
-def tile(rows: int) -> Any:
-    """A numba intrinsic for so many rows: LLVM instructions on vectors of LANES columns, which any CPU has in some form
-    (one register of AVX-512, two of AVX, four of NEON). Columns are float32, bfloat16 (as uint16, the upper halves of
-    float32), or int8 with QUADS inputs side by side: products of bytes are summed by fours, in one instruction where
-    the CPU has VNNI. Each row's sums are made in the same order whatever the number of rows.
+def tile(rows: int, width: int) -> Any:
+    """A numba intrinsic for so many rows and vectors of columns: LLVM instructions on vectors, which any CPU has in
+    some form (one register of AVX-512, two of AVX, four of NEON). Weights are float32, bfloat16 (as uint16, the upper
+    halves of float32), or int8 with QUADS inputs' side by side in an int32, whose products are summed by fours, in one
+    instruction where the CPU has VNNI. Each row's sums are made in the same order whatever the number of rows.
 
-    multiply(x, first, w, start, stride, count, sums, row, column): sums[row + r, column + l] becomes the sum over
-    i < count of x[first + r, i] * w[i, l], for `rows` values of r.
+    multiply(x, first, w, start, pitch, stride, steps, sums, row, column): sums[row + r, column + v * LANES + l] becomes
+    the sum over i < steps of x[first + r, i] * w[start + v * pitch + i * stride + l], for r < rows and v < width.
 
-    x: [R, I] with inputs side by side: float32, or uint8 for int8 columns. w: a flat array; w[i, l] lies at element
-    start + i * stride + l. For int8 columns i counts quads: w[i, l] is four bytes at start + i * stride + 4 * l, and x
-    has four bytes for each. sums: float32, or int32 for int8 columns, side by side.
+    x: [R, I], inputs side by side: float32, or int32 of QUADS unsigned bytes. w: flat. sums: float32, which for int8
+    weights get the bits of an int32.
     """
 
     @intrinsic
-    def multiply(context, x, first, w, start, stride, count, sums, row, column):
-        kind = {types.float32: _Floats, types.uint16: _UpperHalves, types.int8: _Quads}[w.dtype]
+    def multiply(context, x, first, w, start, pitch, stride, steps, sums, row, column):
+        kind = _KINDS[w.dtype]
 
         def generate(context, builder, signature, arguments):
-            arrays = {0: x, 2: w, 6: sums}
+            arrays = {0: x, 2: w, 7: sums}
             x_array, w_array, sums_array = (
                 context.make_array(type_)(context, builder, arguments[place]) for place, type_ in arrays.items()
             )
-            first_, start_, stride_, count_, row_, column_ = (arguments[place] for place in (1, 3, 4, 5, 7, 8))
-            xs = _rows(builder, x_array, first_, rows)
+            first_, start_, pitch_, stride_, steps_, row_, column_ = (
+                arguments[place] for place in (1, 3, 4, 5, 6, 8, 9)
+            )
+            inputs = _rows(builder, x_array, first_, rows)
             targets = _rows(builder, sums_array, row_, rows)
-            columns = _at(builder, w_array.data, start_, kind.size)
-            totals = [cgutils.alloca_once_value(builder, kind.sums(None)) for _ in range(rows)]
-            with cgutils.for_range(builder, count_, intp=INT64) as loop:
-                weights = kind.columns(builder, _at(builder, columns, builder.mul(loop.index, stride_), kind.size))
-                for inputs, total in zip(xs, totals, strict=True):
-                    value = _load(builder, _at(builder, inputs, loop.index, kind.step), kind.input)
-                    builder.store(kind.add(builder, builder.load(total), _splat(builder, value), weights), total)
-            for target, total in zip(targets, totals, strict=True):
-                place = builder.bitcast(_at(builder, target, column_, 4), kind.sums.as_pointer())
-                builder.store(builder.load(total), place, align=4)
+            starts = [builder.add(start_, builder.mul(pitch_, INT64(vector))) for vector in range(width)]
+            columns = [_at(builder, w_array.data, place, kind.size) for place in starts]
+            totals = [[cgutils.alloca_once_value(builder, kind.sums(None)) for _ in columns] for _ in inputs]
+            with cgutils.for_range(builder, steps_, intp=INT64) as loop:
+                step = builder.mul(loop.index, stride_)
+                weights = [kind.columns(builder, _at(builder, each, step, kind.size)) for each in columns]
+                for row_inputs, row_totals in zip(inputs, totals, strict=True):
+                    value = _load(builder, _at(builder, row_inputs, loop.index, 4), kind.sums.element)
+                    every_lane = _splat(builder, value)
+                    for total, column_weights in zip(row_totals, weights, strict=True):
+                        sum_ = kind.add(builder, builder.load(total), every_lane, column_weights)
+                        builder.store(sum_, total)
+            for target, row_totals in zip(targets, totals, strict=True):
+                for vector, total in enumerate(row_totals):
+                    place = _at(builder, target, builder.add(column_, INT64(vector * LANES)), 4)
+                    _store(builder, builder.load(total), place)
             return context.get_dummy_value()
 
-        return types.void(x, first, w, start, stride, count, sums, row, column), generate
+        return types.void(x, first, w, start, pitch, stride, steps, sums, row, column), generate
 
     return multiply
 
 
+@intrinsic
+def rescale(context, y, row, column, weights, row_scale, scale, offset, bias):
+    """y[row, column + l], the sums of a `tile` with such weights, to (y - offset) * (row_scale * scale) + bias, where
+    scale, offset and bias are of the column, for l < LANES.
+    """
+
+    def generate(context, builder, signature, arguments):
+        arrays = {0: y, 5: scale, 6: offset, 7: bias}
+        y_array, *of_columns = (
+            context.make_array(type_)(context, builder, arguments[place]) for place, type_ in arrays.items()
+        )
+        _, row_, column_, _, row_scale_, *_ = arguments
+        [target] = _rows(builder, y_array, row_, 1)
+        place = _at(builder, target, column_, 4)
+        scales, offsets, biases = (_load(builder, _at(builder, each.data, column_, 4), FLOATS) for each in of_columns)
+        sums = _load(builder, place, _KINDS[weights.dtype].sums)
+        if sums.type is INTS:
+            sums = builder.sitofp(sums, FLOATS)
+        factor = builder.fmul(_splat(builder, row_scale_), scales)
+        _store(builder, _call(builder, FMA, FLOATS, builder.fsub(sums, offsets), factor, biases), place)
+        return context.get_dummy_value()
+
+    return types.void(y, row, column, weights, row_scale, scale, offset, bias), generate
+
+
+@intrinsic
+def as_cached(context, value, cache):
+    """float32 -> what this cache holds: itself, or its upper half, rounded to the nearest, to even ones at ties."""
+
+    def generate(context, builder, signature, arguments):
+        number = arguments[0]
+        if cache.dtype == types.float32:
+            return number
+        bits = builder.bitcast(number, INT32)
+        last = builder.and_(builder.lshr(bits, INT32(16)), INT32(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(INT32(0x7FFF), last)), INT32(16))
+        is_number = builder.fcmp_ordered("ord", number, number)
+        return builder.trunc(builder.select(is_number, rounded, INT32(0x7FC0)), HALF)
+
+    return cache.dtype(types.float32, cache), generate
+
+
 class _Floats:
-    size, step, input, sums = 4, 4, FLOAT, FLOATS
+    size, sums = 4, FLOATS
 
     @staticmethod
     def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
@@ -495,7 +543,7 @@ class _Floats:
 
     @staticmethod
     def add(builder: ir.IRBuilder, total: Any, value: Any, column: Any) -> Any:
-        return _call(builder, "llvm.fma.v16f32", FLOATS, value, column, total)
+        return _call(builder, FMA, FLOATS, value, column, total)
 
 
 class _UpperHalves(_Floats):
@@ -508,7 +556,7 @@ class _UpperHalves(_Floats):
 
 
 class _Quads:
-    size, step, input, sums = 1, QUADS, INT32, INTS
+    size, sums = 4, INTS
 
     @staticmethod
     def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
@@ -527,6 +575,10 @@ class _Quads:
         return total
 
 
+_KINDS = {types.float32: _Floats, types.uint16: _UpperHalves, types.int32: _Quads}
+FMA = "llvm.fma.v16f32"
+
+
 def _rows(builder: ir.IRBuilder, array: Any, first: Any, count: int) -> list[Any]:
     """Where `count` rows of a two-dimensional array begin."""
     pitch = builder.extract_value(array.strides, 0)
@@ -543,6 +595,11 @@ def _load(builder: ir.IRBuilder, pointer: Any, type_: Any) -> Any:
     return builder.load(builder.bitcast(pointer, type_.as_pointer()), align=1)
 
 
+def _store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
+    """To any address."""
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=4)
+
+
 def _splat(builder: ir.IRBuilder, value: Any) -> Any:
     vector = ir.VectorType(value.type, LANES)
     single = builder.insert_element(vector(ir.Undefined), value, INT32(0))
@@ -554,4 +611,5 @@ def _call(builder: ir.IRBuilder, name: str, type_: Any, *arguments: Any) -> Any:
     return builder.call(function, arguments)
 
 
-_tile_1, _tile_2, _tile_3, _tile_4, _tile_6, _tile_8 = (tile(rows) for rows in (1, 2, 3, 4, 6, 8))
+_tile_1, _tile_2, _tile_3, _tile_4, _tile_6 = (tile(rows, WIDTH) for rows in (1, 2, 3, 4, 6))
+_narrow_tile = tile(1, 1)

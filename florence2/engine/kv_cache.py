@@ -7,10 +7,11 @@ positions, E size of a head.
 from __future__ import annotations
 
 import heapq
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,36 +19,32 @@ from florence2.config import TextConfig
 from florence2.engine import kernels
 
 
-class CacheDtypes(NamedTuple):
-    own: torch.dtype  # of self-attention
-    cross: torch.dtype
-
-
 class KVCache:
-    """self_keys, self_values: [L, R, H, T, E]; cross_keys: [L, C, H, S, E]; cross_values: [L, C, H, S, E]; C = R.
+    """self_keys, self_values: [L, R, H, T, E]; cross_keys, cross_values: [L, C, H, S, E]; C = R.
 
-    With `lanes` the cross-attention's are laid out as `kernels` reads them, in vectors of neighbours: cross_keys
-    [L, C, H, S / lanes, E, lanes], cross_values [L, C, H, E / lanes, S, lanes], with S, T and E rounded up.
+    With `lanes`, for `kernels` on a CPU, T, S and E are rounded up, and keys lie in vectors of neighbours: [L, R, H,
+    T / lanes, E, lanes].
 
     On CPU the memory is reserved at once and touched as far as it is used. Zeros, since whatever lies behind a
     request's last position is read and masked, and must be finite.
     """
 
     def __init__(
-        self, config: TextConfig, rows: int, dtypes: CacheDtypes, device: torch.device, lanes: int | None = None
+        self, config: TextConfig, rows: int, dtype: torch.dtype, device: torch.device, lanes: int | None = None
     ) -> None:
         self.rows, self.device, self.lanes = rows, device, lanes
-        self.bytes_per_row = bytes_per_row(config, dtypes)
+        self.bytes_per_row = bytes_per_row(config, dtype)
         self.head_size = config.d_model // config.decoder_heads
-        wide, long = (-(-size // (lanes or 1)) * (lanes or 1) for size in (self.head_size, config.max_positions))
+        vector = lanes or 1
+        size, self.positions = (-(-size // vector) * vector for size in (self.head_size, config.max_positions))
 
-        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros((config.decoder_layers, rows, config.decoder_heads, *shape), dtype=dtype, device=device)
+        def zeros(*of_a_head: int) -> Tensor:
+            shape = (config.decoder_layers, rows, config.decoder_heads, *of_a_head)
+            return torch.zeros(shape, dtype=dtype, device=device)
 
-        self.self_keys, self.self_values = (zeros(dtypes.own, long, wide) for _ in range(2))
-        keys_shape = (long // lanes, wide, lanes) if lanes else (long, wide)
-        values_shape = (wide // lanes, long, lanes) if lanes else (long, wide)
-        self.cross_keys, self.cross_values = zeros(dtypes.cross, *keys_shape), zeros(dtypes.cross, *values_shape)
+        keys = (self.positions // lanes, size, lanes) if lanes else (self.positions, size)
+        self.self_keys, self.cross_keys = zeros(*keys), zeros(*keys)
+        self.self_values, self.cross_values = zeros(self.positions, size), zeros(self.positions, size)
         self._free_slots = list(range(rows))  # a heap: the lowest first, so that live slots stay close together
 
     def take_slot(self) -> int:
@@ -63,16 +60,17 @@ class KVCache:
 
     def write_encoder(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """keys, values: [H, S, E]"""
-        length, lanes = keys.shape[1], self.lanes
-        if lanes:
-            keys, values = (F.pad(new, (0, -self.head_size % lanes)) for new in (keys, values))
-            keys = F.pad(keys, (0, 0, 0, -length % lanes)).unflatten(1, (-1, lanes)).mT
-            values = values.unflatten(2, (-1, lanes)).transpose(1, 2)
-            self.cross_keys[layer, slot, :, : keys.shape[1]] = keys
-            self.cross_values[layer, slot, :, :, :length] = values
-        else:
-            self.cross_keys[layer, slot, :, :length] = keys
-            self.cross_values[layer, slot, :, :length] = values
+        keys, values = self.laid_out(keys, values)
+        self.cross_keys[layer, slot, :, : keys.shape[1]] = keys
+        self.cross_values[layer, slot, :, : values.shape[1]] = values
+
+    def laid_out(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., S, E] each -> the same numbers as they lie in the cache."""
+        if self.lanes is None:
+            return keys, values
+        missing = -self.head_size % self.lanes
+        keys = F.pad(keys, (0, missing, 0, -keys.shape[-2] % self.lanes))
+        return keys.unflatten(-2, (-1, self.lanes)).mT, F.pad(values, (0, missing))
 
     def clear(self, rows: range) -> None:
         """Takes numbers out that are none: those who get the rows next read behind their own, and mask it."""
@@ -80,24 +78,32 @@ class KVCache:
             cache[:, rows.start : rows.stop] = 0
 
     def copy_rows(self, sources: list[int], targets: list[int], positions: slice) -> None:
-        """All sources are read before any target is written."""
+        """All sources are read before any target is written. With `lanes` whole vectors of positions are copied."""
         if self.lanes:
+            first, last = positions.start // self.lanes * self.lanes, -(-positions.stop // self.lanes) * self.lanes
             for cache in (self.self_keys, self.self_values):
-                kernels.copy_rows(cache.numpy(), np.array(sources), np.array(targets), positions.start, positions.stop)
+                by_head = as_array(cache.flatten(3))
+                size = by_head.shape[-1] // self.positions
+                kernels.copy_rows(by_head, np.array(sources), np.array(targets), first * size, last * size)
             return
         read, written = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
         for cache in (self.self_keys, self.self_values):
             cache[:, written, :, positions] = cache[:, read, :, positions]
 
 
-def bytes_per_row(config: TextConfig, dtypes: CacheDtypes) -> int:
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """The same memory; bfloat16, which numpy does not know, as the integers of its bits."""
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def bytes_per_row(config: TextConfig, dtype: torch.dtype) -> int:
     """Keys and values of one hypothesis, and of a request's cross-attention: there may be as many.
 
-    Base (6 layers, 1024 positions, 768 wide) in float32: 2 * 6 * 1024 * 768 * (4 + 4) = 75,497,472.
+    Base (6 layers, 1024 positions, 768 wide) in bfloat16: 4 * 6 * 1024 * 768 * 2 = 37,748,736.
     """
-    return 2 * config.decoder_layers * config.max_positions * config.d_model * sum(dtype.itemsize for dtype in dtypes)
+    return 4 * config.decoder_layers * config.max_positions * config.d_model * dtype.itemsize
 
 
-def rows_within(budget: int, limit: int, config: TextConfig, dtypes: CacheDtypes) -> int:
+def rows_within(budget: int, limit: int, config: TextConfig, dtype: torch.dtype) -> int:
     """How many rows fit into `budget` bytes: at least one, at most `limit`."""
-    return max(1, min(limit, budget // bytes_per_row(config, dtypes)))
+    return max(1, min(limit, budget // bytes_per_row(config, dtype)))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from florence2.config import ModelConfig, TextConfig
 from florence2.engine.attention import PaddedStep, Span
 from florence2.engine.compiled import CompiledDecoder
-from florence2.engine.kv_cache import CacheDtypes, KVCache
+from florence2.engine.kv_cache import KVCache
 from florence2.engine.linear import LayerType, Projection, layer_type, pack
 from florence2.errors import InvalidRequest
 
@@ -185,10 +185,11 @@ class LanguageModel(nn.Module):
         return self.encoder.layernorm_embedding.weight.dtype
 
     @property
-    def cache_dtypes(self) -> CacheDtypes:
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values."""
         if self.compiled is None:
-            return CacheDtypes(self.dtype, self.dtype)
-        return CacheDtypes(torch.float32, torch.float32 if self.precision == "float32" else torch.bfloat16)
+            return self.dtype
+        return torch.float32 if self.precision == "float32" else torch.bfloat16
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[N] -> [N, D]"""

@@ -12,11 +12,11 @@ from florence2.engine import kernels
 from florence2.engine.attention import PaddedStep, Span, bucket
 from florence2.engine.compiled import batch_of, cache_arrays
 from florence2.engine.kernels import LANES, Scratch
-from florence2.engine.kv_cache import CacheDtypes, KVCache
+from florence2.engine.kv_cache import KVCache
 
 TEXT = TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=300, scale_embedding=False)
 ROWS, LAYER = 12, 1
-FLOATS, CPU = CacheDtypes(torch.float32, torch.float32), torch.device("cpu")
+FLOATS, CPU = torch.float32, torch.device("cpu")
 
 
 def random_spans(chance: random.Random) -> list[Span]:
@@ -72,14 +72,14 @@ def test_every_row_sees_its_own_past_and_its_request_s_encoder(seed, attend):
     cache = KVCache(TEXT, ROWS, FLOATS, CPU, LANES if attend is compiled_attention else None)
     past_keys, past_values = torch.randn(2, ROWS, 4, 300, 4)
     encoder_keys, encoder_values = torch.randn(2, ROWS, 4, 300, 4)
-    cache.self_keys[LAYER, ..., :300, :4], cache.self_values[LAYER, ..., :300, :4] = past_keys, past_values
+    cache.self_keys[LAYER], cache.self_values[LAYER, :, :, :300] = cache.laid_out(past_keys, past_values)
     for slot in range(ROWS):
         cache.write_encoder(LAYER, slot, encoder_keys[slot], encoder_values[slot])
     rows = [(span, row) for span in spans for row in span.rows]
     queries, keys, values = torch.randn(3, len(rows), 4, 4)
     to_self, to_encoder = attend(cache, spans, queries, keys, values)
     for i, (span, row) in enumerate(rows):
-        assert torch.equal(cache.self_keys[LAYER, row, :, span.position, :4], keys[i])
+        assert torch.equal(cache.self_values[LAYER, row, :, span.position, :4], values[i])
         past_keys[row, :, span.position], past_values[row, :, span.position] = keys[i], values[i]
         past = (row, slice(None), slice(span.position + 1))
         torch.testing.assert_close(to_self[i], expected(queries[i], past_keys[past], past_values[past]))

@@ -48,10 +48,9 @@ def build(config: ModelConfig, precision: str, *, compiled: bool = True, threads
 def filled_cache(model: LanguageModel) -> KVCache:
     """Every row with a past, every slot with a picture."""
     lanes = LANES if model.compiled else None
-    cache = KVCache(ODD, 13, model.cache_dtypes, torch.device("cpu"), lanes)
+    cache = KVCache(ODD, 13, model.cache_dtype, torch.device("cpu"), lanes)
     torch.manual_seed(1)
-    past = torch.randn(2, 2, 13, 5, 45, 12)
-    cache.self_keys[..., :45, :12], cache.self_values[..., :45, :12] = past
+    cache.self_keys[:], cache.self_values[:, :, :, :45] = cache.laid_out(*torch.randn(2, 2, 13, 5, 45, 12))
     for layer in range(2):
         for slot in range(4):
             cache.write_encoder(layer, slot, *torch.randn(2, 5, 45, 12))
@@ -94,7 +93,7 @@ def test_nobody_s_numbers_depend_on_neighbours_or_threads(odd, precision):
 def test_not_a_number_stays_one_and_its_own(odd, precision):
     """The engine tells its caller by it, and nobody else hears of it."""
     model = build(odd, precision)
-    healthy = logits(model)
+    healthy = logits(model).clone()
     cache = filled_cache(model)
     cache.cross_values[1, 2] = torch.nan  # the first request's
     found = model.decode_compiled(TOKENS, SPANS, cache)
@@ -103,20 +102,38 @@ def test_not_a_number_stays_one_and_its_own(odd, precision):
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-@pytest.mark.parametrize("rows", [1, 3, 8])
-def test_sums_of_bytes_are_exact(monkeypatch, rows, vnni):
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 4), (6, 4)])
+def test_sums_of_bytes_are_exact(monkeypatch, rows, width, vnni):
     """With the CPU's instruction for it, where it has one, and without; up to the largest sums there are."""
     monkeypatch.setattr(kernels, "HAS_VNNI", kernels.HAS_VNNI and vnni)
-    multiply = kernels.tile(rows)
+    multiply = kernels.tile(rows, width)
 
     @njit
     def run(x, w, sums):
-        multiply(x, 1, w, 0, LANES * QUADS, len(w) // LANES // QUADS, sums, 0, 0)
+        multiply(x, 1, w, 0, len(w) // width, LANES, len(w) // width // LANES, sums, 0, 0)
 
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (rows + 1, 3072), np.uint8)
-    w = random.integers(-127, 128, (LANES, 3072), np.int8)
-    x[1], w[0], w[1] = 255, 127, -127
-    sums = np.zeros((rows, LANES), np.int32)
-    run(x, np.ascontiguousarray(w.reshape(LANES, -1, QUADS).transpose(1, 0, 2)).ravel(), sums)
-    assert np.array_equal(sums, x[1:].astype(np.int32) @ w.astype(np.int32).T)
+    w = random.integers(-127, 128, (width, LANES, 3072), np.int8)
+    x[1], w[0, 0], w[0, 1] = 255, 127, -127
+    sums = np.zeros((rows, width * LANES), np.float32)
+    in_order = w.reshape(width, LANES, -1, QUADS).transpose(0, 2, 1, 3)
+    run(x.view(np.int32), np.ascontiguousarray(in_order).view(np.int32).ravel(), sums)
+    assert np.array_equal(sums.view(np.int32), x[1:].astype(np.int32) @ w.reshape(-1, 3072).astype(np.int32).T)
+
+
+def test_the_cache_rounds_as_torch_does():
+    """Ties to even numbers; infinity and NaN stay what they are."""
+
+    @njit
+    def run(x, y):
+        for i in range(len(x)):
+            y[i] = kernels.as_cached(x[i], y)
+
+    random = np.random.default_rng(0)
+    x = random.standard_normal(1000).astype(np.float32)
+    x[:6] = 0, np.inf, -np.inf, np.nan, 1 + 2**-8, 1 + 3 * 2**-8
+    y = np.zeros(1000, np.uint16)
+    run(x, y)
+    found, expected = torch.from_numpy(y.view(np.int16)).view(torch.bfloat16), torch.from_numpy(x).bfloat16()
+    assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))

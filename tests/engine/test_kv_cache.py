@@ -1,14 +1,16 @@
 """The cache's memory, slots and copies."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from florence2.config import TextConfig
-from florence2.engine.kv_cache import CacheDtypes, KVCache, bytes_per_row, rows_within
+from florence2.engine.kv_cache import KVCache, bytes_per_row, rows_within
 
 TEXT = TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=10, scale_embedding=False)
 BASE = TextConfig(51328, 768, 6, 6, 12, 12, 3072, 3072, max_positions=1024, scale_embedding=False)
-FLOATS = CacheDtypes(torch.float32, torch.float32)
+FLOATS = torch.float32
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def test_a_row_takes_what_the_documents_say(cache):
     parts = (cache.self_keys, cache.self_values, cache.cross_keys, cache.cross_values)
     assert sum(part.nbytes for part in parts) == 4 * cache.bytes_per_row == 4 * bytes_per_row(TEXT, FLOATS)
     assert bytes_per_row(BASE, FLOATS) == 75_497_472
-    assert bytes_per_row(BASE, CacheDtypes(torch.float32, torch.bfloat16)) == 56_623_104
+    assert bytes_per_row(BASE, torch.bfloat16) == 37_748_736
 
 
 @pytest.mark.parametrize(("mib", "rows"), [(8192, 24), (1000, 13), (1, 1)])
@@ -39,13 +41,17 @@ def test_the_lowest_free_slot_is_taken(cache):
     assert cache.used_slots == 2
 
 
-@pytest.mark.parametrize("lanes", [None, 16])
-def test_rows_are_read_before_they_are_written(lanes):
-    """Beams that swap places keep what each has decoded."""
-    cache = KVCache(TEXT, 4, FLOATS, torch.device("cpu"), lanes)
+@pytest.mark.parametrize(("lanes", "copied"), [(None, slice(18, 21)), (16, slice(16, 32))])
+def test_rows_are_read_before_they_are_written(lanes, copied):
+    """Beams that swap places keep what each has decoded. A vector of positions is copied whole."""
+    cache = KVCache(replace(TEXT, max_positions=48), 4, FLOATS, torch.device("cpu"), lanes)
     cache.self_keys.normal_()
-    before = cache.self_keys.clone()
-    cache.copy_rows([1, 0], [0, 1], slice(3, 6))
-    assert torch.equal(cache.self_keys[:, [0, 1], :, 3:6], before[:, [1, 0], :, 3:6])
-    assert torch.equal(cache.self_keys[:, :, :, :3], before[:, :, :, :3])
-    assert torch.equal(cache.self_keys[:, 2:], before[:, 2:])
+    cache.self_values.normal_()
+    before = cache.self_keys.clone(), cache.self_values.clone()
+    cache.copy_rows([1, 0], [0, 1], slice(18, 21))
+    for found, was in zip((cache.self_keys, cache.self_values), before, strict=True):
+        found, was = (part if part.ndim == 5 else part.mT.flatten(3, 4) for part in (found, was))  # [L, R, H, T, E]
+        assert torch.equal(found[:, [0, 1], :, copied], was[:, [1, 0], :, copied])
+        assert torch.equal(found[:, :, :, : copied.start], was[:, :, :, : copied.start])
+        assert torch.equal(found[:, :, :, copied.stop :], was[:, :, :, copied.stop :])
+        assert torch.equal(found[:, 2:], was[:, 2:])
