@@ -28,6 +28,8 @@ class Span:
     slot: int  # of its cross-attention keys and values
     position: int  # of the token being decoded
     encoder_length: int  # positions of the slot that are its own
+    moves: Sequence[tuple[int, int]] = ()  # first of all, one row goes on from another: from where, to where
+    kept: int = 0  # positions from the beginning that the moving rows have in common
 
 
 def bucket(length: int, limit: int) -> int:
@@ -58,6 +60,8 @@ class PaddedStep:
             values[0, rows] = torch.tensor(tokens[place : place + len(span.rows)])
             values[1, rows], values[2, rows], values[3, rows] = span.position, span.slot, span.encoder_length
             place += len(span.rows)
+            if span.moves:
+                self.cache.copy_rows(span.moves, slice(span.kept, span.position))
         for buffer, value in zip((self.tokens, self.positions, self._slots, self._own_length), values, strict=True):
             buffer.copy_(value)
 

@@ -7,7 +7,7 @@ docs/adr/0006-a-compiled-step.md has what that changed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from florence2.engine import kernels
 from florence2.engine.attention import Span
-from florence2.engine.kernels import LANES, QUADS, Batch, Cache, Norm, Product, Scratch, Weights
+from florence2.engine.beam import Candidate, Search
+from florence2.engine.kernels import LANES, QUADS, Batch, Cache, Embedding, Norm, Product, Scratch, Weights
 from florence2.engine.kv_cache import KVCache, as_array
 from florence2.engine.linear import Int8Linear, Linear
 
@@ -31,27 +32,28 @@ def padded(size: int) -> int:
 class CompiledDecoder:
     """Made once, of layers as they were loaded, not packed yet. Not for several callers at a time."""
 
-    def __init__(self, layers: Sequence[Any], head: Linear | nn.Embedding, threads: int) -> None:
-        """layers: `model.DecoderLayer`s."""
-        attention = layers[0].self_attn
+    def __init__(
+        self, shared: nn.Embedding, embed_scale: float, decoder: Any, head: Linear | nn.Embedding, threads: int
+    ) -> None:
+        """decoder: a `model.Side` of `model.DecoderLayer`s."""
+        attention = decoder.layers[0].self_attn
         self.d_model = attention.q_proj.weight.shape[1]
         self.heads = attention.heads
         self.head_size = padded(self.d_model // self.heads)
         self.vocabulary = len(head.weight)
         self.threads = min(threads, self.heads)
-        self._weights = self._pack(layers, head)
-        self._scratch: Scratch | None = None
+        self._weights = self._pack(shared, embed_scale, decoder, head)
+        self._cache: KVCache | None = None
         self._pool = ThreadPoolExecutor(self.threads - 1, "decode") if self.threads > 1 else None
 
-    def decode(self, embedded: Tensor, spans: Sequence[Span], cache: KVCache) -> Tensor:
-        """embedded: float32 [R, D], the rows in the order of the spans' -> float32 logits [R, V], which stay
-        until the next call.
-        """
-        rows = len(embedded)
-        if self._scratch is None:
-            self._scratch = self._make_scratch(cache)
-        self._scratch.x[:, :rows] = embedded.numpy()
-        shared = (np.zeros(1, np.int64), self._weights, cache_arrays(cache), batch_of(spans), self._scratch)
+    def decode(
+        self, searches: Sequence[Search], spans: Sequence[Span], cache: KVCache, known_tokens: int
+    ) -> list[list[Candidate]]:
+        """The candidates of each search's `advance`, best first, as `scoring.candidates` finds them."""
+        if cache is not self._cache:
+            self._cache, self._cache_arrays, self.scratch = cache, cache_arrays(cache), self._make_scratch(cache)
+        batch = batch_of(searches, spans)
+        shared = (np.zeros(1, np.int64), self._weights, known_tokens, self._cache_arrays, batch, self.scratch)
         others = [
             self._pool.submit(kernels.decode, thread, self.threads, *shared)  # type: ignore[union-attr]
             for thread in range(1, self.threads)
@@ -59,7 +61,23 @@ class CompiledDecoder:
         kernels.decode(0, self.threads, *shared)
         for other in others:
             other.result()
-        return torch.from_numpy(self._scratch.logits)[:rows, : self.vocabulary]
+        return self._candidates(searches)
+
+    def _candidates(self, searches: Sequence[Search]) -> list[list[Candidate]]:
+        rows = sum(len(search.running) for search in searches)
+        parts = self.scratch.sums, self.scratch.places, self.scratch.log_probs
+        best = zip(*(part[: 2 * rows].tolist() for part in parts), strict=True)
+        found = []
+        for search in searches:
+            theirs = [
+                Candidate(score, place // self.vocabulary, place % self.vocabulary, log_prob)
+                for score, place, log_prob in itertools.islice(best, 2 * len(search.running))
+            ]
+            if len(search.running) == 1:
+                _, beam, token, log_prob = theirs[0]
+                theirs = [Candidate(search.running[0].score + log_prob, beam, token, log_prob)]
+            found.append(theirs)
+        return found
 
     def _make_scratch(self, cache: KVCache) -> Scratch:
         weights, rows, width = self._weights, cache.rows, self.heads * self.head_size
@@ -70,14 +88,21 @@ class CompiledDecoder:
             bytes=_zeros(*each, padded(max(inner, width, self.d_model)), dtype=torch.uint8),
             scales=_zeros(*each),
             scores=_zeros(*each, cache.positions),
+            moving=_zeros(*each, cache.positions * self.head_size, dtype=cache.self_keys.dtype),
             projected=_zeros(rows, 3 * width),
             mixed=_zeros(rows, width),
             wide=_zeros(rows, inner),
             narrow=_zeros(rows, padded(self.d_model)),
             logits=_zeros(rows, padded(self.vocabulary)),
+            largest=_zeros(rows),
+            log_sums=_zeros(rows),
+            sums=_zeros(2 * rows),
+            places=_zeros(2 * rows, dtype=torch.int64),
+            log_probs=_zeros(2 * rows),
         )
 
-    def _pack(self, layers: Sequence[Any], head: Linear | nn.Embedding) -> Weights:
+    def _pack(self, shared: nn.Embedding, embed_scale: float, decoder: Any, head: Linear | nn.Embedding) -> Weights:
+        layers = decoder.layers
         scale = layers[0].self_attn.scale
         outputs = _Heads(self.heads, self.head_size)
         own, asked = [layer.self_attn for layer in layers], [layer.encoder_attn for layer in layers]
@@ -85,6 +110,12 @@ class CompiledDecoder:
             [getattr(each, name) for each in own] for name in ("q_proj", "k_proj", "v_proj", "out_proj")
         )
         return Weights(
+            embedding=Embedding(
+                tokens=_table(shared.weight),
+                positions=_table(decoder.positions),
+                scale=np.float32(embed_scale),
+                norm=_norm([decoder.layernorm_embedding]),
+            ),
             project_in=_product(
                 _stacked(queries, rows=outputs, factor=scale),
                 _stacked(keys, rows=outputs),
@@ -104,7 +135,7 @@ class CompiledDecoder:
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> NDArray[Any]:
     """Aligned to cache lines, which numpy's arrays are not: a vector that lies across two takes two reads."""
-    return torch.zeros(shape, dtype=dtype).numpy()
+    return as_array(torch.zeros(shape, dtype=dtype))
 
 
 Arrange = Callable[[Tensor, int], Tensor]
@@ -172,6 +203,10 @@ def _packed(layer: Any, rows: Arrange, columns: Arrange, factor: float) -> tuple
     return weights.flatten(), biases * factor, scale * factor, offset
 
 
+def _table(weight: Tensor) -> NDArray[Any]:
+    return as_array(weight.data.float() if weight.dtype == torch.float16 else weight.data)
+
+
 def _norm(norms: Sequence[nn.LayerNorm]) -> Norm:
     return Norm(
         *(torch.stack([getattr(norm, name).data for norm in norms]).float().numpy() for name in ("weight", "bias"))
@@ -183,12 +218,26 @@ def cache_arrays(cache: KVCache) -> Cache:
     return Cache(*(as_array(part) for part in parts))
 
 
-def batch_of(spans: Sequence[Span]) -> Batch:
-    counts = (len(span.rows) for span in spans)
+def batch_of(searches: Sequence[Search], spans: Sequence[Span]) -> Batch:
+    constraints = [constraint for search in searches for constraint in search.constraints()]
+    banned = [token for constraint in constraints for token in constraint.banned]
     return Batch(
+        tokens=np.array([token for search in searches for token in search.last_tokens]),
         rows=np.array([row for span in spans for row in span.rows]),
         positions=np.array([span.position for span in spans for _ in span.rows]),
-        starts=np.array(list(itertools.accumulate(counts, initial=0))),
+        starts=_starts(len(span.rows) for span in spans),
         slots=np.array([span.slot for span in spans]),
         lengths=np.array([span.encoder_length for span in spans]),
+        moves=np.array([move for span in spans for move in span.moves], np.int64).reshape(-1, 2),
+        move_starts=_starts(len(span.moves) for span in spans),
+        kept=np.array([span.kept for span in spans]),
+        scores=np.array([hypothesis.score for search in searches for hypothesis in search.running], np.float32),
+        forced=np.array([-1 if each.forced is None else each.forced for each in constraints]),
+        banned=np.array(banned, np.int64),
+        banned_starts=_starts(len(each.banned) for each in constraints),
     )
+
+
+def _starts(counts: Iterable[int]) -> NDArray[np.int64]:
+    """Where each group begins that has so many, and where the last one ends."""
+    return np.array(list(itertools.accumulate(counts, initial=0)))

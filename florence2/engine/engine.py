@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from florence2 import config as config_module
-from florence2.config import ModelConfig
+from florence2.config import GenerationOptions, ModelConfig
 from florence2.engine.attention import Span
-from florence2.engine.beam import Candidate, Generation, start_search
+from florence2.engine.beam import Candidate, Generation, Search, start_search
 from florence2.engine.graphs import StepGraphs
 from florence2.engine.kernels import LANES
 from florence2.engine.kv_cache import KVCache, rows_within
@@ -55,11 +54,11 @@ class Engine:
         self.scheduler = Scheduler(rows, max_waiting)
         self.cache = KVCache(config.text, rows, model.cache_dtype, model.device, LANES if model.compiled else None)
         self.prefill_seconds = prefill_seconds
-        self._graphs = None if model.compiled else StepGraphs(model, self.cache)
+        self._graphs = StepGraphs(model, self.cache)
         self._prefilling: deque[Sequence] = deque()
         if model.compiled:  # now, rather than at the first request
-            self._logits([config.tokens.pad], [Span(range(1), slot=0, position=0, encoder_length=1)])
-            self.cache.copy_rows([0], [0], slice(0, 1))
+            greedy = start_search(GenerationOptions.resolve(config, num_beams=1), config, top)
+            self._candidates([greedy], [Span(range(1), slot=0, position=0, encoder_length=1)])
 
     @classmethod
     def load(
@@ -162,19 +161,18 @@ class Engine:
 
     def _decode(self) -> None:
         live = self._decoding()
-        if not live:
-            return
-        tokens = [token for sequence in live for token in sequence.search.last_tokens]
-        logits = self._logits(tokens, [_span(sequence) for sequence in live])
-        searches = [sequence.search for sequence in live]
-        for sequence, scored in zip(live, candidates(searches, logits, self.config.tokens.known), strict=True):
-            self._advance(sequence, scored)
+        if live:
+            found = self._candidates([sequence.search for sequence in live], [_span(sequence) for sequence in live])
+            for sequence, scored in zip(live, found, strict=True):
+                self._advance(sequence, scored)
 
-    def _logits(self, tokens: list[int], spans: list[Span]) -> Tensor:
-        """[R, V], the rows in the order of the spans'."""
-        if self._graphs:
-            return self._graphs.decode(tokens, spans)
-        return self.model.decode_compiled(tokens, spans, self.cache)
+    def _candidates(self, searches: list[Search], spans: list[Span]) -> list[list[Candidate]]:
+        """Of the next token of each search, best first."""
+        known_tokens = self.config.tokens.known
+        if self.model.compiled:
+            return self.model.compiled.decode(searches, spans, self.cache, known_tokens)
+        tokens = [token for search in searches for token in search.last_tokens]
+        return candidates(searches, self._graphs.decode(tokens, spans), known_tokens)
 
     def _advance(self, sequence: Sequence, scored: list[Candidate]) -> None:
         search = sequence.search
@@ -186,15 +184,7 @@ class Engine:
         if parents is None:
             sequence.finish(search.result())
         else:
-            self._follow(sequence.rows, parents, decoded)
-
-    def _follow(self, rows: range, parents: list[int], decoded: list[tuple[int, ...]]) -> None:
-        """Row i goes on with what its parent decoded. Beams share long beginnings, and with them keys and values."""
-        moves = [(parent, beam) for beam, parent in enumerate(parents) if parent != beam]
-        if moves:
-            start = min(shared_length(decoded[parent], decoded[beam]) for parent, beam in moves)
-            sources, targets = ([rows[beam] for beam in beams] for beams in zip(*moves, strict=True))
-            self.cache.copy_rows(sources, targets, slice(start, len(decoded[0])))
+            _follow(sequence, parents, decoded)
 
     def _retire(self) -> list[Sequence]:
         done = self.scheduler.retire()
@@ -204,10 +194,18 @@ class Engine:
         return done
 
 
+def _follow(sequence: Sequence, parents: list[int], decoded: list[tuple[int, ...]]) -> None:
+    """Row i goes on with what its parent decoded. Beams share long beginnings, and with them keys and values."""
+    moves = [(parent, beam) for beam, parent in enumerate(parents) if parent != beam]
+    sequence.moves = [(sequence.rows[parent], sequence.rows[beam]) for parent, beam in moves]
+    sequence.kept = min((shared_length(decoded[parent], decoded[beam]) for parent, beam in moves), default=0)
+
+
 def _span(sequence: Sequence) -> Span:
     assert sequence.slot is not None
     encoder_length = len(sequence.request.image_features) + len(sequence.request.prompt_ids)
-    return Span(sequence.rows, sequence.slot, sequence.search.length - 1, encoder_length)
+    position = sequence.search.length - 1
+    return Span(sequence.rows, sequence.slot, position, encoder_length, sequence.moves, sequence.kept)
 
 
 def shared_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:

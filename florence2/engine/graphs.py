@@ -37,7 +37,7 @@ class StepGraphs:
         return self._runs[step]()[torch.tensor(rows, device=self.cache.device)]
 
     def _step_for(self, spans: Sequence[Span]) -> PaddedStep:
-        limit = self.cache.self_keys.shape[3]
+        limit = self.cache.positions
         encoder_length = max(span.encoder_length for span in spans)
         sizes = (
             min(self.cache.rows, 1 << (spans[-1].rows.stop - 1).bit_length()),

@@ -1,4 +1,5 @@
-"""One decode step on a CPU as one compiled function that several threads run together. Called by `compiled`.
+"""One decode step on a CPU, from tokens to the best next ones, as one compiled function that several threads run
+together. Called by `compiled`.
 
 Each thread does its share of a stage (columns of a product, heads of an attention) and waits for the others where it
 needs theirs; layer norms, which take a microsecond, each thread computes for itself. Numbers are float32 between the
@@ -33,6 +34,7 @@ QUADS = 4  # int8 weights of one element of an array, for as many inputs
 LEVELS, ZERO_POINT = np.float32(127), 128  # inputs of int8 products are unsigned bytes around 128
 TINY = np.float32(1e-30)  # the scale of a row of zeros
 NORM_EPSILON = np.float32(1e-5)  # torch's and BART's
+STRETCH = 128  # logits that are looked at together
 SPINS = 2000  # looks at the others' progress before the core is offered to somebody else
 
 BYTE, INT32, INT64, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -60,9 +62,17 @@ class Norm(NamedTuple):
     bias: Floats  # [L, D]
 
 
+class Embedding(NamedTuple):
+    tokens: NDArray[Any]  # [V, D], floats or upper halves
+    positions: NDArray[Any]  # [positions, D]
+    scale: np.float32  # of tokens
+    norm: Norm  # of the sums; L is 1
+
+
 class Weights(NamedTuple):
     """Of a decoder; queries come out scaled."""
 
+    embedding: Embedding
     project_in: Product  # D -> 3 * H * E: queries, keys, values
     project_out: Product  # H * E -> D
     self_norm: Norm
@@ -85,13 +95,21 @@ class Cache(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What is live."""
+    """What is live, and what its next tokens may be."""
 
+    tokens: Integers  # [R], to decode
     rows: Integers  # [R], of the cache
     positions: Integers  # [R], of the tokens being decoded
     starts: Integers  # [N + 1]: request n has rows starts[n] up to starts[n + 1] of the step
     slots: Integers  # [N]
     lengths: Integers  # [N], encoder positions
+    moves: Integers  # [M, 2], rows of the cache that first go on from others: from where, to where
+    move_starts: Integers  # [N + 1], of each request among them
+    kept: Integers  # [N], positions that its moving rows have in common
+    scores: Floats  # [R], sums of log-probs
+    forced: Integers  # [R], the only token that may come next, or -1
+    banned: Integers  # tokens that must not come next, row by row
+    banned_starts: Integers  # [R + 1], of each row among them
 
 
 class Scratch(NamedTuple):
@@ -101,11 +119,17 @@ class Scratch(NamedTuple):
     bytes: NDArray[np.uint8]  # [threads, R, widest]
     scales: Floats  # [threads, R]
     scores: Floats  # [threads, R, longest]
+    moving: NDArray[Any]  # [threads, R, T * E], as in the cache
     projected: Floats  # [R, 3 * H * E]
     mixed: Floats  # [R, H * E]
     wide: Floats  # [R, F]
     narrow: Floats  # [R, D]
-    logits: Floats  # [R, V]
+    logits: Floats  # [R, V or more]
+    largest: Floats  # [R]; log_softmax is (logits - largest) - log_sums
+    log_sums: Floats  # [R]
+    sums: Floats  # [2 * R], scores of the best continuations; those of request n begin at 2 * starts[n]
+    places: Integers  # [2 * R], beam * V + token
+    log_probs: Floats  # [2 * R], of the tokens
 
 
 def kept_on_disk(function: Callable[..., None]) -> Callable[..., None]:
@@ -119,10 +143,14 @@ def kept_on_disk(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @kept_on_disk
-def decode(thread, threads, arrived, weights, cache, batch, scratch):
-    """scratch.x of every thread: the embedded tokens. Fills scratch.logits; `arrived` [1] must be zero at the start."""
+def decode(thread, threads, arrived, weights, known, cache, batch, scratch):
+    """Fills scratch.sums, places and log_probs with the best continuations by tokens less than `known`: 2K of a request
+    of K beams, one of a request of one. `arrived` [1] must be zero at the start.
+    """
     rows = len(batch.rows)
     x = scratch.x[thread, :rows]
+    embed(batch, weights.embedding, x)
+    layer_norm(x, weights.embedding.norm, 0)
     done = 0
     for layer in range(weights.self_norm.weight.shape[0]):
         multiply_heads(thread, threads, weights.project_in, layer, x, cache, scratch)
@@ -130,37 +158,28 @@ def decode(thread, threads, arrived, weights, cache, batch, scratch):
         done = wait(arrived, done, threads)
         multiply(thread, threads, weights.project_out, layer, scratch.mixed[:rows], scratch, scratch.narrow)
         done = wait(arrived, done, threads)
-        add_and_normalise(x, scratch.narrow, weights.self_norm, layer)
+        add(x, scratch.narrow)
+        layer_norm(x, weights.self_norm, layer)
 
         multiply_heads(thread, threads, weights.ask_encoder, layer, x, cache, scratch)
         attend_to_encoder(thread, threads, layer, cache, batch, scratch)
         done = wait(arrived, done, threads)
         multiply(thread, threads, weights.answer_encoder, layer, scratch.mixed[:rows], scratch, scratch.narrow)
         done = wait(arrived, done, threads)
-        add_and_normalise(x, scratch.narrow, weights.encoder_norm, layer)
+        add(x, scratch.narrow)
+        layer_norm(x, weights.encoder_norm, layer)
 
         multiply(thread, threads, weights.widen, layer, x, scratch, scratch.wide)
         gelu(thread, threads, scratch.wide[:rows])
         done = wait(arrived, done, threads)
         multiply(thread, threads, weights.narrow, layer, scratch.wide[:rows], scratch, scratch.narrow)
         done = wait(arrived, done, threads)
-        add_and_normalise(x, scratch.narrow, weights.final_norm, layer)
+        add(x, scratch.narrow)
+        layer_norm(x, weights.final_norm, layer)
     multiply(thread, threads, weights.head, 0, x, scratch, scratch.logits)
+    done = wait(arrived, done, threads)
+    choose(thread, threads, len(weights.embedding.tokens), known, batch, scratch)
     wait(arrived, done, threads)
-
-
-@kept_on_disk
-def copy_rows(cache, sources, targets, start, stop):
-    """Elements `start` up to `stop` of a [L, rows, H, T * E] cache, from rows to rows; all are read before any is
-    written.
-    """
-    moving = np.empty((len(sources), stop - start), cache.dtype)
-    for layer in range(cache.shape[0]):
-        for head in range(cache.shape[2]):
-            for i in range(len(sources)):
-                moving[i] = cache[layer, sources[i], head, start:stop]
-            for i in range(len(targets)):
-                cache[layer, targets[i], head, start:stop] = moving[i]
 
 
 @compiled
@@ -270,15 +289,29 @@ def quantize(x, quantized, scales):
             quantized[row, i] = np.uint8(np.int32(np.rint(x[row, i] * factor)) + ZERO_POINT)
 
 
+@compiled
+def embed(batch, embedding, x):
+    for r in range(len(x)):
+        token, position = embedding.tokens[batch.tokens[r]], embedding.positions[batch.positions[r]]
+        for i in range(x.shape[1]):
+            x[r, i] = as_float(token[i]) * embedding.scale + as_float(position[i])
+
+
+@compiled
+def add(x, change):
+    for row in range(len(x)):
+        for i in range(x.shape[1]):
+            x[row, i] += change[row, i]
+
+
 @compiled_loop
-def add_and_normalise(x, change, norm, layer):
-    """x [R, D] becomes the layer norm of x + change."""
+def layer_norm(x, norm, layer):
+    """Of x [R, D], in place."""
     weight, bias = norm.weight[layer], norm.bias[layer]
     width = x.shape[1]
     for row in range(len(x)):
         total = np.float32(0)
         for i in range(width):
-            x[row, i] += change[row, i]
             total += x[row, i]
         mean = total / np.float32(width)
         squares = np.float32(0)
@@ -291,21 +324,41 @@ def add_and_normalise(x, change, norm, layer):
 
 @compiled
 def attend_to_self(thread, threads, layer, cache, batch, scratch):
-    """Writes this thread's heads of the step's keys and values into the cache, then attends to all up to there."""
+    """For this thread's heads: moves what rows go on from, writes the step's keys and values into the cache, and
+    attends to all up to there.
+    """
     heads, size = cache.self_keys.shape[2], cache.self_keys.shape[4]
     width = heads * size
     first, last = share(heads, thread, threads)
-    for r in range(len(batch.rows)):
-        row, position = batch.rows[r], batch.positions[r]
+    for n in range(len(batch.slots)):
+        start, stop = batch.starts[n], batch.starts[n + 1]
+        position = batch.positions[start]
+        moves, kept = batch.moves[batch.move_starts[n] : batch.move_starts[n + 1]], batch.kept[n]
         for head in range(first, last):
+            if len(moves):  # whole vectors of keys: those before `kept` are the same in both rows
+                move(cache.self_keys, layer, head, moves, kept // LANES, -(-position // LANES), scratch.moving[thread])
+                move(cache.self_values, layer, head, moves, kept, position, scratch.moving[thread])
             part = head * size
-            keys, values = cache.self_keys[layer, row, head], cache.self_values[layer, row, head]
-            for i in range(size):
-                key, value = scratch.projected[r, width + part + i], scratch.projected[r, 2 * width + part + i]
-                keys[position // LANES, i, position % LANES] = as_cached(key, keys)
-                values[position, i] = as_cached(value, values)
-            queries, mixed = scratch.projected[r : r + 1, part:], scratch.mixed[r : r + 1, part:]
-            attend(queries, keys, values, position + 1, scratch.scores[thread], mixed)
+            for r in range(start, stop):
+                row = batch.rows[r]
+                keys, values = cache.self_keys[layer, row, head], cache.self_values[layer, row, head]
+                for i in range(size):
+                    key, value = scratch.projected[r, width + part + i], scratch.projected[r, 2 * width + part + i]
+                    keys[position // LANES, i, position % LANES] = as_cached(key, keys)
+                    values[position, i] = as_cached(value, values)
+                queries, mixed = scratch.projected[r : r + 1, part:], scratch.mixed[r : r + 1, part:]
+                attend(queries, keys, values, position + 1, scratch.scores[thread], mixed)
+
+
+@compiled
+def move(cache, layer, head, moves, start, stop, moving):
+    """Parts `start` up to `stop` of [L, rows, H, parts, ...], from rows to rows; all are read before any is written."""
+    for i in range(len(moves)):
+        part = cache[layer, moves[i, 0], head, start:stop]
+        moving[i, : part.size] = part.reshape(part.size)
+    for i in range(len(moves)):
+        part = cache[layer, moves[i, 1], head, start:stop]
+        part.reshape(part.size)[:] = moving[i, : part.size]
 
 
 @compiled
@@ -379,6 +432,133 @@ def exp(x):
     series = series * x + np.float32(1.6666665459e-1)
     series = series * x + np.float32(5.0000001201e-1)
     return (series * x * x + x + np.float32(1)) * _power_of_two(np.int32(whole))
+
+
+@compiled
+def choose(thread, threads, vocabulary, known, batch, scratch):
+    """For this thread's requests."""
+    first, last = share(len(batch.slots), thread, threads)
+    for n in range(first, last):
+        start, stop = batch.starts[n], batch.starts[n + 1]
+        for r in range(start, stop):
+            apply_rules(r, stop - start == 1, vocabulary, batch, scratch)
+        found = 2 * start, 2 * start + (1 if stop - start == 1 else 2 * (stop - start))
+        find_best(start, stop, vocabulary, known, batch, scratch, *found)
+        for i in range(*found):
+            r, token = start + scratch.places[i] // vocabulary, scratch.places[i] % vocabulary
+            scratch.log_probs[i] = (scratch.logits[r, token] - scratch.largest[r]) - scratch.log_sums[r]
+
+
+@compiled
+def apply_rules(r, greedy, vocabulary, batch, scratch):
+    """To the logits, from which log-probs are made, of a greedy search; to the log-probs of a beam search."""
+    logits = scratch.logits[r, :vocabulary]
+    banned = batch.banned[batch.banned_starts[r] : batch.banned_starts[r + 1]]
+    if batch.forced[r] >= 0:  # its log-prob is 0
+        logits[:] = -np.inf
+        logits[batch.forced[r]] = 0
+        scratch.largest[r] = scratch.log_sums[r] = 0
+        return
+    if greedy:
+        ban(logits, banned)
+    scratch.largest[r] = maximum(logits)
+    scratch.log_sums[r] = np.log(sum_of_exps(logits, scratch.largest[r]))
+    ban(logits, banned)
+
+
+@compiled
+def ban(logits, tokens):
+    for token in tokens:
+        logits[token] = -np.inf
+
+
+@compiled
+def find_best(start, stop, vocabulary, known, batch, scratch, first, last):
+    """The best of rows `start` to `stop`: sums and places from `first` up to `last`, the best first.
+
+    Ties fall as in torch.topk of all the sums side by side, which (unless V < 128) is std::partial_sort of GNU's
+    library: the same heap, in which nobody takes the place of an equal.
+    """
+    sums, places, count = scratch.sums[first:last], scratch.places[first:last], last - first
+    filled = 0
+    for r in range(start, stop):
+        logits = scratch.logits[r, :known]
+        less, log_sum, score = scratch.largest[r], scratch.log_sums[r], batch.scores[r]
+        if count == 1:  # greedily the best logit, which is known more exactly
+            less = log_sum = score = np.float32(0)
+        offset, token = (r - start) * vocabulary, 0
+        while filled < count:
+            sums[filled], places[filled] = (logits[token] - less) - log_sum + score, offset + token
+            filled, token = filled + 1, token + 1
+            if filled == count:
+                for i in range((count - 2) // 2, -1, -1):
+                    sift(sums, places, i, count, sums[i], places[i])
+        for begin in range(token, known, STRETCH):
+            stretch = logits[begin : min(begin + STRETCH, known)]
+            if any_above(stretch, less, log_sum, score, sums[0]):
+                for i in range(len(stretch)):
+                    value = (stretch[i] - less) - log_sum + score
+                    if value > sums[0]:
+                        sift(sums, places, 0, count, value, offset + begin + i)
+    for end in range(count - 1, 0, -1):
+        value, place = sums[end], places[end]
+        sums[end], places[end] = sums[0], places[0]
+        sift(sums, places, 0, end, value, place)
+    for r in range(start, stop):
+        if np.isnan(scratch.log_sums[r]):
+            sums[:] = np.nan
+
+
+@compiled
+def maximum(row):
+    """NaN does not count. By lanes, since compilers leave the plain loop to scalars for the sake of NaN."""
+    highest = np.full(STRETCH, -np.inf, np.float32)
+    for start in range(0, len(row), STRETCH):
+        lift(highest, row[start : min(start + STRETCH, len(row))])
+    return highest.max()
+
+
+@compiled
+def lift(highest, values):
+    for i in range(len(values)):
+        highest[i] = values[i] if values[i] > highest[i] else highest[i]
+
+
+@compiled_loop
+def sum_of_exps(row, largest):
+    total = np.float32(0)
+    for i in range(len(row)):
+        total += exp(row[i] - largest)
+    return total
+
+
+@compiled
+def any_above(row, less, log_sum, score, limit):
+    found = False
+    for i in range(len(row)):
+        found |= (row[i] - less) - log_sum + score > limit
+    return found
+
+
+@compiled
+def sift(values, places, hole, size, value, place):
+    """std::__adjust_heap for a heap whose first is the lowest: fills the hole, and puts the value where it belongs."""
+    top = child = hole
+    while child < (size - 1) // 2:
+        child = 2 * (child + 1)
+        if values[child] > values[child - 1]:
+            child -= 1
+        values[hole], places[hole] = values[child], places[child]
+        hole = child
+    if size % 2 == 0 and child == (size - 2) // 2:
+        child = 2 * child + 1
+        values[hole], places[hole] = values[child], places[child]
+        hole = child
+    parent = (hole - 1) // 2
+    while hole > top and values[parent] > value:
+        values[hole], places[hole] = values[parent], places[parent]
+        hole, parent = parent, (parent - 1) // 2
+    values[hole], places[hole] = value, place
 
 
 @intrinsic
@@ -515,6 +695,18 @@ def rescale(context, y, row, column, weights, row_scale, scale, offset, bias):
         return context.get_dummy_value()
 
     return types.void(y, row, column, weights, row_scale, scale, offset, bias), generate
+
+
+@intrinsic
+def as_float(context, value):
+    """float32, or the upper half of one -> float32"""
+
+    def generate(context, builder, signature, arguments):
+        if value == types.float32:
+            return arguments[0]
+        return builder.bitcast(builder.shl(builder.zext(arguments[0], INT32), INT32(16)), FLOAT)
+
+    return types.float32(value), generate
 
 
 @intrinsic

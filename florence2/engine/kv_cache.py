@@ -7,6 +7,7 @@ positions, E size of a head.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from florence2.config import TextConfig
-from florence2.engine import kernels
 
 
 class KVCache:
@@ -77,16 +77,9 @@ class KVCache:
         for cache in (self.self_keys, self.self_values):
             cache[:, rows.start : rows.stop] = 0
 
-    def copy_rows(self, sources: list[int], targets: list[int], positions: slice) -> None:
-        """All sources are read before any target is written. With `lanes` whole vectors of positions are copied."""
-        if self.lanes:
-            first, last = positions.start // self.lanes * self.lanes, -(-positions.stop // self.lanes) * self.lanes
-            for cache in (self.self_keys, self.self_values):
-                by_head = as_array(cache.flatten(3))
-                size = by_head.shape[-1] // self.positions
-                kernels.copy_rows(by_head, np.array(sources), np.array(targets), first * size, last * size)
-            return
-        read, written = (torch.tensor(rows, device=self.device) for rows in (sources, targets))
+    def copy_rows(self, moves: Sequence[tuple[int, int]], positions: slice) -> None:
+        """From row to row; all are read before any is written. Not with `lanes`: `kernels` does it itself."""
+        read, written = torch.tensor(moves, device=self.device).T
         for cache in (self.self_keys, self.self_values):
             cache[:, written, :, positions] = cache[:, read, :, positions]
 

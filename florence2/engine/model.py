@@ -9,7 +9,7 @@ D d_model, H heads, E size of a head, S encoder positions, R rows of a step, V r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from florence2.config import ModelConfig, TextConfig
-from florence2.engine.attention import PaddedStep, Span
+from florence2.engine.attention import PaddedStep
 from florence2.engine.compiled import CompiledDecoder
 from florence2.engine.kv_cache import KVCache
 from florence2.engine.linear import LayerType, Projection, layer_type, pack
@@ -131,6 +131,11 @@ class Side(nn.Module):
         """[N, D] and [N] -> [N, D]"""
         return self.layernorm_embedding(tokens + self.embed_positions(positions + POSITION_OFFSET))
 
+    @property
+    def positions(self) -> Tensor:
+        """What is added for each position from 0 on, [positions, D]."""
+        return self.embed_positions.weight[POSITION_OFFSET:]
+
 
 class LanguageModel(nn.Module):
     """Weights as in the checkpoint, without the prefix `model.language_model.`; the head is `shared` unless untied.
@@ -165,7 +170,7 @@ class LanguageModel(nn.Module):
         head = self.lm_head or self.shared
         self.compiled = None
         if self.device.type == "cpu" if compiled is None else compiled:
-            self.compiled = CompiledDecoder(layers, head, torch.get_num_threads())
+            self.compiled = CompiledDecoder(self.shared, self.embed_scale, self.decoder, head, torch.get_num_threads())
             for decoder_layer in layers:
                 decoder_layer.unload()
         else:
@@ -217,10 +222,3 @@ class LanguageModel(nn.Module):
         for index, layer in enumerate(self.decoder.layers):
             x = layer(x, step, index)
         return self.head(x).float()
-
-    def decode_compiled(self, tokens: Sequence[int], spans: Sequence[Span], cache: KVCache) -> Tensor:
-        """The same, tokens and logits in the order of the spans' rows."""
-        assert self.compiled
-        positions = [span.position for span in spans for _ in span.rows]
-        x = self.decoder.embed(self.embed(torch.tensor(tokens)), torch.tensor(positions))
-        return self.compiled.decode(x.float(), spans, cache)

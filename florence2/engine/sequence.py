@@ -32,6 +32,8 @@ class Sequence:
     rows: range = range(0)  # of the self-attention cache; empty while waiting
     slot: int | None = None  # of the cross-attention cache
     prefill: Iterator[None] | None = None  # what is left of it
+    moves: list[tuple[int, int]] = field(default_factory=list)  # of the next step, as in its `attention.Span`
+    kept: int = 0
     outcome: Generation | Florence2Error | None = field(default=None)
 
     @property

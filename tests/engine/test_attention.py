@@ -48,12 +48,13 @@ def padded_attention(cache, spans, queries, keys, values):
 
 def compiled_attention(cache, spans, queries, keys, values):
     """The same by the kernels, whose cache has another layout; three threads share the heads, one after the other."""
-    arrays, batch, rows = cache_arrays(cache), batch_of(spans), len(queries)
+    arrays, batch, rows = cache_arrays(cache), batch_of([], spans), len(queries)
     wide = [torch.nn.functional.pad(part, (0, LANES - 4)).flatten(1).numpy() for part in (queries, keys, values)]
     scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
         projected=np.concatenate(wide, 1),
         mixed=np.zeros((rows, 4 * LANES), np.float32),
         scores=np.zeros((3, rows, 304), np.float32),
+        moving=np.zeros((3, 1, 1), np.float32),
     )
     answers = []
     for attend in (kernels.attend_to_self, kernels.attend_to_encoder):

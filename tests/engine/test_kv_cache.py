@@ -1,7 +1,5 @@
 """The cache's memory, slots and copies."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -41,17 +39,11 @@ def test_the_lowest_free_slot_is_taken(cache):
     assert cache.used_slots == 2
 
 
-@pytest.mark.parametrize(("lanes", "copied"), [(None, slice(18, 21)), (16, slice(16, 32))])
-def test_rows_are_read_before_they_are_written(lanes, copied):
-    """Beams that swap places keep what each has decoded. A vector of positions is copied whole."""
-    cache = KVCache(replace(TEXT, max_positions=48), 4, FLOATS, torch.device("cpu"), lanes)
+def test_rows_are_read_before_they_are_written(cache):
+    """Beams that swap places keep what each has decoded."""
     cache.self_keys.normal_()
-    cache.self_values.normal_()
-    before = cache.self_keys.clone(), cache.self_values.clone()
-    cache.copy_rows([1, 0], [0, 1], slice(18, 21))
-    for found, was in zip((cache.self_keys, cache.self_values), before, strict=True):
-        found, was = (part if part.ndim == 5 else part.mT.flatten(3, 4) for part in (found, was))  # [L, R, H, T, E]
-        assert torch.equal(found[:, [0, 1], :, copied], was[:, [1, 0], :, copied])
-        assert torch.equal(found[:, :, :, : copied.start], was[:, :, :, : copied.start])
-        assert torch.equal(found[:, :, :, copied.stop :], was[:, :, :, copied.stop :])
-        assert torch.equal(found[:, 2:], was[:, 2:])
+    before = cache.self_keys.clone()
+    cache.copy_rows([(1, 0), (0, 1)], slice(3, 6))
+    assert torch.equal(cache.self_keys[:, [0, 1], :, 3:6], before[:, [1, 0], :, 3:6])
+    assert torch.equal(cache.self_keys[:, :, :, :3], before[:, :, :, :3])
+    assert torch.equal(cache.self_keys[:, 2:], before[:, 2:])

@@ -65,7 +65,7 @@ def test_requests_that_overlap_get_the_answers_they_get_alone(worker, engine, ma
 def test_a_short_request_overtakes_a_long_one(worker, engine, make_request, monkeypatch):
     """In-flight batching: who comes late and asks little does not wait for the others."""
     slow_down(engine, monkeypatch)
-    monkeypatch.setattr("florence2.engine.scoring._best_tokens", never_eos)
+    never_end(engine, monkeypatch)
     long, short = Client(make_request(1, num_beams=1)), Client(make_request(2, num_beams=1, max_new_tokens=2))
     worker.submit(long.job)
     time.sleep(0.1)
@@ -75,17 +75,24 @@ def test_a_short_request_overtakes_a_long_one(worker, engine, make_request, monk
     assert isinstance(long.wait(), Generation)
 
 
-def never_eos(searches, logits, constraints, known_tokens):
-    from florence2.engine.beam import Candidate
+def never_end(engine, monkeypatch):
+    """Greedy searches go on until they must stop."""
+    find = engine._candidates
 
-    tokens = [5 if constraint.forced is None else constraint.forced for constraint in constraints]
-    return [[Candidate(search.running[0].score, 0, token, 0.0)] for search, token in zip(searches, tokens, strict=True)]
+    def go_on(searches, spans):
+        found = find(searches, spans)
+        for search, best in zip(searches, found, strict=True):
+            if len(best) == 1 and search.constraints()[0].forced is None:
+                best[0] = best[0]._replace(token=5)
+        return found
+
+    monkeypatch.setattr(engine, "_candidates", go_on)
 
 
 def test_a_deadline_ends_a_request_and_no_other(worker, engine, make_request, monkeypatch):
     """The late one is told so; its neighbour is answered."""
     slow_down(engine, monkeypatch)
-    monkeypatch.setattr("florence2.engine.scoring._best_tokens", never_eos)
+    never_end(engine, monkeypatch)
     late = Client(make_request(1, num_beams=1), deadline=time.monotonic() + 0.1)
     neighbour = Client(make_request(2, num_beams=1))
     worker.submit(late.job)
@@ -97,7 +104,7 @@ def test_a_deadline_ends_a_request_and_no_other(worker, engine, make_request, mo
 def test_a_caller_who_goes_away_frees_the_batch(worker, engine, make_request, monkeypatch):
     """`cancelled` is asked until it says yes, and never again after the answer."""
     slow_down(engine, monkeypatch)
-    monkeypatch.setattr("florence2.engine.scoring._best_tokens", never_eos)
+    never_end(engine, monkeypatch)
     asked = []
     gone = Client(make_request(1, num_beams=1), cancelled=lambda: asked.append(len(gone.outcomes)) or True)
     worker.submit(gone.job)
@@ -137,12 +144,12 @@ def test_a_full_queue_refuses_at_once(worker, engine, make_request, monkeypatch)
 
 def test_a_failed_step_costs_the_batch_but_not_the_engine(worker, engine, make_request, monkeypatch):
     """Out of memory, say: the live ones are told, the next one is served."""
-    decode = engine.model.decode_compiled
-    monkeypatch.setattr(engine.model, "decode_compiled", lambda *args: 1 / 0)
+    find = engine._candidates
+    monkeypatch.setattr(engine, "_candidates", lambda *args: 1 / 0)
     victim = Client(make_request(1))
     worker.submit(victim.job)
     assert isinstance(victim.wait(), InternalError)
-    monkeypatch.setattr(engine.model, "decode_compiled", decode)
+    monkeypatch.setattr(engine, "_candidates", find)
     survivor = Client(make_request(2))
     worker.submit(survivor.job)
     assert isinstance(survivor.wait(), Generation)
@@ -269,7 +276,7 @@ def test_news_that_cannot_be_sent_costs_nobody_the_answer(worker, make_request, 
 def test_a_stream_that_ends_in_an_error_hears_nothing_after_it(worker, engine, make_request, monkeypatch):
     """A deadline, told by the sender in the middle of a step."""
     slow_down(engine, monkeypatch, 0.03)
-    monkeypatch.setattr("florence2.engine.scoring._best_tokens", never_eos)
+    never_end(engine, monkeypatch)
     late_news = []
     client = Client(
         make_request(1, num_beams=1),

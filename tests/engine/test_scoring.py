@@ -1,0 +1,84 @@
+"""The compiled choice of tokens against torch's, rules, ties and all."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from florence2.engine import kernels, scoring
+from florence2.engine.attention import Span
+from florence2.engine.beam import Constraint, Hypothesis
+from florence2.engine.compiled import batch_of
+from florence2.engine.kernels import Scratch
+
+
+class Search:
+    """Running hypotheses with given scores and rules."""
+
+    def __init__(self, random: np.random.Generator, vocabulary: int) -> None:
+        beams = random.choice([1, 1, 2, 3, 5, 24])
+        self.running = [Hypothesis((7,), (), float(score)) for score in random.integers(-3, 4, beams)]
+        self.last_tokens = [7] * beams
+        banned = random.choice([0, 3])
+        forced = int(random.integers(vocabulary)) if random.random() < 0.2 else None
+        self._constraints = [
+            Constraint(forced, [] if forced else random.integers(vocabulary, size=banned).tolist())
+            for _ in range(beams)
+        ]
+
+    def constraints(self) -> list[Constraint]:
+        return self._constraints
+
+
+def compiled_candidates(searches: list[Search], logits: np.ndarray, known: int) -> list[list[tuple]]:
+    """What `kernels.choose` leaves behind; three threads share the requests, one after the other."""
+    rows, vocabulary = logits.shape
+    starts = itertools.accumulate((len(search.running) for search in searches), initial=0)
+    spans = [Span(range(a, b), 0, 0, 1) for a, b in itertools.pairwise(starts)]
+    batch = batch_of(searches, spans)
+    scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
+        logits=np.pad(logits, ((0, 0), (0, 7))),  # whatever lies behind is not looked at
+        largest=np.zeros(rows, np.float32),
+        log_sums=np.zeros(rows, np.float32),
+        sums=np.zeros(2 * rows, np.float32),
+        places=np.zeros(2 * rows, np.int64),
+        log_probs=np.zeros(2 * rows, np.float32),
+    )
+    for thread in range(3):
+        kernels.choose(thread, 3, vocabulary, known, batch, scratch)
+    found = []
+    for span in spans:
+        first, count = 2 * span.rows.start, 2 * len(span.rows) if len(span.rows) > 1 else 1
+        found.append([(scratch.sums[i], scratch.places[i], scratch.log_probs[i]) for i in range(first, first + count)])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_it_chooses_what_torch_does(seed):
+    """The same tokens in the same order, though many logits are equal and so are many sums."""
+    random = np.random.default_rng(seed)
+    vocabulary = int(random.integers(130, 2000))
+    known = vocabulary - int(random.integers(7))
+    searches = [Search(random, known) for _ in range(random.integers(1, 6))]
+    rows = sum(len(search.running) for search in searches)
+    logits = random.integers(0, random.integers(2, 300), (rows, vocabulary)).astype(np.float32) / 8
+    expected = scoring.candidates(searches, torch.from_numpy(logits.copy()), known)
+    for best, ours, search in zip(expected, compiled_candidates(searches, logits, known), searches, strict=True):
+        assert [beam * vocabulary + token for _, beam, token, _ in best] == [place for _, place, _ in ours]
+        assert [log_prob for *_, log_prob in ours] == pytest.approx(
+            [candidate.log_prob for candidate in best], abs=1e-5
+        )
+        if len(search.running) > 1:
+            assert [score for score, *_ in ours] == pytest.approx([candidate.score for candidate in best], abs=1e-5)
+
+
+@pytest.mark.parametrize("beam", [0, 1, 2])
+def test_a_beam_of_nan_is_told(beam):
+    """The engine answers such a request with an error, by the score of its first candidate."""
+    random = np.random.default_rng(0)
+    searches = [search for _ in range(99) if len((search := Search(random, 500)).running) == 3][:2]
+    logits = random.standard_normal((6, 500)).astype(np.float32)
+    logits[beam, 77] = np.nan
+    ill, healthy = compiled_candidates(searches, logits, 500)
+    assert np.isnan(ill[0][0]) and not np.isnan(healthy[0][0])
