@@ -21,7 +21,6 @@ from florence2.config import GenerationOptions, ModelConfig
 from florence2.engine.attention import Span
 from florence2.engine.beam import Candidate, Generation, Search, start_search
 from florence2.engine.graphs import StepGraphs
-from florence2.engine.kernels import LANES
 from florence2.engine.kv_cache import KVCache, rows_within
 from florence2.engine.model import LanguageModel
 from florence2.engine.scheduler import Scheduler
@@ -52,7 +51,7 @@ class Engine:
         self.model = model
         self.config = config
         self.scheduler = Scheduler(rows, max_waiting)
-        self.cache = KVCache(config.text, rows, model.cache_dtype, model.device, LANES if model.compiled else None)
+        self.cache = KVCache(config.text, rows, model.cache_dtype, model.device, compiled=bool(model.compiled))
         self.prefill_seconds = prefill_seconds
         self._graphs = StepGraphs(model, self.cache)
         self._prefilling: deque[Sequence] = deque()

@@ -9,7 +9,8 @@ of rows and threads, so nobody's depend on neighbours.
 All in one file, since numba compiles anew what it kept on disk only if the file of `decode` has changed.
 
 R rows of the step, N requests, K beams of a request, L layers, D d_model, H heads, E size of a head, F inner width of
-the feed-forward layers, T and S positions of the caches; E, F, T and S are multiples of LANES (`compiled` pads them).
+the feed-forward layers, T and S positions of the caches. E and F are multiples of LANES, T and S of POSITIONS; who is
+not is padded.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ Integers = NDArray[np.int64]
 
 LANES = 16  # columns of a vector
 WIDTH = 4  # vectors of a tile
+POSITIONS = WIDTH * LANES  # that keys lie side by side for
 QUADS = 4  # int8 weights of one element of an array, for as many inputs
 LEVELS, ZERO_POINT = np.float32(127), 128  # inputs of int8 products are unsigned bytes around 128
 TINY = np.float32(1e-30)  # the scale of a row of zeros
@@ -88,9 +90,9 @@ class Weights(NamedTuple):
 class Cache(NamedTuple):
     """Floats or upper halves."""
 
-    self_keys: NDArray[Any]  # [L, rows, H, T / LANES, E, LANES]
+    self_keys: NDArray[Any]  # [L, rows, H, T / POSITIONS, E, POSITIONS]
     self_values: NDArray[Any]  # [L, rows, H, T, E]
-    cross_keys: NDArray[Any]  # [L, slots, H, S / LANES, E, LANES]
+    cross_keys: NDArray[Any]  # [L, slots, H, S / POSITIONS, E, POSITIONS]
     cross_values: NDArray[Any]  # [L, slots, H, S, E]
 
 
@@ -119,7 +121,7 @@ class Scratch(NamedTuple):
     bytes: NDArray[np.uint8]  # [threads, R, widest]
     scales: Floats  # [threads, R]
     scores: Floats  # [threads, R, longest]
-    moving: NDArray[Any]  # [threads, R, T * E], as in the cache
+    moving: NDArray[Any]  # [threads, R, E, T], as in the cache
     projected: Floats  # [R, 3 * H * E]
     mixed: Floats  # [R, H * E]
     wide: Floats  # [R, F]
@@ -227,7 +229,8 @@ def multiply_vectors(first, last, product, layer, inputs, row_scales, y):
     for vector in range(first, last, WIDTH):
         count = min(WIDTH, last - vector)
         start, stop = vector * LANES, (vector + count) * LANES
-        multiply_tiles(inputs, weights, start * steps, steps * LANES, count, LANES, steps, y, start)
+        pitch = steps * LANES
+        multiply_tiles(inputs, weights, vector * pitch, pitch, 0, count, LANES, steps, y, start)
         for row in range(len(inputs)):
             for column in range(start, stop, LANES):
                 rescale(y, row, column, weights, row_scales[row], scale, offset, bias)
@@ -254,10 +257,12 @@ def _as_they_are(x, weights, scratch, thread):
 
 
 @compiled
-def multiply_tiles(x, w, start, pitch, vectors, stride, steps, sums, column):
-    """All rows of x, as many at once as there is a tile for, to `vectors` of the same rows of sums; see `tile`."""
+def multiply_tiles(x, w, start, pitch, jump, vectors, stride, steps, sums, column):
+    """All rows of x, as many at once as there is a tile for, to `vectors` of the same rows of sums; see `tile`. `jump`:
+    elements of w from one tile to the next.
+    """
     for vector in range(0, vectors - WIDTH + 1, WIDTH):
-        place, to = start + vector * pitch, column + vector * LANES
+        place, to = start + vector // WIDTH * jump, column + vector * LANES
         row, rows = 0, len(x)
         while rows - row >= 6:
             _tile_6(x, row, w, place, pitch, stride, steps, sums, row, to)
@@ -273,7 +278,8 @@ def multiply_tiles(x, w, start, pitch, vectors, stride, steps, sums, column):
             _tile_1(x, row, w, place, pitch, stride, steps, sums, row, to)
     for vector in range(vectors // WIDTH * WIDTH, vectors):
         for row in range(len(x)):
-            _narrow_tile(x, row, w, start + vector * pitch, pitch, stride, steps, sums, row, column + vector * LANES)
+            place = start + vector // WIDTH * jump + vector % WIDTH * pitch
+            _narrow_tile(x, row, w, place, pitch, stride, steps, sums, row, column + vector * LANES)
 
 
 @compiled_loop
@@ -335,30 +341,48 @@ def attend_to_self(thread, threads, layer, cache, batch, scratch):
         position = batch.positions[start]
         moves, kept = batch.moves[batch.move_starts[n] : batch.move_starts[n + 1]], batch.kept[n]
         for head in range(first, last):
-            if len(moves):  # whole vectors of keys: those before `kept` are the same in both rows
-                move(cache.self_keys, layer, head, moves, kept // LANES, -(-position // LANES), scratch.moving[thread])
-                move(cache.self_values, layer, head, moves, kept, position, scratch.moving[thread])
+            if len(moves):
+                move_keys(cache.self_keys[layer], head, moves, kept, position, scratch.moving[thread])
+                move_values(cache.self_values[layer], head, moves, kept, position, scratch.moving[thread])
             part = head * size
             for r in range(start, stop):
                 row = batch.rows[r]
                 keys, values = cache.self_keys[layer, row, head], cache.self_values[layer, row, head]
                 for i in range(size):
                     key, value = scratch.projected[r, width + part + i], scratch.projected[r, 2 * width + part + i]
-                    keys[position // LANES, i, position % LANES] = as_cached(key, keys)
+                    keys[position // POSITIONS, i, position % POSITIONS] = as_cached(key, keys)
                     values[position, i] = as_cached(value, values)
                 queries, mixed = scratch.projected[r : r + 1, part:], scratch.mixed[r : r + 1, part:]
                 attend(queries, keys, values, position + 1, scratch.scores[thread], mixed)
 
 
 @compiled
-def move(cache, layer, head, moves, start, stop, moving):
-    """Parts `start` up to `stop` of [L, rows, H, parts, ...], from rows to rows; all are read before any is written."""
+def move_keys(keys, head, moves, start, stop, moving):
+    """Positions `start` up to `stop` of [rows, H, T / POSITIONS, E, POSITIONS], from rows to rows; all are read before
+    any is written.
+    """
     for i in range(len(moves)):
-        part = cache[layer, moves[i, 0], head, start:stop]
-        moving[i, : part.size] = part.reshape(part.size)
+        source = keys[moves[i, 0], head]
+        for e in range(source.shape[1]):
+            for position in range(start, stop):
+                moving[i, e, position] = source[position // POSITIONS, e, position % POSITIONS]
     for i in range(len(moves)):
-        part = cache[layer, moves[i, 1], head, start:stop]
-        part.reshape(part.size)[:] = moving[i, : part.size]
+        target = keys[moves[i, 1], head]
+        for e in range(target.shape[1]):
+            for position in range(start, stop):
+                target[position // POSITIONS, e, position % POSITIONS] = moving[i, e, position]
+
+
+@compiled
+def move_values(values, head, moves, start, stop, moving):
+    """The same of [rows, H, T, E]."""
+    size = values.shape[3]
+    for i in range(len(moves)):
+        copy = moving[i].reshape(moving[i].size)
+        copy[start * size : stop * size] = values[moves[i, 0], head, start:stop].reshape((stop - start) * size)
+    for i in range(len(moves)):
+        copy = moving[i].reshape(moving[i].size)
+        values[moves[i, 1], head, start:stop].reshape((stop - start) * size)[:] = copy[start * size : stop * size]
 
 
 @compiled
@@ -376,13 +400,14 @@ def attend_to_encoder(thread, threads, layer, cache, batch, scratch):
 
 @compiled
 def attend(queries, keys, values, length, scores, mixed):
-    """queries [K, E and more] over keys [T / LANES, E, LANES] and values [T, E] up to `length` -> mixed [K, E]"""
+    """queries [K, E and more], keys [T / POSITIONS, E, POSITIONS] and values [T, E] up to `length` -> mixed [K, E]"""
     size = values.shape[1]
     scores = scores[: len(queries)]
     vectors = (length + LANES - 1) // LANES
-    multiply_tiles(queries, keys.reshape(keys.size), 0, size * LANES, vectors, LANES, size, scores, 0)
+    flat_keys, flat_values = keys.reshape(keys.size), values.reshape(values.size)
+    multiply_tiles(queries, flat_keys, 0, LANES, size * POSITIONS, vectors, POSITIONS, size, scores, 0)
     softmax(scores, length)
-    multiply_tiles(scores, values.reshape(values.size), 0, LANES, size // LANES, size, length, mixed, 0)
+    multiply_tiles(scores, flat_values, 0, LANES, WIDTH * LANES, size // LANES, size, length, mixed, 0)
 
 
 @compiled_loop

@@ -17,32 +17,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from florence2.config import TextConfig
+from florence2.engine.kernels import LANES, POSITIONS
 
 
 class KVCache:
     """self_keys, self_values: [L, R, H, T, E]; cross_keys, cross_values: [L, C, H, S, E]; C = R.
 
-    With `lanes`, for `kernels` on a CPU, T, S and E are rounded up, and keys lie in vectors of neighbours: [L, R, H,
-    T / lanes, E, lanes].
+    With `compiled`, for `kernels`, T, S and E are rounded up, and keys lie in vectors of neighbours: [L, R, H,
+    T / POSITIONS, E, POSITIONS].
 
     On CPU the memory is reserved at once and touched as far as it is used. Zeros, since whatever lies behind a
     request's last position is read and masked, and must be finite.
     """
 
     def __init__(
-        self, config: TextConfig, rows: int, dtype: torch.dtype, device: torch.device, lanes: int | None = None
+        self, config: TextConfig, rows: int, dtype: torch.dtype, device: torch.device, *, compiled: bool = False
     ) -> None:
-        self.rows, self.device, self.lanes = rows, device, lanes
+        self.rows, self.device, self.compiled = rows, device, compiled
         self.bytes_per_row = bytes_per_row(config, dtype)
         self.head_size = config.d_model // config.decoder_heads
-        vector = lanes or 1
-        size, self.positions = (-(-size // vector) * vector for size in (self.head_size, config.max_positions))
+        size, self.positions = self.head_size, config.max_positions
+        if compiled:
+            size, self.positions = -(-size // LANES) * LANES, -(-self.positions // POSITIONS) * POSITIONS
 
         def zeros(*of_a_head: int) -> Tensor:
             shape = (config.decoder_layers, rows, config.decoder_heads, *of_a_head)
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        keys = (self.positions // lanes, size, lanes) if lanes else (self.positions, size)
+        keys = (self.positions // POSITIONS, size, POSITIONS) if compiled else (self.positions, size)
         self.self_keys, self.cross_keys = zeros(*keys), zeros(*keys)
         self.self_values, self.cross_values = zeros(self.positions, size), zeros(self.positions, size)
         self._free_slots = list(range(rows))  # a heap: the lowest first, so that live slots stay close together
@@ -66,11 +68,11 @@ class KVCache:
 
     def laid_out(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """[..., S, E] each -> the same numbers as they lie in the cache."""
-        if self.lanes is None:
+        if not self.compiled:
             return keys, values
-        missing = -self.head_size % self.lanes
-        keys = F.pad(keys, (0, missing, 0, -keys.shape[-2] % self.lanes))
-        return keys.unflatten(-2, (-1, self.lanes)).mT, F.pad(values, (0, missing))
+        missing = -self.head_size % LANES
+        keys = F.pad(keys, (0, missing, 0, -keys.shape[-2] % POSITIONS))
+        return keys.unflatten(-2, (-1, POSITIONS)).mT, F.pad(values, (0, missing))
 
     def clear(self, rows: range) -> None:
         """Takes numbers out that are none: those who get the rows next read behind their own, and mask it."""
@@ -78,7 +80,7 @@ class KVCache:
             cache[:, rows.start : rows.stop] = 0
 
     def copy_rows(self, moves: Sequence[tuple[int, int]], positions: slice) -> None:
-        """From row to row; all are read before any is written. Not with `lanes`: `kernels` does it itself."""
+        """From row to row; all are read before any is written. Not for `kernels`, which do it themselves."""
         read, written = torch.tensor(moves, device=self.device).T
         for cache in (self.self_keys, self.self_values):
             cache[:, written, :, positions] = cache[:, read, :, positions]

@@ -53,8 +53,8 @@ def compiled_attention(cache, spans, queries, keys, values):
     scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
         projected=np.concatenate(wide, 1),
         mixed=np.zeros((rows, 4 * LANES), np.float32),
-        scores=np.zeros((3, rows, 304), np.float32),
-        moving=np.zeros((3, 1, 1), np.float32),
+        scores=np.zeros((3, rows, 320), np.float32),
+        moving=np.zeros((3, 1, 1, 1), np.float32),
     )
     answers = []
     for attend in (kernels.attend_to_self, kernels.attend_to_encoder):
@@ -70,7 +70,7 @@ def test_every_row_sees_its_own_past_and_its_request_s_encoder(seed, attend):
     """Whoever its neighbours are, however long they and it are."""
     torch.manual_seed(seed)
     spans = random_spans(random.Random(seed))
-    cache = KVCache(TEXT, ROWS, FLOATS, CPU, LANES if attend is compiled_attention else None)
+    cache = KVCache(TEXT, ROWS, FLOATS, CPU, compiled=attend is compiled_attention)
     past_keys, past_values = torch.randn(2, ROWS, 4, 300, 4)
     encoder_keys, encoder_values = torch.randn(2, ROWS, 4, 300, 4)
     cache.self_keys[LAYER], cache.self_values[LAYER, :, :, :300] = cache.laid_out(past_keys, past_values)

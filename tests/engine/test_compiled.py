@@ -49,8 +49,7 @@ def build(config: ModelConfig, precision: str, *, compiled: bool = True, threads
 
 def filled_cache(model: LanguageModel) -> KVCache:
     """Every row with a past, its beginning shared as `SPANS` says, and every slot with a picture."""
-    lanes = LANES if model.compiled else None
-    cache = KVCache(ODD, 13, model.cache_dtype, torch.device("cpu"), lanes)
+    cache = KVCache(ODD, 13, model.cache_dtype, torch.device("cpu"), compiled=bool(model.compiled))
     torch.manual_seed(1)
     past = torch.randn(2, 2, 13, 5, 45, 12)  # keys and values, layers, rows, heads, positions, size
     for span in SPANS:
