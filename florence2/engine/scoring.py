@@ -1,4 +1,5 @@
-"""From logits to candidates, with transformers' arithmetic and order of the rules, so that ties fall alike.
+"""From logits to candidates, with transformers' arithmetic and order of the rules, so that ties fall alike. By torch;
+on a CPU `kernels.choose` does the same.
 
 R rows of a step, K rows (beams) of one request, N requests with as many beams, V rows of the embedding. The padding
 rows of the embedding (ids >= `known_tokens`) are masked after the softmax: they can never be chosen, and the scores
