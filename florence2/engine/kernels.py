@@ -512,7 +512,7 @@ def find_best(start, stop, vocabulary, known, batch, scratch, first, last):
         if count == 1:  # greedily the best logit, which is known more exactly
             less = log_sum = score = np.float32(0)
         offset, token = (r - start) * vocabulary, 0
-        while filled < count:
+        while filled < count and token < known:
             sums[filled], places[filled] = (logits[token] - less) - log_sum + score, offset + token
             filled, token = filled + 1, token + 1
             if filled == count:
