@@ -7,8 +7,10 @@ docs/adr/0006-a-compiled-step.md has what that changed.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,10 @@ class CompiledDecoder:
         self.threads = min(threads, self.heads)
         self._weights = self._pack(shared, embed_scale, decoder, head)
         self._cache: KVCache | None = None
-        self._pool = ThreadPoolExecutor(self.threads - 1, "decode") if self.threads > 1 else None
+        self._helpers: list[SimpleQueue[tuple[Any, ...] | None]] = [SimpleQueue() for _ in range(1, self.threads)]
+        for thread, steps in enumerate(self._helpers, 1):
+            Thread(target=_help, args=(thread, self.threads, steps), name=f"decode-{thread}", daemon=True).start()
+            weakref.finalize(self, steps.put, None)
 
     def decode(
         self, searches: Sequence[Search], spans: Sequence[Span], cache: KVCache, known_tokens: int
@@ -53,14 +58,10 @@ class CompiledDecoder:
         if cache is not self._cache:
             self._cache, self._cache_arrays, self.scratch = cache, cache_arrays(cache), self._make_scratch(cache)
         batch = batch_of(searches, spans)
-        shared = (np.zeros(1, np.int64), self._weights, known_tokens, self._cache_arrays, batch, self.scratch)
-        others = [
-            self._pool.submit(kernels.decode, thread, self.threads, *shared)  # type: ignore[union-attr]
-            for thread in range(1, self.threads)
-        ]
-        kernels.decode(0, self.threads, *shared)
-        for other in others:
-            other.result()
+        step = (np.zeros(1, np.int64), self._weights, known_tokens, self._cache_arrays, batch, self.scratch)
+        for steps in self._helpers:
+            steps.put(step)
+        kernels.decode(0, self.threads, *step)  # ends when all have done their share
         return self._candidates(searches)
 
     def _candidates(self, searches: Sequence[Search]) -> list[list[Candidate]]:
@@ -131,6 +132,13 @@ class CompiledDecoder:
             final_norm=_norm([layer.final_layer_norm for layer in layers]),
             head=_product(_stacked([head])),
         )
+
+
+def _help(thread: int, threads: int, steps: SimpleQueue[tuple[Any, ...] | None]) -> None:
+    """Does its share of every step, until there are no more."""
+    while (step := steps.get()) is not None:
+        kernels.decode(thread, threads, *step)
+        del step  # with it go the arrays of a model that nobody needs any more
 
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> NDArray[Any]:

@@ -135,7 +135,7 @@ class Scratch(NamedTuple):
 
 
 def kept_on_disk(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiled at the first call, which takes about 10 s, and kept beside this file, in NUMBA_CACHE_DIR or in the
+    """Compiled at the first call, which takes about 20 s, and kept beside this file, in NUMBA_CACHE_DIR or in the
     user's cache folder; where nothing can be written, for this process alone.
     """
     try:

@@ -26,8 +26,8 @@ class KVCache:
     With `compiled`, for `kernels`, T, S and E are rounded up, and keys lie in vectors of neighbours: [L, R, H,
     T / POSITIONS, E, POSITIONS].
 
-    On CPU the memory is reserved at once and touched as far as it is used. Zeros, since whatever lies behind a
-    request's last position is read and masked, and must be finite.
+    All of the memory is taken at once, so that none is missing later. Zeros, since whatever lies behind a request's
+    last position is read and masked, and must be finite.
     """
 
     def __init__(
