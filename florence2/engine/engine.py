@@ -53,7 +53,7 @@ class Engine:
         self.scheduler = Scheduler(rows, max_waiting)
         self.cache = KVCache(config.text, rows, model.cache_dtype, model.device, compiled=bool(model.compiled))
         self.prefill_seconds = prefill_seconds
-        self._graphs = StepGraphs(model, self.cache)
+        self._graphs = StepGraphs(model, self.cache)  # where nothing is compiled
         self._prefilling: deque[Sequence] = deque()
         if model.compiled:  # now, rather than at the first request
             greedy = start_search(GenerationOptions.resolve(config, num_beams=1), config, top)

@@ -516,8 +516,7 @@ def find_best(start, stop, vocabulary, known, batch, scratch, first, last):
             sums[filled], places[filled] = (logits[token] - less) - log_sum + score, offset + token
             filled, token = filled + 1, token + 1
             if filled == count:
-                for i in range((count - 2) // 2, -1, -1):
-                    sift(sums, places, i, count, sums[i], places[i])
+                make_heap(sums, places)
         for begin in range(token, known, STRETCH):
             stretch = logits[begin : min(begin + STRETCH, known)]
             if any_above(stretch, less, log_sum, score, sums[0]):
@@ -525,10 +524,7 @@ def find_best(start, stop, vocabulary, known, batch, scratch, first, last):
                     value = (stretch[i] - less) - log_sum + score
                     if value > sums[0]:
                         sift(sums, places, 0, count, value, offset + begin + i)
-    for end in range(count - 1, 0, -1):
-        value, place = sums[end], places[end]
-        sums[end], places[end] = sums[0], places[0]
-        sift(sums, places, 0, end, value, place)
+    sort_heap(sums, places)
     for r in range(start, stop):
         if np.isnan(scratch.log_sums[r]):
             sums[:] = np.nan
@@ -563,6 +559,22 @@ def any_above(row, less, log_sum, score, limit):
     for i in range(len(row)):
         found |= (row[i] - less) - log_sum + score > limit
     return found
+
+
+@compiled
+def make_heap(values, places):
+    """std::make_heap; the lowest comes first."""
+    for i in range((len(values) - 2) // 2, -1, -1):
+        sift(values, places, i, len(values), values[i], places[i])
+
+
+@compiled
+def sort_heap(values, places):
+    """std::sort_heap; the highest comes first."""
+    for end in range(len(values) - 1, 0, -1):
+        value, place = values[end], places[end]
+        values[end], places[end] = values[0], places[0]
+        sift(values, places, 0, end, value, place)
 
 
 @compiled
