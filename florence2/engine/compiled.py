@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from florence2.engine import kernels
 from florence2.engine.attention import Span
 from florence2.engine.beam import Candidate, Search
-from florence2.engine.kernels import LANES, QUADS, Batch, Cache, Embedding, Norm, Product, Scratch, Weights
+from florence2.engine.kernels import LANES, PAIRS, QUADS, Batch, Cache, Embedding, Norm, Product, Scratch, Weights
 from florence2.engine.kv_cache import KVCache, as_array
 from florence2.engine.linear import Int8Linear, Linear
 
@@ -86,7 +86,7 @@ class CompiledDecoder:
         each = self.threads, rows
         return Scratch(
             x=_zeros(*each, self.d_model),
-            bytes=_zeros(*each, padded(max(inner, width, self.d_model)), dtype=torch.uint8),
+            inputs=_zeros(*each, PAIRS * padded(max(inner, width, self.d_model)), dtype=torch.uint8),
             scales=_zeros(*each),
             scores=_zeros(*each, cache.positions),
             moving=_zeros(*each, self.head_size, cache.positions, dtype=cache.self_keys.dtype),
@@ -176,8 +176,13 @@ def _fill(tensor: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _inputs(tensor: Tensor, axis: int) -> Tensor:
-    """Only int8 inputs are taken by fours."""
-    return _fill(tensor, axis, -(-tensor.shape[axis] // QUADS) * QUADS) if tensor.dtype == torch.int8 else tensor
+    """As many as are taken at a time."""
+    count = _taken(tensor)
+    return _fill(tensor, axis, -(-tensor.shape[axis] // count) * count)
+
+
+def _taken(weight: Tensor) -> int:
+    return {torch.int8: QUADS, torch.bfloat16: PAIRS}.get(weight.dtype, 1)
 
 
 def _product(*side_by_side: list[Tensor]) -> Product:
@@ -199,13 +204,12 @@ def _packed(layer: Any, rows: Arrange, columns: Arrange, factor: float) -> tuple
     if isinstance(layer, Int8Linear):
         scale = rows(layer.scale, 0)
         offset = kernels.ZERO_POINT * weight.sum(1, dtype=torch.float32)
-        by_vectors = weight.reshape(outputs // LANES, LANES, -1, QUADS).transpose(1, 2)
-        weights = by_vectors.contiguous().view(torch.int32)
     else:
         scale, offset = torch.ones(outputs), torch.zeros(outputs)
-        weights = weight.reshape(outputs // LANES, LANES, -1).transpose(1, 2)
         if weight.dtype == torch.float16:
-            weights = weights.float()
+            weight = weight.float()
+    by_vectors = weight.reshape(outputs // LANES, LANES, -1, _taken(weight)).transpose(1, 2).contiguous()
+    weights = by_vectors.view({torch.int8: torch.int32, torch.bfloat16: torch.uint32}.get(weight.dtype, weight.dtype))
     bias = getattr(layer, "bias", None)
     biases = torch.zeros(outputs) if bias is None else rows(bias.data, 0).float()
     return weights.flatten(), biases * factor, scale * factor, offset

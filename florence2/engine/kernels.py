@@ -15,7 +15,8 @@ not is padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -32,7 +33,7 @@ Integers = NDArray[np.int64]
 LANES = 16  # columns of a vector
 WIDTH = 4  # vectors of a tile
 POSITIONS = WIDTH * LANES  # that keys lie side by side for
-QUADS = 4  # int8 weights of one element of an array, for as many inputs
+QUADS, PAIRS = 4, 2  # int8 and bfloat16 weights of one element of an array, for as many inputs
 LEVELS, ZERO_POINT = np.float32(127), 128  # inputs of int8 products are unsigned bytes around 128
 TINY = np.float32(1e-30)  # the scale of a row of zeros
 NORM_EPSILON = np.float32(1e-5)  # torch's and BART's
@@ -43,7 +44,19 @@ BYTE, INT32, INT64, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.Fl
 HALF = ir.IntType(16)
 FLOATS, INTS, HALVES = (ir.VectorType(each, LANES) for each in (FLOAT, INT32, HALF))
 BYTES = ir.VectorType(BYTE, LANES * QUADS)
-HAS_VNNI = bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
+
+
+class _BFloat(ir.Type):
+    """Which llvmlite has no name for."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+BFLOATS = ir.VectorType(_BFloat(), LANES * PAIRS)
+HAS_VNNI, HAS_BFLOATS = (
+    bool(llvmlite.binding.get_host_cpu_features().get(name)) for name in ("avx512vnni", "avx512bf16")
+)
 
 compiled = njit(nogil=True, error_model="numpy")
 # Sums in any order, and products and sums in one instruction: what vectors need. Infinity and NaN stay what they are.
@@ -118,7 +131,7 @@ class Scratch(NamedTuple):
     """Between the stages. What has a first axis of threads is each thread's own."""
 
     x: Floats  # [threads, R, D]
-    bytes: NDArray[np.uint8]  # [threads, R, widest]
+    inputs: NDArray[np.uint8]  # [threads, R, bytes of the widest], as bytes or upper halves
     scales: Floats  # [threads, R]
     scores: Floats  # [threads, R, longest]
     moving: NDArray[Any]  # [threads, R, E, T], as in the cache
@@ -230,7 +243,7 @@ def multiply_vectors(first, last, product, layer, inputs, row_scales, y):
         count = min(WIDTH, last - vector)
         start, stop = vector * LANES, (vector + count) * LANES
         pitch = steps * LANES
-        multiply_tiles(inputs, weights, vector * pitch, pitch, 0, count, LANES, steps, y, start)
+        multiply_tiles(inputs, weights, vector * pitch, pitch, 0, WIDTH * pitch, count, LANES, steps, y, start)
         for row in range(len(inputs)):
             for column in range(start, stop, LANES):
                 rescale(y, row, column, weights, row_scales[row], scale, offset, bias)
@@ -242,13 +255,20 @@ def as_inputs(x, weights, scratch, thread):
 
 @overload(as_inputs)
 def _as_inputs(x, weights, scratch, thread):
-    return _as_quads if weights.dtype == types.int32 else _as_they_are
+    return {types.int32: _as_quads, types.uint32: _as_pairs}.get(weights.dtype, _as_they_are)
 
 
 def _as_quads(x, weights, scratch, thread):
-    quantized = scratch.bytes[thread, : len(x)]
+    quantized = scratch.inputs[thread, : len(x)]
     quantize(x, quantized, scratch.scales[thread])
     return quantized.view(np.int32)
+
+
+def _as_pairs(x, weights, scratch, thread):
+    scratch.scales[thread, : len(x)] = 1
+    halves = scratch.inputs[thread, : len(x)].view(np.uint16)
+    shorten(x, halves)
+    return halves.view(np.uint32)
 
 
 def _as_they_are(x, weights, scratch, thread):
@@ -257,7 +277,7 @@ def _as_they_are(x, weights, scratch, thread):
 
 
 @compiled
-def multiply_tiles(x, w, start, pitch, jump, vectors, stride, steps, sums, column):
+def multiply_tiles(x, w, start, pitch, jump, ahead, vectors, stride, steps, sums, column):
     """All rows of x, as many at once as there is a tile for, to `vectors` of the same rows of sums; see `tile`. `jump`:
     elements of w from one tile to the next.
     """
@@ -265,21 +285,21 @@ def multiply_tiles(x, w, start, pitch, jump, vectors, stride, steps, sums, colum
         place, to = start + vector // WIDTH * jump, column + vector * LANES
         row, rows = 0, len(x)
         while rows - row >= 6:
-            _tile_6(x, row, w, place, pitch, stride, steps, sums, row, to)
+            _tile_6(x, row, w, place, pitch, ahead, stride, steps, sums, row, to)
             row += 6
         if rows - row >= 4:
-            _tile_4(x, row, w, place, pitch, stride, steps, sums, row, to)
+            _tile_4(x, row, w, place, pitch, ahead, stride, steps, sums, row, to)
             row += 4
         if rows - row == 3:
-            _tile_3(x, row, w, place, pitch, stride, steps, sums, row, to)
+            _tile_3(x, row, w, place, pitch, ahead, stride, steps, sums, row, to)
         elif rows - row == 2:
-            _tile_2(x, row, w, place, pitch, stride, steps, sums, row, to)
+            _tile_2(x, row, w, place, pitch, ahead, stride, steps, sums, row, to)
         elif rows - row == 1:
-            _tile_1(x, row, w, place, pitch, stride, steps, sums, row, to)
+            _tile_1(x, row, w, place, pitch, ahead, stride, steps, sums, row, to)
     for vector in range(vectors // WIDTH * WIDTH, vectors):
         for row in range(len(x)):
             place = start + vector // WIDTH * jump + vector % WIDTH * pitch
-            _narrow_tile(x, row, w, place, pitch, stride, steps, sums, row, column + vector * LANES)
+            _narrow_tile(x, row, w, place, pitch, None, stride, steps, sums, row, column + vector * LANES)
 
 
 @compiled_loop
@@ -293,6 +313,15 @@ def quantize(x, quantized, scales):
         factor = LEVELS / largest
         for i in range(x.shape[1]):
             quantized[row, i] = np.uint8(np.int32(np.rint(x[row, i] * factor)) + ZERO_POINT)
+
+
+@compiled_loop
+def shorten(x, halves):
+    """To upper halves, and a zero for the last one's pair."""
+    for row in range(len(x)):
+        halves[row, x.shape[1] // PAIRS * PAIRS + 1] = 0
+        for i in range(x.shape[1]):
+            halves[row, i] = as_element(x[row, i], halves)
 
 
 @compiled
@@ -350,8 +379,8 @@ def attend_to_self(thread, threads, layer, cache, batch, scratch):
                 keys, values = cache.self_keys[layer, row, head], cache.self_values[layer, row, head]
                 for i in range(size):
                     key, value = scratch.projected[r, width + part + i], scratch.projected[r, 2 * width + part + i]
-                    keys[position // POSITIONS, i, position % POSITIONS] = as_cached(key, keys)
-                    values[position, i] = as_cached(value, values)
+                    keys[position // POSITIONS, i, position % POSITIONS] = as_element(key, keys)
+                    values[position, i] = as_element(value, values)
                 queries, mixed = scratch.projected[r : r + 1, part:], scratch.mixed[r : r + 1, part:]
                 attend(queries, keys, values, position + 1, scratch.scores[thread], mixed)
 
@@ -405,9 +434,9 @@ def attend(queries, keys, values, length, scores, mixed):
     scores = scores[: len(queries)]
     vectors = (length + LANES - 1) // LANES
     flat_keys, flat_values = keys.reshape(keys.size), values.reshape(values.size)
-    multiply_tiles(queries, flat_keys, 0, LANES, size * POSITIONS, vectors, POSITIONS, size, scores, 0)
+    multiply_tiles(queries, flat_keys, 0, LANES, size * POSITIONS, None, vectors, POSITIONS, size, scores, 0)
     softmax(scores, length)
-    multiply_tiles(scores, flat_values, 0, LANES, WIDTH * LANES, size // LANES, size, length, mixed, 0)
+    multiply_tiles(scores, flat_values, 0, LANES, WIDTH * LANES, None, size // LANES, size, length, mixed, 0)
 
 
 @compiled_loop
@@ -661,39 +690,43 @@ def offer_core(context):
 
 def tile(rows: int, width: int) -> Any:
     """A numba intrinsic for so many rows and vectors of columns: LLVM instructions on vectors, which any CPU has in
-    some form (one register of AVX-512, two of AVX, four of NEON). Weights are float32, bfloat16 (as uint16, the upper
-    halves of float32), or int8 with QUADS inputs' side by side in an int32, whose products are summed by fours, in one
-    instruction where the CPU has VNNI. Each row's sums are made in the same order whatever the number of rows.
+    some form (one register of AVX-512, two of AVX, four of NEON). Weights are float32, the upper halves of float32 (as
+    uint16), bfloat16 with PAIRS of inputs' side by side in a uint32, or int8 with QUADS in an int32, whose products are
+    summed in one instruction where the CPU has it. Each row's sums are made in the same order whatever the number of rows.
 
     multiply(x, first, w, start, pitch, stride, steps, sums, row, column): sums[row + r, column + v * LANES + l] becomes
     the sum over i < steps of x[first + r, i] * w[start + v * pitch + i * stride + l], for r < rows and v < width.
 
-    x: [R, I], inputs side by side: float32, or int32 of QUADS unsigned bytes. w: flat. sums: float32, which for int8
+    x: [R, I], inputs side by side: float32, uint32 of PAIRS, or int32 of QUADS unsigned bytes. w: flat. sums: float32, which for int8
     weights get the bits of an int32.
     """
 
     @intrinsic
-    def multiply(context, x, first, w, start, pitch, stride, steps, sums, row, column):
+    def multiply(context, x, first, w, start, pitch, ahead, stride, steps, sums, row, column):
         kind = _KINDS[w.dtype]
 
         def generate(context, builder, signature, arguments):
-            arrays = {0: x, 2: w, 7: sums}
+            arrays = {0: x, 2: w, 8: sums}
             x_array, w_array, sums_array = (
                 context.make_array(type_)(context, builder, arguments[place]) for place, type_ in arrays.items()
             )
-            first_, start_, pitch_, stride_, steps_, row_, column_ = (
-                arguments[place] for place in (1, 3, 4, 5, 6, 8, 9)
+            first_, start_, pitch_, ahead_, stride_, steps_, row_, column_ = (
+                arguments[place] for place in (1, 3, 4, 5, 6, 7, 9, 10)
             )
             inputs = _rows(builder, x_array, first_, rows)
             targets = _rows(builder, sums_array, row_, rows)
             starts = [builder.add(start_, builder.mul(pitch_, INT64(vector))) for vector in range(width)]
             columns = [_at(builder, w_array.data, place, kind.size) for place in starts]
             totals = [[cgutils.alloca_once_value(builder, kind.sums(None)) for _ in columns] for _ in inputs]
-            with cgutils.for_range(builder, steps_, intp=INT64) as loop:
-                step = builder.mul(loop.index, stride_)
+            with _loop(builder, steps_) as index:
+                step = builder.mul(index, stride_)
+                if ahead is not types.none:
+                    soon = builder.add(step, ahead_)
+                    for each in columns:
+                        _prefetch(builder, _at(builder, each, soon, kind.size))
                 weights = [kind.columns(builder, _at(builder, each, step, kind.size)) for each in columns]
                 for row_inputs, row_totals in zip(inputs, totals, strict=True):
-                    value = _load(builder, _at(builder, row_inputs, loop.index, 4), kind.sums.element)
+                    value = _load(builder, _at(builder, row_inputs, index, 4), kind.inputs)
                     every_lane = _splat(builder, value)
                     for total, column_weights in zip(row_totals, weights, strict=True):
                         sum_ = kind.add(builder, builder.load(total), every_lane, column_weights)
@@ -704,7 +737,7 @@ def tile(rows: int, width: int) -> Any:
                     _store(builder, builder.load(total), place)
             return context.get_dummy_value()
 
-        return types.void(x, first, w, start, pitch, stride, steps, sums, row, column), generate
+        return types.void(x, first, w, start, pitch, ahead, stride, steps, sums, row, column), generate
 
     return multiply
 
@@ -747,12 +780,12 @@ def as_float(context, value):
 
 
 @intrinsic
-def as_cached(context, value, cache):
-    """float32 -> what this cache holds: itself, or its upper half, rounded to the nearest, to even ones at ties."""
+def as_element(context, value, array):
+    """float32 -> what this array holds: itself, or its upper half, rounded to the nearest, to even ones at ties."""
 
     def generate(context, builder, signature, arguments):
         number = arguments[0]
-        if cache.dtype == types.float32:
+        if array.dtype == types.float32:
             return number
         bits = builder.bitcast(number, INT32)
         last = builder.and_(builder.lshr(bits, INT32(16)), INT32(1))
@@ -760,11 +793,11 @@ def as_cached(context, value, cache):
         is_number = builder.fcmp_ordered("ord", number, number)
         return builder.trunc(builder.select(is_number, rounded, INT32(0x7FC0)), HALF)
 
-    return cache.dtype(types.float32, cache), generate
+    return array.dtype(types.float32, array), generate
 
 
 class _Floats:
-    size, sums = 4, FLOATS
+    size, inputs, sums = 4, FLOAT, FLOATS
 
     @staticmethod
     def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
@@ -781,11 +814,37 @@ class _UpperHalves(_Floats):
     @staticmethod
     def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
         bits = builder.zext(_load(builder, pointer, HALVES), INTS)
-        return builder.bitcast(builder.shl(bits, INTS([16] * LANES)), FLOATS)
+        return builder.bitcast(_lower(builder, bits), FLOATS)
+
+
+class _Pairs(_Floats):
+    inputs = INT32
+
+    @staticmethod
+    def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
+        return _load(builder, pointer, INTS)
+
+    @staticmethod
+    def add(builder: ir.IRBuilder, total: Any, value: Any, column: Any) -> Any:
+        if HAS_BFLOATS:
+            values, columns = (builder.bitcast(vector, BFLOATS) for vector in (value, column))
+            return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, values, columns)
+        for half in (_upper, _lower):
+            values, columns = (builder.bitcast(half(builder, vector), FLOATS) for vector in (value, column))
+            total = _call(builder, FMA, FLOATS, values, columns, total)
+        return total
+
+
+def _upper(builder: ir.IRBuilder, pairs: Any) -> Any:
+    return builder.and_(pairs, INTS([0xFFFF0000] * LANES))
+
+
+def _lower(builder: ir.IRBuilder, pairs: Any) -> Any:
+    return builder.shl(pairs, INTS([16] * LANES))
 
 
 class _Quads:
-    size, sums = 4, INTS
+    size, inputs, sums = 4, INT32, INTS
 
     @staticmethod
     def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
@@ -804,8 +863,27 @@ class _Quads:
         return total
 
 
-_KINDS = {types.float32: _Floats, types.uint16: _UpperHalves, types.int32: _Quads}
+_KINDS = {types.float32: _Floats, types.uint16: _UpperHalves, types.uint32: _Pairs, types.int32: _Quads}
 FMA = "llvm.fma.v16f32"
+
+
+@contextlib.contextmanager
+def _loop(builder: ir.IRBuilder, count: Any) -> Iterator[Any]:
+    """Of indices up to `count`. LLVM may not unroll it, which would take more registers than there are."""
+    before, body, after = builder.block, *(builder.append_basic_block() for _ in range(2))
+    builder.cbranch(builder.icmp_signed(">", count, INT64(0)), body, after)
+    builder.position_at_end(body)
+    index = builder.phi(INT64)
+    index.add_incoming(INT64(0), before)
+    yield index
+    following = builder.add(index, INT64(1))
+    index.add_incoming(following, builder.block)
+    again = builder.cbranch(builder.icmp_signed("<", following, count), body, after)
+    once = builder.module.add_metadata([ir.MetaDataString(builder.module, "llvm.loop.unroll.disable")])
+    properties = ir.values.MDValue(builder.module, [], name=str(len(builder.module.metadata)))
+    properties.operands = properties, once  # a loop's begin with themselves
+    again.set_metadata("llvm.loop", properties)
+    builder.position_at_end(after)
 
 
 def _rows(builder: ir.IRBuilder, array: Any, first: Any, count: int) -> list[Any]:
@@ -829,6 +907,15 @@ def _store(builder: ir.IRBuilder, value: Any, pointer: Any) -> None:
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=4)
 
 
+def _prefetch(builder: ir.IRBuilder, pointer: Any) -> None:
+    """Asks for what lies there to be read into the second cache; to no effect where nothing does."""
+    pointer = builder.bitcast(pointer, BYTE.as_pointer())
+    signature = ir.FunctionType(ir.VoidType(), [pointer.type, INT32, INT32, INT32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    reading, second_cache, data = INT32(0), INT32(2), INT32(1)
+    builder.call(function, [pointer, reading, second_cache, data])
+
+
 def _splat(builder: ir.IRBuilder, value: Any) -> Any:
     vector = ir.VectorType(value.type, LANES)
     single = builder.insert_element(vector(ir.Undefined), value, INT32(0))
@@ -836,8 +923,8 @@ def _splat(builder: ir.IRBuilder, value: Any) -> Any:
 
 
 def _call(builder: ir.IRBuilder, name: str, type_: Any, *arguments: Any) -> Any:
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(type_, [type_] * len(arguments)), name)
-    return builder.call(function, arguments)
+    signature = ir.FunctionType(type_, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
 
 
 _tile_1, _tile_2, _tile_3, _tile_4, _tile_6 = (tile(rows, WIDTH) for rows in (1, 2, 3, 4, 6))

@@ -132,7 +132,7 @@ def test_sums_of_bytes_are_exact(monkeypatch, rows, width, vnni):
 
     @njit
     def run(x, w, sums):
-        multiply(x, 1, w, 0, len(w) // width, LANES, len(w) // width // LANES, sums, 0, 0)
+        multiply(x, 1, w, 0, len(w) // width, None, LANES, len(w) // width // LANES, sums, 0, 0)
 
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (rows + 1, 3072), np.uint8)
@@ -150,7 +150,7 @@ def test_the_cache_rounds_as_torch_does():
     @njit
     def run(x, y):
         for i in range(len(x)):
-            y[i] = kernels.as_cached(x[i], y)
+            y[i] = kernels.as_element(x[i], y)
 
     random = np.random.default_rng(0)
     x = random.standard_normal(1000).astype(np.float32)
