@@ -89,7 +89,7 @@ class CompiledDecoder:
             inputs=_zeros(*each, PAIRS * padded(max(inner, width, self.d_model)), dtype=torch.uint8),
             scales=_zeros(*each),
             scores=_zeros(*each, cache.positions),
-            moving=_zeros(*each, self.head_size, cache.positions, dtype=cache.self_keys.dtype),
+            moving=_zeros(*each, cache.positions, self.head_size, dtype=cache.self_keys.dtype),
             projected=_zeros(rows, 3 * width),
             mixed=_zeros(rows, width),
             wide=_zeros(rows, inner),

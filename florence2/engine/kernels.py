@@ -134,7 +134,7 @@ class Scratch(NamedTuple):
     inputs: NDArray[np.uint8]  # [threads, R, bytes of the widest], as bytes or upper halves
     scales: Floats  # [threads, R]
     scores: Floats  # [threads, R, longest]
-    moving: NDArray[Any]  # [threads, R, E, T], as in the cache
+    moving: NDArray[Any]  # [threads, R, T, E], of what the cache holds
     projected: Floats  # [R, 3 * H * E]
     mixed: Floats  # [R, H * E]
     wide: Floats  # [R, F]
@@ -391,27 +391,26 @@ def move_keys(keys, head, moves, start, stop, moving):
     any is written.
     """
     for i in range(len(moves)):
-        source = keys[moves[i, 0], head]
-        for e in range(source.shape[1]):
-            for position in range(start, stop):
-                moving[i, e, position] = source[position // POSITIONS, e, position % POSITIONS]
+        source, copy = keys[moves[i, 0], head], moving[i]
+        for position in range(start, stop):
+            block, place = source[position // POSITIONS], position % POSITIONS
+            for e in range(len(block)):
+                copy[position, e] = block[e, place]
     for i in range(len(moves)):
-        target = keys[moves[i, 1], head]
-        for e in range(target.shape[1]):
-            for position in range(start, stop):
-                target[position // POSITIONS, e, position % POSITIONS] = moving[i, e, position]
+        target, copy = keys[moves[i, 1], head], moving[i]
+        for position in range(start, stop):
+            block, place = target[position // POSITIONS], position % POSITIONS
+            for e in range(len(block)):
+                block[e, place] = copy[position, e]
 
 
 @compiled
 def move_values(values, head, moves, start, stop, moving):
     """The same of [rows, H, T, E]."""
-    size = values.shape[3]
     for i in range(len(moves)):
-        copy = moving[i].reshape(moving[i].size)
-        copy[start * size : stop * size] = values[moves[i, 0], head, start:stop].reshape((stop - start) * size)
+        moving[i, start:stop] = values[moves[i, 0], head, start:stop]
     for i in range(len(moves)):
-        copy = moving[i].reshape(moving[i].size)
-        values[moves[i, 1], head, start:stop].reshape((stop - start) * size)[:] = copy[start * size : stop * size]
+        values[moves[i, 1], head, start:stop] = moving[i, start:stop]
 
 
 @compiled
