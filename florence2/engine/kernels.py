@@ -691,13 +691,15 @@ def tile(rows: int, width: int) -> Any:
     """A numba intrinsic for so many rows and vectors of columns: LLVM instructions on vectors, which any CPU has in
     some form (one register of AVX-512, two of AVX, four of NEON). Weights are float32, the upper halves of float32 (as
     uint16), bfloat16 with PAIRS of inputs' side by side in a uint32, or int8 with QUADS in an int32, whose products are
-    summed in one instruction where the CPU has it. Each row's sums are made in the same order whatever the number of rows.
+    summed in one instruction where the CPU has it. Each row's sums are made in the same order whatever the number of
+    rows.
 
-    multiply(x, first, w, start, pitch, stride, steps, sums, row, column): sums[row + r, column + v * LANES + l] becomes
-    the sum over i < steps of x[first + r, i] * w[start + v * pitch + i * stride + l], for r < rows and v < width.
+    multiply(x, first, w, start, pitch, ahead, stride, steps, sums, row, column): sums[row + r, column + v * LANES + l]
+    becomes the sum over i < steps of x[first + r, i] * w[start + v * pitch + i * stride + l], for r < rows and
+    v < width. What lies `ahead` elements further on in w is asked for from memory, unless it is None.
 
-    x: [R, I], inputs side by side: float32, uint32 of PAIRS, or int32 of QUADS unsigned bytes. w: flat. sums: float32, which for int8
-    weights get the bits of an int32.
+    x: [R, I], inputs side by side: float32, uint32 of PAIRS, or int32 of QUADS unsigned bytes. w: flat. sums: float32,
+    which for int8 weights get the bits of an int32.
     """
 
     @intrinsic
