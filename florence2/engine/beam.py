@@ -160,6 +160,8 @@ class BeamSearch(Search):
     def _collect(self, extended: list[Hypothesis], complete: list[bool]) -> None:
         """Only the first num_beams candidates may finish; the others are spares for the running beams."""
         beams = self.options.num_beams
+        if not self.finished and not any(complete[:beams]):
+            return
         places: list[Finished | None] = [*self.finished, *[None] * (beams - len(self.finished))]
         for place, (hypothesis, done) in enumerate(zip(extended, complete, strict=True)):
             places.append((self._final_score(hypothesis), hypothesis) if done and place < beams else None)

@@ -16,6 +16,7 @@ not is padded.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -440,10 +441,10 @@ def attend(queries, keys, values, length, scores, mixed):
 
 @compiled_loop
 def softmax(scores, length):
+    end = (length + LANES - 1) // LANES * LANES
     for row in range(len(scores)):
-        largest = scores[row, 0]
-        for i in range(length):
-            largest = scores[row, i] if scores[row, i] > largest else largest
+        scores[row, length:end] = -np.inf
+        largest = maximum(scores[row, :end])
         total = np.float32(0)
         for i in range(length):
             scores[row, i] = exp(scores[row, i] - largest)
@@ -514,7 +515,8 @@ def apply_rules(r, greedy, vocabulary, batch, scratch):
         return
     if greedy:
         ban(logits, banned)
-    scratch.largest[r] = maximum(logits)
+    scratch.logits[r, vocabulary:] = -np.inf
+    scratch.largest[r] = maximum(scratch.logits[r])
     scratch.log_sums[r] = np.log(sum_of_exps(logits, scratch.largest[r]))
     ban(logits, banned)
 
@@ -556,21 +558,6 @@ def find_best(start, stop, vocabulary, known, batch, scratch, first, last):
     for r in range(start, stop):
         if np.isnan(scratch.log_sums[r]):
             sums[:] = np.nan
-
-
-@compiled
-def maximum(row):
-    """NaN does not count. By lanes, since compilers leave the plain loop to scalars for the sake of NaN."""
-    highest = np.full(STRETCH, -np.inf, np.float32)
-    for start in range(0, len(row), STRETCH):
-        lift(highest, row[start : min(start + STRETCH, len(row))])
-    return highest.max()
-
-
-@compiled
-def lift(highest, values):
-    for i in range(len(values)):
-        highest[i] = values[i] if values[i] > highest[i] else highest[i]
 
 
 @compiled_loop
@@ -766,6 +753,21 @@ def rescale(context, y, row, column, weights, row_scale, scale, offset, bias):
         return context.get_dummy_value()
 
     return types.void(y, row, column, weights, row_scale, scale, offset, bias), generate
+
+
+@intrinsic
+def maximum(context, row):
+    """Of whole vectors; NaN does not count. Compilers leave a loop that says so to scalars."""
+
+    def generate(context, builder, signature, arguments):
+        numbers = context.make_array(row)(context, builder, arguments[0])
+        highest = cgutils.alloca_once_value(builder, FLOATS([-math.inf] * LANES))
+        with _loop(builder, builder.sdiv(numbers.nitems, INT64(LANES))) as vector:
+            values = _load(builder, _at(builder, numbers.data, vector, 4 * LANES), FLOATS)
+            builder.store(_call(builder, "llvm.maxnum.v16f32", FLOATS, builder.load(highest), values), highest)
+        return _call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, builder.load(highest))
+
+    return types.float32(row), generate
 
 
 @intrinsic

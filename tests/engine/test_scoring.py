@@ -10,7 +10,7 @@ from florence2.engine import kernels, scoring
 from florence2.engine.attention import Span
 from florence2.engine.beam import Constraint, Hypothesis
 from florence2.engine.compiled import batch_of
-from florence2.engine.kernels import Scratch
+from florence2.engine.kernels import LANES, Scratch
 
 
 class Search:
@@ -38,7 +38,7 @@ def compiled_candidates(searches: list[Search], logits: np.ndarray, known: int) 
     spans = [Span(range(a, b), 0, 0, 1) for a, b in itertools.pairwise(starts)]
     batch = batch_of(searches, spans)
     scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
-        logits=np.pad(logits, ((0, 0), (0, 7))),  # whatever lies behind is not looked at
+        logits=np.pad(logits, ((0, 0), (0, -vocabulary % LANES)), constant_values=99),  # nobody looks there
         largest=np.zeros(rows, np.float32),
         log_sums=np.zeros(rows, np.float32),
         sums=np.zeros(2 * rows, np.float32),
@@ -82,3 +82,13 @@ def test_a_beam_of_nan_is_told(beam):
     logits[beam, 77] = np.nan
     ill, healthy = compiled_candidates(searches, logits, 500)
     assert np.isnan(ill[0][0]) and not np.isnan(healthy[0][0])
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_top_is_torch_s(seed):
+    """Whether scores are equal, or only as float32, or never there, or all different."""
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, 17))
+    different = random.standard_normal(3 * count)
+    for scores in (different, different.round(1), different - 1e9, np.where(different > 0, -np.inf, different)):
+        assert scoring.top(scores.tolist(), count) == torch.tensor(scores.tolist()).topk(count).indices.tolist()
