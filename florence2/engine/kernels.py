@@ -307,13 +307,20 @@ def multiply_tiles(x, w, start, pitch, jump, ahead, vectors, stride, steps, sums
 def quantize(x, quantized, scales):
     """Each row to bytes with a scale of its own, as `linear` does in prefill."""
     for row in range(len(x)):
-        largest = TINY
-        for i in range(x.shape[1]):
-            largest = max(largest, abs(x[row, i]))
+        largest = max(TINY, magnitude(x[row]))
         scales[row] = largest / LEVELS + (x[row, 0] - x[row, 0])  # a row of NaN has no largest, and must stay NaN
         factor = LEVELS / largest
         for i in range(x.shape[1]):
             quantized[row, i] = np.uint8(np.int32(np.rint(x[row, i] * factor)) + ZERO_POINT)
+
+
+@compiled
+def magnitude(row):
+    """The largest, whatever its sign."""
+    largest = _magnitude_of_vectors(row)
+    for i in range(len(row) // LANES * LANES, len(row)):
+        largest = max(largest, abs(row[i]))
+    return largest
 
 
 @compiled_loop
@@ -755,19 +762,24 @@ def rescale(context, y, row, column, weights, row_scale, scale, offset, bias):
     return types.void(y, row, column, weights, row_scale, scale, offset, bias), generate
 
 
-@intrinsic
-def maximum(context, row):
-    """Of whole vectors; NaN does not count. Compilers leave a loop that says so to scalars."""
+def largest_of(whatever: Callable[[ir.IRBuilder, Any], Any]) -> Any:
+    """A numba intrinsic: the largest of what is made of a row's vectors, of whole ones only. NaN does not count.
+    Compilers leave a loop that does this to scalars.
+    """
 
-    def generate(context, builder, signature, arguments):
-        numbers = context.make_array(row)(context, builder, arguments[0])
-        highest = cgutils.alloca_once_value(builder, FLOATS([-math.inf] * LANES))
-        with _loop(builder, builder.sdiv(numbers.nitems, INT64(LANES))) as vector:
-            values = _load(builder, _at(builder, numbers.data, vector, 4 * LANES), FLOATS)
-            builder.store(_call(builder, "llvm.maxnum.v16f32", FLOATS, builder.load(highest), values), highest)
-        return _call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, builder.load(highest))
+    @intrinsic
+    def largest(context, row):
+        def generate(context, builder, signature, arguments):
+            numbers = context.make_array(row)(context, builder, arguments[0])
+            highest = cgutils.alloca_once_value(builder, FLOATS([-math.inf] * LANES))
+            with _loop(builder, builder.sdiv(numbers.nitems, INT64(LANES))) as vector:
+                values = whatever(builder, _load(builder, _at(builder, numbers.data, vector, 4 * LANES), FLOATS))
+                builder.store(_call(builder, "llvm.maxnum.v16f32", FLOATS, builder.load(highest), values), highest)
+            return _call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, builder.load(highest))
 
-    return types.float32(row), generate
+        return types.float32(row), generate
+
+    return largest
 
 
 @intrinsic
@@ -930,5 +942,7 @@ def _call(builder: ir.IRBuilder, name: str, type_: Any, *arguments: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
 
 
+maximum = largest_of(lambda builder, values: values)
+_magnitude_of_vectors = largest_of(lambda builder, values: _call(builder, "llvm.fabs.v16f32", FLOATS, values))
 _tile_1, _tile_2, _tile_3, _tile_4, _tile_6 = (tile(rows, WIDTH) for rows in (1, 2, 3, 4, 6))
 _narrow_tile = tile(1, 1)
