@@ -14,7 +14,7 @@ from florence2.config import ModelConfig, TextConfig
 from florence2.engine import kernels
 from florence2.engine.attention import PaddedStep, Span
 from florence2.engine.beam import Constraint, Hypothesis
-from florence2.engine.kernels import LANES, QUADS
+from florence2.engine.kernels import LANES, PAIRS, QUADS
 from florence2.engine.kv_cache import KVCache
 from florence2.engine.model import LanguageModel
 
@@ -142,6 +142,25 @@ def test_sums_of_bytes_are_exact(monkeypatch, rows, width, vnni):
     in_order = w.reshape(width, LANES, -1, QUADS).transpose(0, 2, 1, 3)
     run(x.view(np.int32), np.ascontiguousarray(in_order).view(np.int32).ravel(), sums)
     assert np.array_equal(sums.view(np.int32), x[1:].astype(np.int32) @ w.reshape(-1, 3072).astype(np.int32).T)
+
+
+@pytest.mark.parametrize("bfloats", [True, False])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 4), (6, 4)])
+def test_sums_of_bfloats_are_right(monkeypatch, rows, width, bfloats):
+    """The same with pairs, as right as sums in float32 are."""
+    monkeypatch.setattr(kernels, "HAS_BFLOATS", kernels.HAS_BFLOATS and bfloats)
+    multiply = kernels.tile(rows, width)
+
+    @njit
+    def run(x, w, sums):
+        multiply(x, 1, w, 0, len(w) // width, None, LANES, len(w) // width // LANES, sums, 0, 0)
+
+    torch.manual_seed(0)
+    x, w = torch.randn(rows + 1, 3072).bfloat16(), torch.randn(width, LANES, 3072).bfloat16()
+    sums = np.zeros((rows, width * LANES), np.float32)
+    in_order = w.reshape(width, LANES, -1, PAIRS).transpose(1, 2).contiguous()
+    run(x.view(torch.uint32).numpy(), in_order.view(torch.uint32).numpy().ravel(), sums)
+    assert sums == pytest.approx((x[1:].double() @ w.reshape(-1, 3072).double().T).numpy(), abs=1e-3)
 
 
 def test_the_cache_rounds_as_torch_does():
