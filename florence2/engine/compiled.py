@@ -86,7 +86,7 @@ class CompiledDecoder:
         each = self.threads, rows
         return Scratch(
             x=_zeros(*each, self.d_model),
-            inputs=_zeros(*each, PAIRS * padded(max(inner, width, self.d_model)), dtype=torch.uint8),
+            inputs=_zeros(*each, padded(max(inner, width, self.d_model)), dtype=torch.uint16),
             scales=_zeros(*each),
             scores=_zeros(*each, cache.positions),
             moving=_zeros(*each, cache.positions, self.head_size, dtype=cache.self_keys.dtype),
@@ -176,13 +176,15 @@ def _fill(tensor: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _inputs(tensor: Tensor, axis: int) -> Tensor:
-    """As many as are taken at a time."""
-    count = _taken(tensor)
+    """Puts zeros behind, up to as many as are multiplied together."""
+    count, _ = _together(tensor)
     return _fill(tensor, axis, -(-tensor.shape[axis] // count) * count)
 
 
-def _taken(weight: Tensor) -> int:
-    return {torch.int8: QUADS, torch.bfloat16: PAIRS}.get(weight.dtype, 1)
+def _together(weight: Tensor) -> tuple[int, torch.dtype]:
+    """How many weights of an output are multiplied at once, and the type that so many have together."""
+    together = {torch.int8: (QUADS, torch.int32), torch.bfloat16: (PAIRS, torch.uint32)}
+    return together.get(weight.dtype, (1, weight.dtype))
 
 
 def _product(*side_by_side: list[Tensor]) -> Product:
@@ -208,8 +210,9 @@ def _packed(layer: Any, rows: Arrange, columns: Arrange, factor: float) -> tuple
         scale, offset = torch.ones(outputs), torch.zeros(outputs)
         if weight.dtype == torch.float16:
             weight = weight.float()
-    by_vectors = weight.reshape(outputs // LANES, LANES, -1, _taken(weight)).transpose(1, 2).contiguous()
-    weights = by_vectors.view({torch.int8: torch.int32, torch.bfloat16: torch.uint32}.get(weight.dtype, weight.dtype))
+    count, dtype = _together(weight)
+    by_vectors = weight.reshape(outputs // LANES, LANES, -1, count).transpose(1, 2).contiguous()
+    weights = by_vectors.view(dtype)
     bias = getattr(layer, "bias", None)
     biases = torch.zeros(outputs) if bias is None else rows(bias.data, 0).float()
     return weights.flatten(), biases * factor, scale * factor, offset

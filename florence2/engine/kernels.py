@@ -20,11 +20,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
@@ -50,14 +50,13 @@ BYTES = ir.VectorType(BYTE, LANES * QUADS)
 class _BFloat(ir.Type):
     """Which llvmlite has no name for."""
 
-    def __str__(self) -> str:
+    def _to_string(self) -> str:
         return "bfloat"
 
 
 BFLOATS = ir.VectorType(_BFloat(), LANES * PAIRS)
-HAS_VNNI, HAS_BFLOATS = (
-    bool(llvmlite.binding.get_host_cpu_features().get(name)) for name in ("avx512vnni", "avx512bf16")
-)
+FEATURES = (get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(",")
+HAS_VNNI, HAS_BFLOATS = "+avx512vnni" in FEATURES, "+avx512bf16" in FEATURES
 
 compiled = njit(nogil=True, error_model="numpy")
 # Sums in any order, and products and sums in one instruction: what vectors need. Infinity and NaN stay what they are.
@@ -132,7 +131,7 @@ class Scratch(NamedTuple):
     """Between the stages. What has a first axis of threads is each thread's own."""
 
     x: Floats  # [threads, R, D]
-    inputs: NDArray[np.uint8]  # [threads, R, bytes of the widest], as bytes or upper halves
+    inputs: NDArray[np.uint16]  # [threads, R, widest], as upper halves, or twice as many bytes
     scales: Floats  # [threads, R]
     scores: Floats  # [threads, R, longest]
     moving: NDArray[Any]  # [threads, R, T, E], of what the cache holds
@@ -244,7 +243,8 @@ def multiply_vectors(first, last, product, layer, inputs, row_scales, y):
         count = min(WIDTH, last - vector)
         start, stop = vector * LANES, (vector + count) * LANES
         pitch = steps * LANES
-        multiply_tiles(inputs, weights, vector * pitch, pitch, 0, WIDTH * pitch, count, LANES, steps, y, start)
+        ahead = WIDTH * pitch if vector + WIDTH < last else 0
+        multiply_tiles(inputs, weights, vector * pitch, pitch, 0, ahead, count, LANES, steps, y, start)
         for row in range(len(inputs)):
             for column in range(start, stop, LANES):
                 rescale(y, row, column, weights, row_scales[row], scale, offset, bias)
@@ -260,14 +260,14 @@ def _as_inputs(x, weights, scratch, thread):
 
 
 def _as_quads(x, weights, scratch, thread):
-    quantized = scratch.inputs[thread, : len(x)]
+    quantized = scratch.inputs[thread, : len(x)].view(np.uint8)
     quantize(x, quantized, scratch.scales[thread])
     return quantized.view(np.int32)
 
 
 def _as_pairs(x, weights, scratch, thread):
     scratch.scales[thread, : len(x)] = 1
-    halves = scratch.inputs[thread, : len(x)].view(np.uint16)
+    halves = scratch.inputs[thread, : len(x)]
     shorten(x, halves)
     return halves.view(np.uint32)
 
@@ -280,7 +280,7 @@ def _as_they_are(x, weights, scratch, thread):
 @compiled
 def multiply_tiles(x, w, start, pitch, jump, ahead, vectors, stride, steps, sums, column):
     """All rows of x, as many at once as there is a tile for, to `vectors` of the same rows of sums; see `tile`. `jump`:
-    elements of w from one tile to the next.
+    elements of w from one tile to the next. `ahead`: up to those that are needed soon, or None.
     """
     for vector in range(0, vectors - WIDTH + 1, WIDTH):
         place, to = start + vector // WIDTH * jump, column + vector * LANES
@@ -316,20 +316,31 @@ def quantize(x, quantized, scales):
 
 @compiled
 def magnitude(row):
-    """The largest, whatever its sign."""
+    """The largest absolute value; NaN does not count."""
     largest = _magnitude_of_vectors(row)
     for i in range(len(row) // LANES * LANES, len(row)):
-        largest = max(largest, abs(row[i]))
+        largest = abs(row[i]) if abs(row[i]) > largest else largest
     return largest
 
 
-@compiled_loop
+@compiled
+def maximum(row):
+    """NaN does not count."""
+    largest = _maximum_of_vectors(row)
+    for i in range(len(row) // LANES * LANES, len(row)):
+        largest = row[i] if row[i] > largest else largest
+    return largest
+
+
+@compiled
 def shorten(x, halves):
-    """To upper halves, and a zero for the last one's pair."""
+    """To upper halves, and a zero if the last one has no other beside it."""
+    width = x.shape[1]
     for row in range(len(x)):
-        halves[row, x.shape[1] // PAIRS * PAIRS + 1] = 0
-        for i in range(x.shape[1]):
+        for i in range(width):
             halves[row, i] = as_element(x[row, i], halves)
+        if width % PAIRS:
+            halves[row, width] = 0
 
 
 @compiled
@@ -448,10 +459,8 @@ def attend(queries, keys, values, length, scores, mixed):
 
 @compiled_loop
 def softmax(scores, length):
-    end = (length + LANES - 1) // LANES * LANES
     for row in range(len(scores)):
-        scores[row, length:end] = -np.inf
-        largest = maximum(scores[row, :end])
+        largest = maximum(scores[row, :length])
         total = np.float32(0)
         for i in range(length):
             scores[row, i] = exp(scores[row, i] - largest)
@@ -522,8 +531,7 @@ def apply_rules(r, greedy, vocabulary, batch, scratch):
         return
     if greedy:
         ban(logits, banned)
-    scratch.logits[r, vocabulary:] = -np.inf
-    scratch.largest[r] = maximum(scratch.logits[r])
+    scratch.largest[r] = maximum(logits)
     scratch.log_sums[r] = np.log(sum_of_exps(logits, scratch.largest[r]))
     ban(logits, banned)
 
@@ -763,8 +771,8 @@ def rescale(context, y, row, column, weights, row_scale, scale, offset, bias):
 
 
 def largest_of(whatever: Callable[[ir.IRBuilder, Any], Any]) -> Any:
-    """A numba intrinsic: the largest of what is made of a row's vectors, of whole ones only. NaN does not count.
-    Compilers leave a loop that does this to scalars.
+    """A numba intrinsic: the largest of what is made of a row's whole vectors; of NaN only if there is nothing else.
+    The row's numbers must lie side by side. Compilers leave a loop that does this to scalars.
     """
 
     @intrinsic
@@ -844,7 +852,7 @@ class _Pairs(_Floats):
         if HAS_BFLOATS:
             values, columns = (builder.bitcast(vector, BFLOATS) for vector in (value, column))
             return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, values, columns)
-        for half in (_upper, _lower):
+        for half in (_upper, _lower):  # in the instruction's order
             values, columns = (builder.bitcast(half(builder, vector), FLOATS) for vector in (value, column))
             total = _call(builder, FMA, FLOATS, values, columns, total)
         return total
@@ -895,8 +903,9 @@ def _loop(builder: ir.IRBuilder, count: Any) -> Iterator[Any]:
     index.add_incoming(following, builder.block)
     again = builder.cbranch(builder.icmp_signed("<", following, count), body, after)
     once = builder.module.add_metadata([ir.MetaDataString(builder.module, "llvm.loop.unroll.disable")])
+    # A loop's properties begin with themselves, and `add_metadata` takes only what is there already.
     properties = ir.values.MDValue(builder.module, [], name=str(len(builder.module.metadata)))
-    properties.operands = properties, once  # a loop's begin with themselves
+    properties.operands = properties, once
     again.set_metadata("llvm.loop", properties)
     builder.position_at_end(after)
 
@@ -942,7 +951,7 @@ def _call(builder: ir.IRBuilder, name: str, type_: Any, *arguments: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
 
 
-maximum = largest_of(lambda builder, values: values)
+_maximum_of_vectors = largest_of(lambda builder, values: values)
 _magnitude_of_vectors = largest_of(lambda builder, values: _call(builder, "llvm.fabs.v16f32", FLOATS, values))
 _tile_1, _tile_2, _tile_3, _tile_4, _tile_6 = (tile(rows, WIDTH) for rows in (1, 2, 3, 4, 6))
 _narrow_tile = tile(1, 1)

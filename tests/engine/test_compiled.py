@@ -18,8 +18,8 @@ from florence2.engine.kernels import LANES, PAIRS, QUADS
 from florence2.engine.kv_cache import KVCache
 from florence2.engine.model import LanguageModel
 
-# No size is a multiple of a vector's: 5 heads of 12, an inner width of 50.
-ODD = TextConfig(75, 60, 1, 2, 2, 5, 50, 50, max_positions=45, scale_embedding=True)
+# No size is a multiple of a vector's: 5 heads of 13, an inner width of 51.
+ODD = TextConfig(75, 65, 1, 2, 2, 5, 51, 51, max_positions=45, scale_embedding=True)
 SPANS = [
     Span(range(0, 1), 2, 0, 8),
     Span(range(1, 4), 0, 20, 41, moves=[(2, 1), (1, 2)], kept=5),
@@ -51,13 +51,13 @@ def filled_cache(model: LanguageModel) -> KVCache:
     """Every row with a past, its beginning shared as `SPANS` says, and every slot with a picture."""
     cache = KVCache(ODD, 13, model.cache_dtype, torch.device("cpu"), compiled=bool(model.compiled))
     torch.manual_seed(1)
-    past = torch.randn(2, 2, 13, 5, 45, 12)  # keys and values, layers, rows, heads, positions, size
+    past = torch.randn(2, 2, 13, 5, 45, 13)  # keys and values, layers, rows, heads, positions, size
     for span in SPANS:
         past[:, :, span.rows, :, : span.kept] = past[:, :, span.rows[:1], :, : span.kept]
     cache.self_keys[:], cache.self_values[:, :, :, :45] = cache.laid_out(*past)
     for layer in range(2):
         for slot in range(4):
-            cache.write_encoder(layer, slot, *torch.randn(2, 5, 45, 12))
+            cache.write_encoder(layer, slot, *torch.randn(2, 5, 45, 13))
     return cache
 
 
@@ -110,7 +110,7 @@ def test_nobody_s_numbers_depend_on_neighbours_or_threads(odd, precision):
         first = rows.stop
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 @torch.inference_mode()
 def test_not_a_number_stays_one_and_its_own(odd, precision):
     """The engine tells its caller by it, and nobody else hears of it."""
@@ -144,23 +144,40 @@ def test_sums_of_bytes_are_exact(monkeypatch, rows, width, vnni):
     assert np.array_equal(sums.view(np.int32), x[1:].astype(np.int32) @ w.reshape(-1, 3072).astype(np.int32).T)
 
 
-@pytest.mark.parametrize("bfloats", [True, False])
+@pytest.mark.parametrize("ahead", [None, 64])
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 4), (6, 4)])
-def test_sums_of_bfloats_are_right(monkeypatch, rows, width, bfloats):
-    """The same with pairs, as right as sums in float32 are."""
-    monkeypatch.setattr(kernels, "HAS_BFLOATS", kernels.HAS_BFLOATS and bfloats)
-    multiply = kernels.tile(rows, width)
+def test_sums_of_bfloats_are_right(monkeypatch, rows, width, ahead):
+    """As right as sums in float32, and the same to the last bit without the CPU's instruction."""
 
-    @njit
     def run(x, w, sums):
-        multiply(x, 1, w, 0, len(w) // width, None, LANES, len(w) // width // LANES, sums, 0, 0)
+        multiply = kernels.tile(rows, width)
+
+        @njit
+        def call(x, w, sums):
+            multiply(x, 1, w, 0, len(w) // width, ahead, LANES, len(w) // width // LANES, sums, 0, 0)
+
+        call(x, w, sums)
 
     torch.manual_seed(0)
     x, w = torch.randn(rows + 1, 3072).bfloat16(), torch.randn(width, LANES, 3072).bfloat16()
     sums = np.zeros((rows, width * LANES), np.float32)
     in_order = w.reshape(width, LANES, -1, PAIRS).transpose(1, 2).contiguous()
-    run(x.view(torch.uint32).numpy(), in_order.view(torch.uint32).numpy().ravel(), sums)
+    inputs, weights = x.view(torch.uint32).numpy(), in_order.view(torch.uint32).numpy().ravel()
+    run(inputs, weights, sums)
     assert sums == pytest.approx((x[1:].double() @ w.reshape(-1, 3072).double().T).numpy(), abs=1e-3)
+    monkeypatch.setattr(kernels, "HAS_BFLOATS", False)
+    plain = np.zeros_like(sums)
+    run(inputs, weights, plain)
+    assert np.array_equal(plain, sums)
+
+
+@pytest.mark.parametrize("width", [16, 15])
+def test_inputs_are_shortened_in_their_own_row(width):
+    """The last one's missing neighbour is zero, and nothing behind the row is touched: other threads read there."""
+    x, halves = np.ones((1, width), np.float32), np.full((2, 16), 7, np.uint16)
+    kernels.shorten(x, halves[:1])
+    assert halves[0].tolist() == [0x3F80] * width + [0] * (16 - width)
+    assert (halves[1] == 7).all()
 
 
 def test_the_cache_rounds_as_torch_does():

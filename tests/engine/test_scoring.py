@@ -10,7 +10,7 @@ from florence2.engine import kernels, scoring
 from florence2.engine.attention import Span
 from florence2.engine.beam import Constraint, Hypothesis
 from florence2.engine.compiled import batch_of
-from florence2.engine.kernels import LANES, Scratch
+from florence2.engine.kernels import Scratch
 
 
 class Search:
@@ -38,7 +38,7 @@ def compiled_candidates(searches: list[Search], logits: np.ndarray, known: int) 
     spans = [Span(range(a, b), 0, 0, 1) for a, b in itertools.pairwise(starts)]
     batch = batch_of(searches, spans)
     scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
-        logits=np.pad(logits, ((0, 0), (0, -vocabulary % LANES)), constant_values=99),  # nobody looks there
+        logits=np.pad(logits, ((0, 0), (0, 7)), constant_values=99),  # whatever lies behind is not looked at
         largest=np.zeros(rows, np.float32),
         log_sums=np.zeros(rows, np.float32),
         sums=np.zeros(2 * rows, np.float32),
