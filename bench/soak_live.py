@@ -37,6 +37,7 @@ from florence2_client import AsyncClient
 from florence2_client.transport import open_async_transport, parse_url
 
 PATIENCE = 120.0  # seconds without an answer are silence
+CACHE_MIB = 4  # of features: full before memory is looked at, or filling it would look like growth
 MIB = 2**20
 
 
@@ -285,7 +286,7 @@ def main() -> int:
     options = parser.parse_args()
     seconds, taken = 60 * options.minutes, list[Sample]()
     with EmbeddedServer(
-        options.repository, http_port=0, grpc_port=0, metrics_port=0, report=_log, stream=True
+        options.repository, http_port=0, grpc_port=0, metrics_port=0, cache_mib=CACHE_MIB, report=_log, stream=True
     ) as server:
         print(f"{'minutes':>7} {'requests':>9} {'wrong':>6} {'MiB':>7} {'shm MiB':>8} {'threads':>8} {'fds':>5}")
         start = time.monotonic()
