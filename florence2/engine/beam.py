@@ -161,7 +161,7 @@ class BeamSearch(Search):
         """Only the first num_beams candidates may finish; the others are spares for the running beams."""
         beams = self.options.num_beams
         if not self.finished and not any(complete[:beams]):
-            return
+            return  # as most steps end, and sooner than by sorting nothing
         places: list[Finished | None] = [*self.finished, *[None] * (beams - len(self.finished))]
         for place, (hypothesis, done) in enumerate(zip(extended, complete, strict=True)):
             places.append((self._final_score(hypothesis), hypothesis) if done and place < beams else None)

@@ -55,6 +55,7 @@ class _BFloat(ir.Type):
 
 
 BFLOATS = ir.VectorType(_BFloat(), LANES * PAIRS)
+# Those that numba compiles for, which may be fewer than this CPU has.
 FEATURES = (get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(",")
 HAS_VNNI, HAS_BFLOATS = "+avx512vnni" in FEATURES, "+avx512bf16" in FEATURES
 
@@ -243,7 +244,7 @@ def multiply_vectors(first, last, product, layer, inputs, row_scales, y):
         count = min(WIDTH, last - vector)
         start, stop = vector * LANES, (vector + count) * LANES
         pitch = steps * LANES
-        ahead = WIDTH * pitch if vector + WIDTH < last else 0
+        ahead = WIDTH * pitch if vector + WIDTH < last else 0  # behind the last one lies another thread's
         multiply_tiles(inputs, weights, vector * pitch, pitch, 0, ahead, count, LANES, steps, y, start)
         for row in range(len(inputs)):
             for column in range(start, stop, LANES):
@@ -728,12 +729,7 @@ def tile(rows: int, width: int) -> Any:
                     for each in columns:
                         _prefetch(builder, _at(builder, each, soon, kind.size))
                 weights = [kind.columns(builder, _at(builder, each, step, kind.size)) for each in columns]
-                for row_inputs, row_totals in zip(inputs, totals, strict=True):
-                    value = _load(builder, _at(builder, row_inputs, index, 4), kind.inputs)
-                    every_lane = _splat(builder, value)
-                    for total, column_weights in zip(row_totals, weights, strict=True):
-                        sum_ = kind.add(builder, builder.load(total), every_lane, column_weights)
-                        builder.store(sum_, total)
+                _add_products(builder, kind, inputs, index, weights, totals)
             for target, row_totals in zip(targets, totals, strict=True):
                 for vector, total in enumerate(row_totals):
                     place = _at(builder, target, builder.add(column_, INT64(vector * LANES)), 4)
@@ -743,6 +739,14 @@ def tile(rows: int, width: int) -> Any:
         return types.void(x, first, w, start, pitch, ahead, stride, steps, sums, row, column), generate
 
     return multiply
+
+
+def _add_products(builder: ir.IRBuilder, kind: Any, inputs: Any, index: Any, weights: Any, totals: Any) -> None:
+    """Of one step of a tile: each row's input times the weights of all columns."""
+    for row_inputs, row_totals in zip(inputs, totals, strict=True):
+        value = _splat(builder, _load(builder, _at(builder, row_inputs, index, 4), kind.inputs))
+        for total, column_weights in zip(row_totals, weights, strict=True):
+            builder.store(kind.add(builder, builder.load(total), value, column_weights), total)
 
 
 @intrinsic
@@ -840,12 +844,18 @@ class _UpperHalves(_Floats):
         return builder.bitcast(_lower(builder, bits), FLOATS)
 
 
-class _Pairs(_Floats):
-    inputs = INT32
+class _Together:
+    """Several weights, and as many inputs, in one element of an array."""
+
+    size, inputs = 4, INT32
 
     @staticmethod
     def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
         return _load(builder, pointer, INTS)
+
+
+class _Pairs(_Together):
+    sums = FLOATS
 
     @staticmethod
     def add(builder: ir.IRBuilder, total: Any, value: Any, column: Any) -> Any:
@@ -866,12 +876,8 @@ def _lower(builder: ir.IRBuilder, pairs: Any) -> Any:
     return builder.shl(pairs, INTS([16] * LANES))
 
 
-class _Quads:
-    size, inputs, sums = 4, INT32, INTS
-
-    @staticmethod
-    def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
-        return _load(builder, pointer, INTS)
+class _Quads(_Together):
+    sums = INTS
 
     @staticmethod
     def add(builder: ir.IRBuilder, total: Any, value: Any, column: Any) -> Any:
