@@ -31,7 +31,7 @@ from export.checkpoint import Checkpoint, read_checkpoint
 from export.pictures import draw_pictures
 from export.reference import load_reference
 from export.vision import INPUT, OUTPUT, export_vision
-from florence2.server.onnx_session import OnnxRuntime, OpenVino, Session
+from florence2.triton.onnx_session import OnnxRuntime, OpenVino, Session
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] -> float32 [B, T, D]
 Seconds = tuple[float, float]  # of the clock, and of all threads together, which other programs disturb less

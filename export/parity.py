@@ -30,8 +30,8 @@ from florence2.config import GenerationOptions, ModelConfig
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
-from florence2.server.onnx_session import open_session
 from florence2.tasks import TASKS
+from florence2.triton.onnx_session import open_session
 
 BATCHES = (1, 2)
 FLOAT32 = "float32"

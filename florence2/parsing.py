@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import TypeAlias
 
+from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.locations import to_pixel
-from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.tasks import Grammar
 
 Size: TypeAlias = tuple[int, int]  # width, height

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from florence2.answers import Boxes, Polygons, TextAnswer
 from florence2.errors import (
     Cancelled,
     ConnectionFailed,
@@ -24,7 +25,6 @@ from florence2.errors import (
     ModelNotFound,
     Unavailable,
 )
-from florence2.results import Boxes, Polygons, TextAnswer
 from florence2.tasks import TASKS
 from florence2_client import AsyncClient, Client, Result, Tls
 from florence2_client.request import build_request

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import DeadlineExceeded, InvalidRequest
-from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.tasks import TASKS, Grammar, Task, TaskInput
 from florence2_client import Client, cli
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import InvalidImage
-from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2_client import draw, labels
 from florence2_client.drawing import PALETTE, label_colours
 from florence2_client.fonts import Lettering

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence2.results import Boxes
+from florence2.answers import Boxes
 from florence2_client import draw, fonts
 from florence2_client.fonts import Lettering, MissingGlyphs
 

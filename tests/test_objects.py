@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
+from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2_client import Found, Result
 from florence2_client.objects import Shape, found_in
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import DEMO, processor, shared
 
+from florence2.answers import Boxes
 from florence2.parsing import Piece, parse, pieces_from_text, without_half_character, without_open_end
-from florence2.results import Boxes
 from florence2.tasks import TASKS, Grammar
 from florence2.tokenizer import Tokenizer
 

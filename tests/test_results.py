@@ -8,8 +8,8 @@ import json
 import pytest
 from reference import processor
 
+from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer, answer_from_json
 from florence2.errors import InternalError
-from florence2.results import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer, answer_from_json
 from florence2.tasks import TASKS, Grammar
 
 BOX, QUAD, OUTLINE = [0.32, 1.0, 2.5, 4.75], [1.0, 2.0, 3.0, 2.0, 3.0, 4.0, 1.0, 4.0], [0.5, 0.5, 9.5, 0.5, 5.0, 7.25]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from florence2 import tickets
 from florence2.errors import QueueFull
-from florence2.tickets import LONGEST_PATIENCE, SHORTEST_PATIENCE, Tickets
+from florence2.triton import admission
+from florence2.triton.admission import LONGEST_PATIENCE, SHORTEST_PATIENCE, Tickets
 
 
 class Clock:
@@ -176,10 +176,10 @@ def test_processes_and_threads_share_one_count(tmp_path):
 
 def test_each_run_of_a_server_has_its_own(monkeypatch, tmp_path):
     """By the environment where we start the server, else by the parent's process and when it started."""
-    monkeypatch.setenv(tickets.PATH_VARIABLE, str(tmp_path / "here"))
-    assert tickets._path() == tmp_path / "here"
-    monkeypatch.delenv(tickets.PATH_VARIABLE)
-    assert tickets._path().name.startswith(f"florence2_tickets_{os.getppid()}_")
+    monkeypatch.setenv(admission.PATH_VARIABLE, str(tmp_path / "here"))
+    assert admission._path() == tmp_path / "here"
+    monkeypatch.delenv(admission.PATH_VARIABLE)
+    assert admission._path().name.startswith(f"florence2_tickets_{os.getppid()}_")
 
 
 def test_the_metrics_say_who_is_inside(three, decoder):

@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import Cancelled, Florence2Error, ModelNotFound, Unavailable
-from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2_client.many import Asked, InFlight, Question, Reply, questions
 from florence2_client.pictures import Picture
 from florence2_client.request import Options, Region, build_request

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
+from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.tasks import TASKS, Grammar, TaskInput
 from florence2_client.objects import REGION_IN_TEXT, region_box
 from florence2_client.result import Result

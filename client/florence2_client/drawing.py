@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw
 
-from florence2.results import Answer, TextAnswer
+from florence2.answers import Answer, TextAnswer
 from florence2_client.fonts import Lettering
 from florence2_client.labels import (
     Colour,

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.locations import to_pixel
-from florence2.results import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 
 Point: TypeAlias = tuple[float, float]
 Box: TypeAlias = tuple[float, float, float, float]

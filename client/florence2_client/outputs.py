@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from florence2.answers import TextAnswer
 from florence2.errors import InvalidRequest
-from florence2.results import TextAnswer
 from florence2_client import formats
 from florence2_client.journal import Entry, entries
 from florence2_client.objects import text_alone

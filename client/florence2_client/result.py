@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
+from florence2.answers import Answer, TextAnswer, answer_from_json
 from florence2.errors import InternalError
-from florence2.results import Answer, TextAnswer, answer_from_json
 from florence2.tasks import TASKS, Grammar
 from florence2_client import formats
 from florence2_client.drawing import draw

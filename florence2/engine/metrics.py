@@ -1,7 +1,7 @@
 """What the decoder counts: the table of its metrics, and the recorder that the worker reports to. Pure Python.
 
 Nothing is published here: a call to Triton's endpoint costs 20 to 65 µs. The worker's sender thread takes what is new
-once a second (`Recorder.take`) and hands it to `triton_io.MetricsEndpoint`. docs/metrics.md explains each metric.
+once a second (`Recorder.take`) and hands it to `triton.adapter.MetricsEndpoint`. docs/metrics.md explains each metric.
 """
 
 from __future__ import annotations

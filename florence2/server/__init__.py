@@ -10,8 +10,6 @@ launch.py      what tritonserver is started with: command line, environment, sha
 embedded.py    EmbeddedServer, which puts the others together
 stubs.py       which processes the models have, and whether they live
 foreground.py  serve, an EmbeddedServer until Ctrl-C; starts another one when something of it has died
-onnxruntime_backend.py   runs inside tritonserver, in place of the C++ backend that the wheel lacks
-onnx_session.py          runs an ONNX file as a model's configuration says, for it
 """
 
 from florence2.server.embedded import EmbeddedServer

@@ -27,7 +27,7 @@ from florence2.server.launch import CACHE_MIB, DRAIN_SECONDS, command_line, envi
 from florence2.server.log import LogReader
 from florence2.server.stubs import expected_processes, is_alive, model_processes
 from florence2.server.wheel import find_wheel
-from florence2.tickets import PATH_VARIABLE
+from florence2.triton.admission import PATH_VARIABLE
 
 WATCH_SECONDS = 0.5
 

@@ -14,11 +14,12 @@ import re
 import shutil
 from pathlib import Path
 
+from florence2 import triton
 from florence2.errors import ServerError
 from florence2.server.installation import Installation
 from florence2.server.wheel import Wheel
 
-STAND_IN = Path(__file__).with_name("onnxruntime_backend.py")
+STAND_IN = Path(triton.__file__).with_name("onnxruntime_backend.py")
 NEEDS_ONNX_FILE = re.compile(r'^\s*backend\s*:\s*"onnxruntime"', re.MULTILINE)
 
 

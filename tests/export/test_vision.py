@@ -13,7 +13,7 @@ from export.davit import ChannelAttention, Tower
 from export.pictures import calibration_pictures, draw_pictures
 from export.quantise import quantise
 from export.vision import INPUT, OUTPUT, VisionEncoder, export_vision
-from florence2.server.onnx_session import OpenVino
+from florence2.triton.onnx_session import OpenVino
 
 
 @pytest.fixture(scope="module")

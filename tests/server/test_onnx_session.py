@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from florence2.errors import ServerError
-from florence2.server.onnx_session import OnnxRuntime, OpenVino, open_session
+from florence2.triton.onnx_session import OnnxRuntime, OpenVino, open_session
 
 WEIGHTS = np.random.default_rng(0).standard_normal((8, 4), dtype=np.float32)
 
@@ -82,7 +82,7 @@ def test_results_of_one_run_survive_the_next(file):
 def test_threads_are_what_the_config_says_and_else_the_servers(file, monkeypatch):
     """`intra_op_thread_count` wins over OMP_NUM_THREADS, which `florence2 serve` sets for all libraries."""
     seen = []
-    monkeypatch.setattr("florence2.server.onnx_session.OpenVino", lambda *given: seen.append(given[1]))
+    monkeypatch.setattr("florence2.triton.onnx_session.OpenVino", lambda *given: seen.append(given[1]))
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     open_session(file, config("openvino"))
     open_session(file, config("openvino", threads="3"))

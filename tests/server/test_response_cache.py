@@ -8,7 +8,7 @@ import tritonclient.grpc
 from export.repository import read_config
 from export.targets import as_triton_passes_it
 from florence2.server.launch import usable_cores
-from florence2.server.onnx_session import open_session
+from florence2.triton.onnx_session import open_session
 
 MODEL = "florence2_vision"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from florence2.answers import Answer
 from florence2.errors import InvalidImage, InvalidRequest
-from florence2.results import Answer
 from florence2_client.arguments import (
     FILES,
     add_connection,

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from florence2.answers import TextAnswer
 from florence2.errors import Florence2Error, InvalidImage, InvalidPrompt
-from florence2.results import TextAnswer
 from florence2.tasks import TaskInput, task_from_name
 from florence2_client.arguments import task_name
 from florence2_client.client import Client

@@ -7,20 +7,20 @@ far, again and again, each with what the models behind need for it (docs/adr/000
 
 import numpy as np
 
-from florence2 import triton_io
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
 from florence2.engine.metrics import METRICS, OTHER_TASK, task_label
 from florence2.engine.sequence import Request
 from florence2.engine.worker import Job, Worker
-from florence2.tickets import Tickets
+from florence2.triton import adapter
+from florence2.triton.admission import Tickets
 
 HANDED_THROUGH = ("ANSWER_KEY", "IMAGE_SIZE")
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        arguments = triton_io.Arguments(args)
+        arguments = adapter.Arguments(args)
         engine = Engine.load(
             arguments.directory,
             device=arguments.device,
@@ -31,17 +31,17 @@ class TritonPythonModel:
         )
         self.config, self.streams = engine.config, arguments.streams
         self.tickets = Tickets.of_this_server()
-        self.endpoint = triton_io.MetricsEndpoint(METRICS, arguments.model, None if self.streams else self.tickets)
+        self.endpoint = adapter.MetricsEndpoint(METRICS, arguments.model, None if self.streams else self.tickets)
         self.worker = Worker(engine, max_seconds=arguments.integer("max_seconds"), publish=self.endpoint.publish)
 
     def execute(self, requests):
         for request in requests:
-            self.take(request, triton_io.Reply(request, self.tickets))
+            self.take(request, adapter.Reply(request, self.tickets))
 
     def take(self, request, reply):
         task = OTHER_TASK
         try:
-            task = task_label(triton_io.text(request, "ANSWER_KEY"))
+            task = task_label(adapter.text(request, "ANSWER_KEY"))
             self.worker.submit(self.job(request, reply, task))
         except Exception as error:  # nothing may be raised once a reply was taken: it would close all of them
             self.worker.recorder.refused(task, error)
@@ -49,11 +49,11 @@ class TritonPythonModel:
 
     def job(self, request, reply, task):
         asked = Request(
-            image_features=triton_io.required(request, "IMAGE_FEATURES"),
-            prompt_ids=triton_io.required(request, "PROMPT_IDS").tolist(),
-            options=triton_io.generation_options(request, self.config, greedy=self.streams),
+            image_features=adapter.required(request, "IMAGE_FEATURES"),
+            prompt_ids=adapter.required(request, "PROMPT_IDS").tolist(),
+            options=adapter.generation_options(request, self.config, greedy=self.streams),
         )
-        handed = {name: triton_io.required(request, name) for name in HANDED_THROUGH} if self.streams else {}
+        handed = {name: adapter.required(request, name) for name in HANDED_THROUGH} if self.streams else {}
 
         def answer(outcome):
             if isinstance(outcome, Generation):
@@ -74,7 +74,7 @@ def outputs(generation):
     return {
         "TOKENS": np.array(generation.tokens, np.int32),
         "LOG_PROBS": np.array(generation.log_probs, np.float32),
-        "FINISH_REASON": triton_io.strings(generation.finish_reason),
+        "FINISH_REASON": adapter.strings(generation.finish_reason),
         "NUM_TOKENS": np.array([len(generation.tokens)], np.int32),
         "SEQUENCE_SCORE": np.array([generation.score], np.float32),
     }

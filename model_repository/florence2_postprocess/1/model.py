@@ -4,27 +4,28 @@ import json
 
 import numpy as np
 
-from florence2 import config, parsing, triton_io
+from florence2 import config, parsing
 from florence2.errors import InvalidRequest
 from florence2.tasks import TASKS, Grammar
 from florence2.tokenizer import Tokenizer
+from florence2.triton import adapter
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        directory = triton_io.Arguments(args).directory
+        directory = adapter.Arguments(args).directory
         self.config = config.ModelConfig.load(directory / config.FILE_NAME)
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
 
     def execute(self, requests):
-        return triton_io.answer_all(requests, self.postprocess)
+        return adapter.answer_all(requests, self.postprocess)
 
     def postprocess(self, request):
-        tokens = triton_io.required(request, "TOKENS")
-        log_probs = triton_io.required(request, "LOG_PROBS")
-        size = triton_io.required(request, "IMAGE_SIZE")
-        key = triton_io.required_text(request, "ANSWER_KEY")
-        unfinished = triton_io.text(request, "FINISH_REASON") == ""
+        tokens = adapter.required(request, "TOKENS")
+        log_probs = adapter.required(request, "LOG_PROBS")
+        size = adapter.required(request, "IMAGE_SIZE")
+        key = adapter.required_text(request, "ANSWER_KEY")
+        unfinished = adapter.text(request, "FINISH_REASON") == ""
         self.check(tokens, log_probs, size)
         pieces = self.tokenizer.pieces(tokens.tolist(), log_probs.tolist())
         grammar = TASKS[key].grammar if key in TASKS else Grammar.TEXT
@@ -33,8 +34,8 @@ class TritonPythonModel:
             pieces, text = parsing.without_open_end(grammar, pieces), parsing.without_half_character(text)
         answer = parsing.parse(grammar, pieces, tuple(size.tolist()), self.config.banned_phrases)
         return {
-            "RESULT": triton_io.strings(json.dumps({key: answer.to_json()}, ensure_ascii=False)),
-            "GENERATED_TEXT": triton_io.strings(text),
+            "RESULT": adapter.strings(json.dumps({key: answer.to_json()}, ensure_ascii=False)),
+            "GENERATED_TEXT": adapter.strings(text),
             "IMAGE_SIZE": size,
         }
 

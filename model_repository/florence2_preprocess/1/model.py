@@ -6,25 +6,26 @@ server is full is refused here, before the picture takes memory.
 
 import numpy as np
 
-from florence2 import config, images, prompts, triton_io
+from florence2 import config, images, prompts
 from florence2.errors import InvalidPrompt
-from florence2.tickets import NO_TICKET, Tickets
 from florence2.tokenizer import Tokenizer
+from florence2.triton import adapter
+from florence2.triton.admission import NO_TICKET, Tickets
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        arguments = triton_io.Arguments(args)
+        arguments = adapter.Arguments(args)
         directory = arguments.directory
         self.config = config.ModelConfig.load(directory / config.FILE_NAME)
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
         self.tickets = Tickets.of_this_server(arguments.integer("max_inside"))
 
     def execute(self, requests):
-        return triton_io.answer_all(requests, self.preprocess)
+        return adapter.answer_all(requests, self.preprocess)
 
     def preprocess(self, request):
-        triton_io.generation_options(request, self.config)  # only checked here; the decoder reads them again
+        adapter.generation_options(request, self.config)  # only checked here; the decoder reads them again
         ticket = self.tickets.take() if wants_ticket(request) else NO_TICKET
         try:
             return self.read(request) | {"TICKET": np.array([ticket], np.int64)}
@@ -34,18 +35,18 @@ class TritonPythonModel:
 
     def read(self, request):
         image = self.read_image(request)
-        task, text = triton_io.required_text(request, "TASK"), triton_io.text(request, "TEXT")
+        task, text = adapter.required_text(request, "TASK"), adapter.text(request, "TEXT")
         prompt = prompts.build_prompt(task, text, image.size)
         return {
             "PIXELS": images.to_pixels(image, self.config.image),
             "PROMPT_IDS": self.encode(prompt.text),
             "IMAGE_SIZE": np.array(image.size, np.int32),
-            "ANSWER_KEY": triton_io.strings(prompt.key),
-            "PROMPT": triton_io.strings(prompt.text),
+            "ANSWER_KEY": adapter.strings(prompt.key),
+            "PROMPT": adapter.strings(prompt.text),
         }
 
     def read_image(self, request):
-        encoded = images.encoded_image(triton_io.required_scalar(request, "IMAGE"))
+        encoded = images.encoded_image(adapter.required_scalar(request, "IMAGE"))
         return images.decode_image(encoded, self.config.image.max_pixels)
 
     def encode(self, prompt):

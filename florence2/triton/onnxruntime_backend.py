@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from florence2.server.onnx_session import open_session
+from florence2.triton.onnx_session import open_session
 
 
 class TritonPythonModel:

@@ -1,4 +1,5 @@
-"""Between Triton's Python backend and the domain: tensors in and out, and errors. The only module that knows pb_utils.
+"""Between Triton's Python backend and the domain: tensors in and out, and errors. Beside `onnxruntime_backend` no
+module knows pb_utils.
 
 The model.py of every Python model in the repository is written with these. Nothing of pb_utils but constants may be
 touched at import time: it is incomplete while Triton completes configurations.
@@ -19,7 +20,7 @@ import triton_python_backend_utils as pb_utils
 from florence2 import errors
 from florence2.config import GenerationOptions, ModelConfig
 from florence2.engine.metrics import Kind, Metric, Sample, Series
-from florence2.tickets import NO_TICKET, Tickets
+from florence2.triton.admission import NO_TICKET, Tickets
 
 Outputs = dict[str, np.ndarray]
 T = TypeVar("T")
