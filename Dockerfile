@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Images of one checkout; docker-compose.yml builds what it runs. Why so: docs/adr/0030.
+# Images of one checkout; docker-compose.yml builds what it runs. Why so: docs/adr/0011.
 #
 #   docker build --target cpu .       the embedded server on Python's slim image
 #   docker build --target gpu .       the same command over tritonserver of NVIDIA's image; the default

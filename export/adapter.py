@@ -1,7 +1,7 @@
 """LoRA adapters of PEFT, trained on either layout, merged into a checkpoint's weights under their native names.
 
 Called by `export.checkpoint`. Exact: W + scale * B @ A in float32. PEFT's own merge rounds to the stored precision and
-writes a change of the output head into the embedding that is tied to it (docs/adr/0020).
+writes a change of the output head into the embedding that is tied to it (docs/adr/0009).
 Shapes: O and I output and input features (of a convolution with its kernel), r rank.
 """
 

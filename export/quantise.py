@@ -49,6 +49,6 @@ def quantise(source: Path, target: Path, pictures: Sequence[NDArray[np.uint8]]) 
 
 
 def linear_layers(graph: onnx.GraphProto) -> list[str]:
-    """Names of the products with weights, but for the last: OpenVINO 2026.4 fails on its 8-bit form (ADR 0010)."""
+    """Names of the products with weights, but for the last: OpenVINO 2026.4 fails on its 8-bit form (ADR 0007)."""
     weights = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights][:-1]

@@ -68,7 +68,7 @@ def adapt_config(
     """A config.pbtxt with models renamed and dims of the named tensors replaced; every other setting stays.
 
     The ensemble names the versions of its steps, and two versions of a step may be loaded: while a server goes from one
-    to the next, no request meets models of both (docs/adr/0021).
+    to the next, no request meets models of both (docs/adr/0010).
     """
     config = parse_config(text)
     config.name = _renamed(config.name, name)

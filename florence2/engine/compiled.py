@@ -1,7 +1,7 @@
 """The decoder's step on a CPU: packs a loaded `LanguageModel`'s weights for `kernels.decode` and runs it.
 
 A step of base is some 500 operators to torch, each of which wakes threads and looks up shapes; here it is one call.
-docs/adr/0006-a-compiled-step.md has what that changed.
+docs/adr/0006-compiled-decode-step.md has what that changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who is inside: a ticket for each request from before its picture is decoded until it is answered.
 
 Triton bounds no queue inside an ensemble, and decoded pictures would pile up before the encoder. So preprocess takes a
-ticket or refuses, and the decoder gives it back; the two are processes, and share a small file (docs/adr/0031).
+ticket or refuses, and the decoder gives it back; the two are processes, and share a small file (docs/adr/0012).
 
 A request may die between the two without a word. Its ticket then ends by age: the encoder is first come, first served,
 so nobody on the way is much older than those who arrived last.

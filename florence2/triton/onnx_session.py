@@ -65,7 +65,7 @@ class OnnxRuntime:
 
 class OpenVino:
     """OpenVINO's CPU plugin. A batch is computed one by one: its kernels gain nothing from a batch, and a graph of
-    fixed shapes is faster than one that leaves the batch open (docs/adr/0010).
+    fixed shapes is faster than one that leaves the batch open (docs/adr/0007).
     """
 
     def __init__(self, path: Path, threads: int, batches: bool, properties: Mapping[str, str]) -> None:
