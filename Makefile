@@ -33,7 +33,7 @@ demo: install
 	$(BIN)/python -m demo
 
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m 'not stress'
 
 # Takes some twenty minutes on two cores; writes the tables and the plot of README and docs/benchmarks.md.
 bench: install

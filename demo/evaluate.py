@@ -2,7 +2,7 @@
 
     python -m demo.evaluate [CHECKPOINT] [--scenes 300] [--beams 1 3]
 
-Prints the table of demo/README.md; `tests/test_demo.py` runs it on a few scenes. Decoding uses the checkpoint's own
+Print the table of demo/README.md; `tests/unit/test_demo.py` runs it on a few scenes. Decoding uses the checkpoint's own
 defaults but for the number of beams.
 """
 

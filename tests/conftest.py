@@ -1,17 +1,23 @@
-"""What many tests share: the bundled checkpoint, its exported repository and one running server, made once each."""
+"""Share the bundled checkpoint and its exported repository, and mark each test with the name of its folder."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from florence2.server import EmbeddedServer
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 
-ROOT = Path(__file__).parents[1]
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in tests/live as `live` and everything in tests/stress as `stress`."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in ("live", "stress"):
+            item.add_marker(folder)
 
 
 @pytest.fixture(scope="session")
@@ -21,14 +27,8 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled checkpoint in float32, whose answers are transformers' own. Not to be changed by tests."""
+    """The bundled checkpoint in float32, which answers exactly like transformers. Tests must not change it."""
     folder = tmp_path_factory.mktemp("exported") / "model_repository"
     command = [sys.executable, "-m", "export", checkpoint, "--repository", folder, "--precision", "float32"]
     subprocess.run(command, cwd=ROOT, check=True)
     return folder
-
-
-@pytest.fixture(scope="session")
-def server(repository: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, stream=True) as running:
-        yield running

@@ -1,0 +1,81 @@
+"""`florence2 info`: the story of an export, from the files and from the server that serves them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from export.stored import content_hash
+from florence2.errors import CheckpointError, InvalidRequest
+from florence2_client import cli
+from florence2_client.commands import info
+
+ROOT = Path(__file__).parents[3]
+
+
+def ask(capsys, *arguments: str) -> list[dict]:
+    assert cli.main(["info", *arguments]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_repository_tells_what_it_was_made_of(repository, checkpoint, capsys):
+    """Checkpoint, the hash of its weights, precision, time and versions; JSON in a pipe."""
+    (story,) = ask(capsys, "--repository", str(repository))
+    assert (story["model"], story["checkpoint"]) == ("florence2_ensemble", "checkpoint")
+    assert story["weights_sha256"] == content_hash([checkpoint / "model.safetensors"])
+    assert story["layout"] == "native" and any(key.endswith("precision") for key in story)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", story["exported"])
+    assert {"florence2", "torch", "transformers", "onnx"} <= story.keys()
+    assert list(story)[:2] == ["model", "checkpoint"], "what people ask for first comes first"
+
+
+def test_a_running_server_tells_the_same_over_both_protocols(server, repository, capsys):
+    """Triton shows a model's configuration to anyone who may ask it questions."""
+    expected = ask(capsys, "--repository", str(repository))
+    assert ask(capsys, "--url", server.grpc_url) == expected
+    assert ask(capsys, "--url", server.http_url) == expected
+
+
+def test_people_get_lines(repository, capsys, monkeypatch):
+    """Aligned, a fact a line, under the model's name."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert cli.main(["info", "--repository", str(repository)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "florence2_ensemble"
+    assert lines[1].split() == ["checkpoint", "checkpoint"] and lines[2].startswith("  weights sha256  ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "code"),
+    [
+        (["--repository", "nowhere"], "there is no directory nowhere", 1),
+        (["--repository", str(ROOT / "model_repository")], "holds no model that `python -m export` made", 1),
+        (["--url", "grpc://127.0.0.1:9"], "connection refused", 3),
+        (["--url", "http://127.0.0.1:9"], "connection refused", 3),
+        (["--url", "ftp://somewhere"], "is not a server's URL", 2),
+        (["--url", "grpc://a", "--repository", "b"], "not allowed with", 2),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, words, code, capsys):
+    """As of all commands."""
+    assert cli.main(["info", *arguments]) == code
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_damaged_config_is_one_sentence(tmp_path):
+    """And names the file."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.pbtxt").write_text("name: {")
+    with pytest.raises(CheckpointError, match=r"config\.pbtxt cannot be read"):
+        info.read_repository(tmp_path)
+
+
+def test_a_server_of_other_models_has_nothing_to_tell(monkeypatch):
+    """Someone else's ensemble is not taken for ours."""
+    other = {"name": "other", "platform": "ensemble", "ensemble_scheduling": {}}
+    monkeypatch.setattr(info, "_ask_grpc", lambda address, unlisted: [other, {"name": "decoder", "backend": "python"}])
+    with pytest.raises(InvalidRequest, match="has no model"):
+        info.ask_server("grpc://127.0.0.1:1")

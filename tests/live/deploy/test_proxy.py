@@ -1,0 +1,115 @@
+"""The proxy of a machine that the internet reaches, a real Caddy before a live server: a key, few routes, a limit."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from florence2_client import Client
+
+ROOT = Path(__file__).parents[3]
+PICTURE = ROOT / "docs" / "images" / "answers.png"
+KEY = {"Authorization": "Bearer a-key"}
+ENSEMBLE = "/v2/models/florence2_ensemble"
+
+
+@pytest.fixture(scope="module")
+def proxy(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address. Without TLS, for which Caddy would install an authority on this machine."""
+    caddy = shutil.which("caddy")
+    if caddy is None:
+        pytest.skip("there is no caddy; on Debian: apt install caddy")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "DOMAIN": f"http://{address}",
+        "API_KEY": "a-key",
+        "TRITON": urllib.parse.urlparse(server.http_url).netloc,
+        "HOME": str(tmp_path_factory.mktemp("caddy")),
+    }
+    command = [caddy, "run", "--config", ROOT / "deploy" / "caddy" / "Caddyfile", "--adapter", "caddyfile"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(address)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_for(address: str) -> None:
+    host, port = address.split(":")
+    for _ in range(100):
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("caddy did not start")
+
+
+def status(proxy: str, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> int:
+    connection = http.client.HTTPConnection(proxy, timeout=30)
+    try:
+        connection.request(method, path, body, headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_answers_come_through_with_the_key(proxy: str):
+    """By the client library, whole and piece by piece."""
+    with Client(f"http://{proxy}", headers=KEY) as client:
+        assert client.detect(PICTURE).answer.labels
+        assert len(list(client.stream(PICTURE, "<CAPTION>"))) > 1
+    assert status(proxy, "GET", "/v2/health/ready", KEY) == 200
+    assert status(proxy, "GET", f"{ENSEMBLE}/config", KEY) == 200
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}, {"Authorization": "Bearer wrong"}])
+def test_without_the_key_nothing_is_told(proxy: str, headers: dict[str, str]):
+    """Not even whether a route exists."""
+    for path in "/v2/health/ready", "/nowhere":
+        assert status(proxy, "GET", path, headers) == 401
+    assert status(proxy, "POST", f"{ENSEMBLE}/generate", headers, b"{}") == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/repository/models/florence2_decoder/unload"),
+        ("GET", "/v2/systemsharedmemory/status"),
+        ("POST", "/v2/systemsharedmemory/region/x/register"),
+        ("GET", "/v2/logging"),
+        ("POST", "/v2/trace/setting"),
+        ("GET", "/v2/models/stats"),
+        ("GET", "/metrics"),
+        ("POST", "/v2/models/florence2_decoder/infer"),
+        ("POST", f"{ENSEMBLE}/../florence2_decoder/infer"),
+        ("POST", f"{ENSEMBLE}/%2e%2e/florence2_decoder/infer"),
+        ("POST", "/v2/models/florence2_decoder%2Fx_ensemble/infer"),
+        ("GET", f"{ENSEMBLE}/generate"),
+        ("PUT", f"{ENSEMBLE}/infer"),
+    ],
+)
+def test_nothing_but_the_ensembles_is_reached(proxy: str, method: str, path: str):
+    """Models are not loaded, memory is not registered and stages are not asked from the internet, key or not."""
+    assert status(proxy, method, path, KEY, b"{}" if method == "POST" else None) == 404
+
+
+def test_large_bodies_are_refused(proxy: str, server):
+    """Before Triton holds them in memory, and it stays well. Caddy before 2.7 says 502 where later ones say 413."""
+    body = b"x" * (25 * 10**6)
+    assert status(proxy, "POST", f"{ENSEMBLE}/generate", KEY, body) in (413, 502)
+    assert status(proxy, "GET", "/v2/health/ready", KEY) == 200

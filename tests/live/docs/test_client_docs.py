@@ -1,0 +1,51 @@
+"""docs/client.md stays true: its Python examples run on the live server, and its table is the code's."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from demo import scenes
+from florence2_client import Client
+
+PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def street(tmp_path, monkeypatch):
+    """A folder with the picture that the examples ask about."""
+    scenes.make_scene(900_003).draw(640).save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_examples_run(server, street, capsys):
+    """One after the other, as in a notebook, but for the ports."""
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(
+            code.replace("grpc://127.0.0.1:8001", server.grpc_url).replace("http://127.0.0.1:8000", server.http_url),
+            names,
+        )
+    printed = capsys.readouterr().out
+    assert (street / "found.png").exists()
+    assert "the region lies outside the picture" in printed
+    assert "street.jpg " in printed
+
+
+def test_table_lists_every_method():
+    """Method, task, further argument and kind of answer are those of the signatures."""
+    rows = re.findall(r"^\| `(\w+)` \| `(<\w+>)` \| (\w*) ?\| `(\w+)` \|$", PAGE, re.MULTILINE)
+    kinds = {"TextT": "TextAnswer", "BoxesT": "Boxes", "QuadsT": "Quads", "PolygonsT": "Polygons"}
+    methods = []
+    for name, method in inspect.getmembers(Client, inspect.isfunction):
+        if not name.startswith("_") and name not in ("run", "run_many", "stream", "close"):
+            signature = inspect.signature(method)
+            extra = "".join(list(signature.parameters)[2:-1])
+            token = re.search(r"`(<\w+>)`", inspect.getdoc(method))
+            kind = kinds.get(signature.return_annotation, "BoxesAndPolygons")
+            methods.append((name, token and token[1], extra, kind))
+    assert sorted(rows) == sorted(methods)

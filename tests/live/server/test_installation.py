@@ -1,0 +1,100 @@
+"""A tritonserver of one's own, as NVIDIA's container has it in /opt/tritonserver."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import tritonclient.grpc as triton
+
+from florence2.errors import ServerError
+from florence2.server import EmbeddedServer
+from florence2.server.folder import assemble, mirror
+from florence2.server.installation import Installation, find_installation
+from florence2.server.stubs import expected_processes, model_processes
+from florence2.server.wheel import find_wheel
+from tests.live.server.test_embedded import onnx_model, python_model
+
+MODEL = """name: "%s" backend: "%s" instance_group [ { count: %d } ]"""
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The wheel's files laid out as in the container, with libraries where its loader finds them."""
+    root, wheel = tmp_path / "opt" / "tritonserver", find_wheel()
+    assembled = assemble(_folder(root), wheel)
+    (root / "bin").mkdir()
+    (root / "bin" / "tritonserver").symlink_to(wheel.tritonserver)
+    shutil.copytree(wheel.caches, root / "caches")
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":".join(map(str, assembled.libraries)))
+    return root
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def test_a_container_s_tritonserver_serves_and_is_watched(container: Path, tmp_path: Path):
+    """Its own backends and caches are used, its model processes are found, and a dead one is noticed."""
+    repository = python_model(tmp_path / "repository")
+    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, tritonserver=container) as server:
+        client = triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
+        x = triton.InferInput("X", [2], "FP32")
+        x.set_data_from_numpy(np.array([1, 2], np.float32))
+        assert client.infer("double", [x]).as_numpy("Y").tolist() == [2, 4]
+        assert str(container / "backends") in Path(f"/proc/{_tritonserver(server)}/cmdline").read_text()
+        (process,) = model_processes(server._folder)
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(ServerError, match="a process of double died"):
+            server.wait()
+
+
+def _tritonserver(server: EmbeddedServer) -> int:
+    supervisor = server._process.pid
+    (child,) = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    return int(child)
+
+
+def test_what_an_installation_lacks_is_named(container: Path):
+    """`--tritonserver /opt` is an easy mistake."""
+    assert find_installation(container).tritonserver == container / "bin" / "tritonserver"
+    with pytest.raises(ServerError, match=r"/opt is no complete installation of Triton, it lacks bin/tritonserver"):
+        find_installation(container.parent)
+    shutil.rmtree(container / "backends" / "onnxruntime")
+    with pytest.raises(ServerError, match="it lacks backends/onnxruntime"):
+        find_installation(container)
+
+
+def test_onnxruntime_opens_a_mirrored_model_itself(tmp_path: Path):
+    """As the C++ backend does: it is a link, its weights are behind one, and some releases may refuse that."""
+    mirrored = mirror(tmp_path, onnx_model(tmp_path / "exported"))
+    session = onnxruntime.InferenceSession(mirrored / "triple" / "1" / "model.onnx")
+    assert session.run(["Y"], {"X": np.ones((1, 1), np.float32)})[0] == 3
+
+
+@pytest.mark.parametrize(("stand_in", "processes"), [(True, 7), (False, 4)])
+def test_processes_are_counted_by_instance_and_version(tmp_path: Path, stand_in: bool, processes: int):
+    """Two of preprocess; two of the decoder, which keeps its older version; three of ONNX if it runs in Python."""
+    backends = tmp_path / "backends"
+    (backends / "onnxruntime").mkdir(parents=True)
+    if stand_in:
+        (backends / "onnxruntime" / "model.py").touch()
+    keeps_two = "version_policy { latest { num_versions: 2 } }"
+    models = {
+        "preprocess": (MODEL % ("preprocess", "python", 2), ["1"]),
+        "decoder": (MODEL % ("decoder", "python", 1) + keeps_two, ["1", "2", "cache"]),
+        "vision": (MODEL % ("vision", "onnxruntime", 3), ["1", "2"]),
+        "ensemble": ('name: "ensemble" platform: "ensemble"', ["1"]),
+    }
+    for name, (config, folders) in models.items():
+        for folder in folders:
+            (tmp_path / "repository" / name / folder).mkdir(parents=True)
+        (tmp_path / "repository" / name / "config.pbtxt").write_text(config)
+    triton = Installation(tmp_path, backends, tmp_path)
+    assert expected_processes(tmp_path / "repository", triton) == processes

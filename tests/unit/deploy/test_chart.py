@@ -1,0 +1,205 @@
+"""The Helm chart: valid for Kubernetes, and in agreement with the server that it runs."""
+
+from __future__ import annotations
+
+import re
+
+import promql_parser
+import pytest
+import yaml
+
+from export.__main__ import parse_arguments
+from florence2.engine.metrics import METRICS
+from florence2.server.installation import Installation
+from florence2.server.launch import SHM_PER_PROCESS
+from florence2.server.stubs import expected_processes
+from florence2.server.supervisor import UNLOAD_SECONDS
+from florence2_client import cli
+from tests.unit.deploy.conftest import CHART, ROOT
+from tests.unit.deploy.fields import check_fields
+
+EXAMPLES = (None, *sorted(path.stem for path in (CHART / "examples").glob("*.yaml")))
+TRITONS = {"nv_inference_pending_request_count"}  # tests/live/test_replicas.py sees it on the endpoint
+UNITS = {"Mi": 2**20, "Gi": 2**30}
+
+example = pytest.mark.parametrize("example", EXAMPLES)
+
+
+def the(manifests, kind):
+    (manifest,) = manifests[kind]
+    return manifest
+
+
+def pod_of(manifest):
+    return manifest["spec"]["template"]["spec"]
+
+
+def server_of(manifests):
+    (container,) = pod_of(the(manifests, "Deployment"))["containers"]
+    return container
+
+
+def options_of(container):
+    """As the real command line understands the container's arguments."""
+    assert container["args"][0] == "florence2"
+    return cli.parser().parse_args(container["args"][1:])
+
+
+def bytes_of(quantity):
+    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+
+
+@example
+@pytest.mark.parametrize("version", ["1.27", "1.37"])
+def test_kubernetes_takes_it(render, example, version):
+    """Every object fits the schema of the oldest version that the chart allows, and of the newest known here."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for kind, manifests in render(example).items():
+        if kind not in ("ScaledObject", "ServiceMonitor"):
+            for manifest in manifests:
+                kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_keda_and_prometheus_take_it(render):
+    """Nothing in their objects is unknown to their definitions."""
+    for kind in ("ScaledObject", "ServiceMonitor"):
+        check_fields(the(render("cpu"), kind)["spec"], f"{kind}Spec")
+
+
+@example
+def test_helm_finds_no_fault(helm, example):
+    """`helm lint --strict`, and the schema of the values."""
+    helm("lint", "--strict", CHART, *(["-f", CHART / "examples" / f"{example}.yaml"] if example else []))
+
+
+@pytest.mark.parametrize("value", ["replica=2", "replicas=two", "modelStore.type=nfs", "server.sharedMemory=64M"])
+def test_mistaken_values_are_refused(render, value):
+    """An unknown key, a wrong type, a word that means nothing and a unit that Kubernetes reads otherwise."""
+    with pytest.raises(RuntimeError, match="values don't meet the specifications"):
+        render(None, value)
+
+
+@example
+def test_probes_ask_a_real_question(render, example):
+    """By `florence2 health`, whose own time limit ends first; it alone tells a busy server from a dead one."""
+    server = server_of(render(example))
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        probe = server[name]
+        program, *arguments = probe["exec"]["command"]
+        options = cli.parser().parse_args(arguments)
+        assert program == "florence2" and options.command.__module__ == "florence2_client.commands.health"
+        assert options.timeout < probe["timeoutSeconds"]
+
+
+@example
+def test_stopping_gives_requests_their_time(render, example):
+    """Kubernetes kills later than the pause before the stop, the requests' time and unloading take together."""
+    manifests = render(example)
+    server, pod = server_of(manifests), pod_of(the(manifests, "Deployment"))
+    pause = int(server["lifecycle"]["preStop"]["exec"]["command"][-1])
+    needed = pause + options_of(server).drain_seconds + UNLOAD_SECONDS
+    assert pause > 0 and pod["terminationGracePeriodSeconds"] > needed
+
+
+def test_an_update_takes_nobody_away_first(render):
+    """Unless the values say that there is no GPU to spare."""
+    strategies = {name: the(render(name), "Deployment")["spec"]["strategy"]["rollingUpdate"] for name in EXAMPLES}
+    assert strategies["gpu"]["maxUnavailable"] == 1
+    assert all(strategy["maxUnavailable"] == 0 for name, strategy in strategies.items() if name != "gpu")
+
+
+@example
+def test_server_gets_what_it_needs(render, example, tmp_path):
+    """Shared memory for every model process, within the container's memory; addresses that others reach."""
+    manifests = render(example)
+    server, volumes = server_of(manifests), pod_of(the(manifests, "Deployment"))["volumes"]
+    mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
+    (shared,) = (volume for volume in volumes if volume["name"] == mounts["/dev/shm"]["name"])
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "model.py").touch()
+    embedded = Installation(tmp_path, tmp_path, tmp_path)
+    needed = expected_processes(ROOT / "model_repository", embedded) * SHM_PER_PROCESS
+    size = bytes_of(shared["emptyDir"]["sizeLimit"])
+    assert shared["emptyDir"]["medium"] == "Memory" and needed <= size < bytes_of(
+        server["resources"]["limits"]["memory"]
+    )
+    options = options_of(server)
+    assert options.host == "0.0.0.0" and mounts[str(options.repository.parent)]["readOnly"]
+    assert {port["containerPort"] for port in server["ports"]} == {
+        options.http_port, options.grpc_port, options.metrics_port,
+    }  # fmt: skip
+
+
+def test_gpu_is_asked_for_where_it_is_used(render):
+    """Requests equal limits, as Kubernetes wants of devices. NVIDIA's server runs there, the embedded one elsewhere."""
+    gpu, cpu = server_of(render("gpu")), server_of(render("cpu"))
+    assert gpu["resources"]["requests"]["nvidia.com/gpu"] == gpu["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert options_of(gpu).tritonserver and "florence2-gpu:" in gpu["image"]
+    assert "nvidia.com/gpu" not in cpu["resources"]["limits"]
+    assert options_of(cpu).tritonserver is None and "florence2-cpu:" in cpu["image"]
+
+
+@example
+def test_containers_may_do_nothing_more(render, example):
+    """No root, no capabilities, no writing but to volumes, no token of the cluster; the user is the image's."""
+    manifests = render(example)
+    for manifest in (*manifests["Deployment"], *manifests.get("Job", [])):
+        pod = pod_of(manifest)
+        assert pod["securityContext"]["runAsNonRoot"] and pod["automountServiceAccountToken"] is False
+        assert f"--uid {pod['securityContext']['runAsUser']} " in (ROOT / "Dockerfile").read_text()
+        for container in (*pod["containers"], *pod.get("initContainers", [])):
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
+            assert security["capabilities"]["drop"] == ["ALL"] and container["resources"]["limits"]["memory"]
+
+
+@example
+def test_services_find_the_servers_alone(render, example):
+    """Never the export's pod. The service for gRPC gives out the replicas' own addresses."""
+    manifests = render(example)
+    servers = the(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    exports = [job["spec"]["template"]["metadata"]["labels"] for job in manifests.get("Job", [])]
+    selectors = [service["spec"]["selector"] for service in manifests["Service"]]
+    selectors += [the(manifests, kind)["spec"][key]["matchLabels"]
+                  for kind, key in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector"))]  # fmt: skip
+    for selector in selectors:
+        assert selector.items() <= servers.items()
+        assert not any(selector.items() <= labels.items() for labels in exports)
+    (headless,) = (service for service in manifests["Service"] if service["spec"].get("clusterIP") == "None")
+    assert [port["name"] for port in headless["spec"]["ports"]] == ["grpc"]
+    if "ServiceMonitor" in manifests:
+        wanted = the(manifests, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
+        watched = [service for service in manifests["Service"] if wanted <= service["metadata"]["labels"].items()]
+        assert len(watched) == 1 and "metrics" in {port["name"] for port in watched[0]["spec"]["ports"]}
+
+
+def test_scaling_looks_at_metrics_that_exist(render):
+    """Those of the decoder and Triton's own; the autoscaler's is the one that the adapter's rule makes of them."""
+    adapter = yaml.safe_load((CHART.parent / "prometheus-adapter.yaml").read_text())["rules"]["custom"][0]
+    (metric,) = the(render("gpu"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == adapter["name"]["as"]
+    (trigger,) = the(render("cpu"), "ScaledObject")["spec"]["triggers"]
+    kserve = yaml.safe_load((ROOT / "deploy" / "kserve" / "service.yaml").read_text())
+    (external,) = kserve["spec"]["predictor"]["autoScaling"]["metrics"]
+    filled = adapter["metricsQuery"].replace("<<.LabelMatchers>>", 'pod="x"').replace("<<.GroupBy>>", "pod")
+    for query in (filled, trigger["metadata"]["query"], external["external"]["metric"]["query"]):
+        promql_parser.parse(query)
+        used = set(re.findall(r"\b(\w+)\{", query))
+        assert len(used) == 3 and used <= {metric.name for metric in METRICS} | TRITONS
+
+
+def test_another_checkpoint_goes_to_another_folder(render):
+    """Nothing changes under servers that run: another job fills a folder which the new pods wait for and serve."""
+    folders, jobs = set(), set()
+    for checkpoint in ("org/one", "org/two"):
+        manifests = render("cpu", f"export.checkpoint={checkpoint}", "server.name=other")
+        job, deployment = the(manifests, "Job"), the(manifests, "Deployment")
+        options = parse_arguments([str(argument) for argument in pod_of(job)["containers"][0]["args"]])
+        served = options_of(server_of(manifests)).repository
+        assert (options.checkpoint, options.name, options.target) == (checkpoint, "other", "cpu")
+        assert (str(served.parent), str(options.repository)) == ("/models", f"/store/{served.name}")
+        assert f"{served}/other_ensemble" in pod_of(deployment)["initContainers"][0]["command"]
+        assert len(job["metadata"]["name"]) <= 63
+        folders.add(served)
+        jobs.add(job["metadata"]["name"])
+    assert len(folders) == len(jobs) == 2

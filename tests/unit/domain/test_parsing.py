@@ -1,0 +1,277 @@
+"""The answer grammars against transformers' post-processing, and the cases in which it loses what the model said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from itertools import chain
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from florence2.answers import Boxes
+from florence2.parsing import Piece, parse, pieces_from_text, without_half_character, without_open_end
+from florence2.tasks import TASKS, Grammar
+from florence2.tokenizer import Tokenizer
+from tests.reference import DEMO, processor, shared
+
+BANNED = set(processor().post_processor.banned_grounding_tokens)
+TOKENIZER = Tokenizer(DEMO / "tokenizer.json")
+
+# What transformers' patterns can read: printable ASCII without `<`, not blank.
+labels = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="<"), min_size=1).filter(
+    str.strip
+)
+sizes = st.tuples(st.integers(1, 8000), st.integers(1, 8000))
+
+
+def locations(minimum, maximum=None, step=1):
+    """Text of as many location tokens."""
+    counts = st.integers(minimum // step, (maximum or minimum) // step).map(lambda count: count * step)
+    runs = counts.flatmap(lambda count: st.lists(st.integers(0, 999), min_size=count, max_size=count))
+    return runs.map(lambda run: "".join(f"<loc_{location}>" for location in run))
+
+
+def joined(*parts):
+    return st.tuples(*parts).map("".join)
+
+
+def many(part, separator=""):
+    return st.lists(part, min_size=1, max_size=4).map(separator.join)
+
+
+outlines = many(locations(4, 12), "<sep>")
+instances = many(outlines.map("<poly>{}</poly>".format))
+WELL_FORMED = {
+    Grammar.TEXT: st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<")),
+    Grammar.OCR: many(joined(labels, locations(8))),
+    Grammar.LABELLED_BOXES: many(joined(labels, locations(4, 14))),
+    Grammar.GROUNDING: many(joined(labels | st.sampled_from(sorted(BANNED)), locations(4, 14))),
+    Grammar.BARE_BOXES: locations(0, 40),
+    Grammar.POLYGONS: outlines | instances,
+    Grammar.BOXES_OR_POLYGONS: many(joined(labels, locations(4, 14))) | many(joined(labels, instances)),
+}
+tokens = st.sampled_from(["<loc_0>", "<loc_999>", "<sep>", "<poly>", "</poly>", "<od>"]) | locations(1, 9)
+words = st.sampled_from(["a", "é", "中", "\n", " ", "<", "it", "\x00", "<obj>", "<ground>", "<loc_>", "<loc_٣>"])
+impossible = st.sampled_from(["<loc_1000>", "<loc_99999999999999999999>", "<s>", "</s>", "<pad>"])
+ugly = st.lists(tokens | words | impossible).map("".join)
+
+
+def theirs(task, text, size):
+    [answer] = processor().post_process_generation(text=text, task=task, image_size=size).values()
+    return answer
+
+
+def ours(task, text, size=(1000, 1000)):
+    return parse(TASKS[task].grammar, pieces_from_text(text), size, BANNED).to_json()
+
+
+def same(ours, theirs, slack):
+    """Equal, with our floats at most `slack` outside the whole pixel to which transformers truncates its float32."""
+    if isinstance(theirs, dict):
+        return all(same(ours[key], theirs[key], slack) for key in theirs) and not any(
+            ours[key] for key in ours.keys() - theirs
+        )
+    if isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(same(a, b, slack) for a, b in zip(ours, theirs, strict=True))
+    if isinstance(theirs, str):
+        return ours == theirs
+    return theirs - slack <= ours < theirs + 1 + slack
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+@given(data=st.data(), size=sizes, start=st.sampled_from(["", "<s>", "</s><s>", "</s><s><s><s>"]))
+def test_well_formed_answers_are_read_as_by_transformers(task, data, size, start):
+    """On everything its patterns were made for, up to its truncation to whole pixels."""
+    text = start + data.draw(WELL_FORMED[task.grammar]) + "</s>"
+    assert same(ours(task.token, text, size), theirs(task.token, text, size), slack=max(size) * 1e-6)
+
+
+@pytest.mark.parametrize("grammar", Grammar)
+@given(text=ugly, size=sizes)
+def test_no_answer_is_too_ugly(grammar, text, size):
+    """Any text gives an answer that is JSON, whose lists fit together and whose coordinates lie in the picture."""
+    answer = parse(grammar, pieces_from_text(text), size, BANNED).to_json()
+    json.dumps(answer, allow_nan=False)
+    if grammar is Grammar.TEXT:
+        return
+    rows = [*answer.get("bboxes", []), *answer.get("quad_boxes", []), *chain(*answer.get("polygons", []))]
+    assert all(row and len(row) % 2 == 0 for row in rows)
+    assert all(0 < value < size[i % 2] for row in rows for i, value in enumerate(row))
+    lengths = {key: len(value) for key, value in answer.items()}
+    assert lengths.get("bboxes", 0) == lengths.get("bboxes_labels", lengths.get("labels") if "bboxes" in lengths else 0)
+
+
+@pytest.mark.parametrize("grammar", Grammar)
+@given(text=st.lists(tokens | words).map("".join))
+def test_tokens_are_read_as_their_text_is(grammar, text):
+    """The way by token ids, which the server takes, gives the answer of the way by text."""
+    ids = TOKENIZER.encode_prompt(text)
+    by_ids = parse(grammar, TOKENIZER.pieces(ids, [-1.0] * len(ids)), (640, 480), BANNED)
+    by_text = parse(grammar, pieces_from_text(TOKENIZER.decode(ids)), (640, 480), BANNED)
+    if hasattr(by_ids, "scores"):
+        assert by_ids.scores == pytest.approx([math.exp(-1)] * len(by_ids.bboxes))
+        by_ids, by_text = dataclasses.replace(by_ids, scores=None), dataclasses.replace(by_text, scores=None)
+    assert by_ids == by_text
+
+
+# What transformers' patterns lose or garble, and what is right instead, in a picture of 1000 x 1000.
+OUTLINE, CORNERS = "<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6>", "<loc_7><loc_8><loc_9><loc_10>"
+POLYGON, BOX = [1.5, 2.5, 3.5, 4.5, 5.5, 6.5], [7.5, 8.5, 9.5, 10.5]
+KEPT = [
+    ("letters beyond ASCII", "<OD>", f"café 中文😀{CORNERS}", {"bboxes": [BOX], "labels": ["café 中文😀"]}),
+    ("a line break in a label", "<OD>", f"a\nb{CORNERS}", {"bboxes": [BOX], "labels": ["a\nb"]}),
+    ("< in a label", "<DENSE_REGION_CAPTION>", f"a < b{CORNERS}", {"bboxes": [BOX], "labels": ["a < b"]}),
+    ("boxes without label", "<OD>", f"{CORNERS}{CORNERS}b{CORNERS}", {"bboxes": [BOX] * 3, "labels": ["", "", "b"]}),
+    ("stray markup", "<OD>", f"<obj>car{CORNERS}", {"bboxes": [BOX], "labels": ["car"]}),
+    ("bins there are not", "<OD>", "a<loc_1000><loc_7><loc_7><loc_9999>", {"bboxes": [[999.5, 7.5, 7.5, 999.5]]}),
+    ("stray markup", "<CAPTION_TO_PHRASE_GROUNDING>", f"<ground>it<obj>{CORNERS}", {"bboxes": [], "labels": []}),
+    ("letters beyond ASCII", "<CAPTION_TO_PHRASE_GROUNDING>", f"é{CORNERS}", {"bboxes": [BOX], "labels": ["é"]}),
+    ("a line break", "<OCR_WITH_REGION>", f"a\nb{CORNERS * 2}", {"quad_boxes": [BOX * 2], "labels": ["a\nb"]}),
+    (
+        "half a line before",
+        "<OCR_WITH_REGION>",
+        f"a{CORNERS}b{CORNERS * 2}",
+        {"quad_boxes": [BOX * 2], "labels": ["b"]},
+    ),
+    ("padding", "<CAPTION>", "</s><s> a cat </s><pad><pad>", "a cat"),
+    (
+        "an unclosed polygon",
+        "<REGION_TO_SEGMENTATION>",
+        f"<poly>{OUTLINE}</poly><poly>{OUTLINE}",
+        {"polygons": [[POLYGON]] * 2},
+    ),
+    (
+        "an unclosed polygon",
+        "<OPEN_VOCABULARY_DETECTION>",
+        f"<poly>{OUTLINE}</poly>é<poly>{OUTLINE}",
+        {"polygons": [[POLYGON]] * 2, "polygons_labels": ["", "é"], "bboxes": []},
+    ),
+    (
+        "a box behind polygons",
+        "<OPEN_VOCABULARY_DETECTION>",
+        f"a<poly>{OUTLINE}</poly>b{CORNERS}",
+        {"polygons": [[POLYGON]], "polygons_labels": ["a"], "bboxes": [BOX], "bboxes_labels": ["b"]},
+    ),
+]
+
+
+@pytest.mark.parametrize("task,text,expected", [pytest.param(*case[1:], id=f"{case[0]} {case[1]}") for case in KEPT])
+def test_what_transformers_loses_is_kept(task, text, expected):
+    """Each case is read differently by transformers, and wrongly."""
+    answer = ours(task, text)
+    assert answer == (expected if isinstance(expected, str) else {**answer, **expected})
+    assert not same(answer, theirs(task, text, (1000, 1000)), slack=0.01)
+
+
+@pytest.mark.parametrize(
+    "task", ["<OD>", "<DENSE_REGION_CAPTION>", "<CAPTION_TO_PHRASE_GROUNDING>", "<OPEN_VOCABULARY_DETECTION>"]
+)
+@pytest.mark.parametrize(
+    "text,count", [("a cat", 0), ("", 0), ("cat<loc_1><loc_2>", 0), (f"cat{CORNERS}dog<loc_1><loc_2>", 1)]
+)
+def test_unfinished_and_unstructured_answers_leave_no_boxes(task, text, count):
+    """What was cut off is dropped; what was finished before stays."""
+    assert len(ours(task, text)["bboxes"]) == count
+
+
+def test_fractions_of_pixels_are_kept():
+    """Doubles without the noise of float32, also in a picture of one pixel."""
+    assert ours("<OD>", "x<loc_52><loc_333><loc_0><loc_999>", (640, 480))["bboxes"] == [[33.6, 160.08, 0.32, 479.76]]
+    assert ours("<OD>", "x<loc_0><loc_0><loc_999><loc_999>", (1, 1))["bboxes"] == [[0.0005, 0.0005, 0.9995, 0.9995]]
+
+
+def test_region_answers_keep_their_location_tokens():
+    """As in transformers; taking them out is the client's choice."""
+    assert (
+        ours("<REGION_TO_CATEGORY>", "</s><s>car<loc_1><loc_2><loc_3><loc_4></s>") == "car<loc_1><loc_2><loc_3><loc_4>"
+    )
+
+
+def scored(*tokens):
+    """Pieces of (text, log probability) pairs."""
+    pieces = [(pieces_from_text(text)[0], log_prob) for text, log_prob in tokens]
+    return [Piece(piece.kind, piece.text, piece.location, log_prob) for piece, log_prob in pieces]
+
+
+@pytest.mark.parametrize(
+    "grammar", [Grammar.LABELLED_BOXES, Grammar.BARE_BOXES, Grammar.GROUNDING, Grammar.BOXES_OR_POLYGONS]
+)
+def test_a_score_is_the_geometric_mean_of_the_boxes_own_tokens(grammar):
+    """Neither the label, nor a dropped phrase, nor leftover locations count."""
+    corners = [(f"<loc_{n}>", math.log(p)) for n, p in enumerate([0.5, 0.5, 0.125, 0.125])]
+    sure = [("<loc_7>", 0.0)] * 4
+    cat = scored(("cat", None), *corners, *sure, ("<loc_9>", -9.0))
+    assert parse(grammar, cat, (10, 10), BANNED).scores == pytest.approx([0.25, 1.0])
+    banned = scored(("it", None), *corners, ("cat", None), *sure)
+    assert parse(grammar, banned, (10, 10), BANNED).scores[-1] == 1.0
+
+
+def test_scores_are_absent_where_log_probabilities_are_unknown():
+    """No box has one, rather than some a made-up one."""
+    assert parse(Grammar.LABELLED_BOXES, pieces_from_text(f"a{CORNERS}"), (1000, 1000), ()) == Boxes([BOX], ["a"], None)
+
+
+def test_recorded_outputs_are_read_as_by_transformers():
+    """Outputs of the published checkpoints and probes, but for what transformers loses in them."""
+    better = {"mlxcel/od_bare_locs", "mlxcel/od_non_ascii", "mlxcel/od_multibyte", "mlxcel/od_newline"}
+    better |= {"hf_processing/grounding", "hf/test_large_model_batching_inference_sdpa/1", "probe/caption_pad"}
+    better |= {"probe/ocr_newline_multi", "probe/ovd_mixed_poly_then_box", "probe/od_ground_obj_tags"}
+    better |= {"probe/pg_ground_tag", "probe/od_loc1000", "probe/od_emoji"}
+    different = set()
+    for case in json.loads(shared("samples/postprocess_cases.json").read_text()):
+        grammar = TASKS[case["task"]].grammar if case["task"] in TASKS else Grammar.TEXT
+        answer = parse(grammar, pieces_from_text(case["raw_text"]), tuple(case["image_size"]), BANNED).to_json()
+        if not same(answer, case["native"][case["task"]], slack=0.02):
+            different.add(case["id"])
+    assert different == better
+
+
+GRAMMARS_OF_LISTS = [grammar for grammar in Grammar if grammar is not Grammar.TEXT]
+SIZE = (640, 480)
+FOUR = st.lists(st.integers(0, 999), min_size=4, max_size=4)
+
+
+@st.composite
+def boxes_and_polygons(draw):
+    """What a model writes: labels, each with boxes or marked polygons."""
+    text = ""
+    for label in draw(st.lists(st.sampled_from(["car", "dog", "a red hat"]), min_size=1, max_size=3)):
+        locations = ["".join(f"<loc_{n}>" for n in four) for four in draw(st.lists(FOUR, min_size=1, max_size=3))]
+        text += label + (f"<poly>{'<sep>'.join(locations)}</poly>" if draw(st.booleans()) else "".join(locations))
+    return text
+
+
+@given(st.sampled_from(GRAMMARS_OF_LISTS), boxes_and_polygons())
+def test_an_answer_so_far_holds_only_what_stays(grammar, text):
+    """Token for token: lists never shrink, and what is in them does not change, but that an instance gets outlines."""
+    pieces = pieces_from_text(text)
+    whole = parse(grammar, pieces, SIZE, ()).to_json()
+    for end in range(len(pieces) + 1):
+        so_far = parse(grammar, without_open_end(grammar, pieces[:end]), SIZE, ()).to_json()
+        for key, items in so_far.items():
+            if key == "polygons":
+                pairs = zip(items, whole[key], strict=False)
+                assert len(items) <= len(whole[key]) and all(all_[: len(part)] == part for part, all_ in pairs)
+            elif key != "scores":
+                assert items == whole[key][: len(items)]
+
+
+def test_a_box_is_there_with_its_fourth_location():
+    """Not one token later, and a quad with its eighth."""
+    box = pieces_from_text("car<loc_1><loc_2><loc_3><loc_4>")
+    assert without_open_end(Grammar.LABELLED_BOXES, box) == box
+    assert len(parse(Grammar.LABELLED_BOXES, box, SIZE, ()).bboxes) == 1
+    assert not parse(Grammar.LABELLED_BOXES, box[:-1], SIZE, ()).bboxes
+    quad = pieces_from_text("STOP" + "<loc_9>" * 8)
+    assert len(parse(Grammar.OCR, quad, SIZE, ()).quad_boxes) == 1
+    assert not parse(Grammar.OCR, quad[:-1], SIZE, ()).quad_boxes
+
+
+@given(st.text(max_size=12), st.integers(0, 40))
+def test_half_a_character_is_left_out_of_the_text_so_far(text, cut):
+    """However its bytes are cut, the text so far is a beginning of the whole."""
+    so_far = without_half_character(text.encode()[:cut].decode(errors="replace"))
+    assert text.startswith(so_far)

@@ -1,0 +1,194 @@
+"""The engine's tokens and scores are transformers' own, for every combination of options, alone and in company.
+
+Checkpoints with random weights are the harder test: their answers wander, repeat themselves and end anywhere.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoProcessor,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    GenerationConfig,
+)
+
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.language import language_tensors
+from florence2.config import GenerationOptions
+from florence2.engine.engine import Engine
+from florence2.engine.sequence import Request
+from florence2.engine.weights import build_language_model
+
+DEMO = Path(__file__).parents[3] / "demo" / "checkpoint"
+MAX_NEW_TOKENS = 40
+OPTIONS = [
+    dict(num_beams=beams, no_repeat_ngram_size=ngram, length_penalty=penalty, early_stopping=early)
+    for beams, ngram, penalty, early in itertools.product((1, 2, 3, 5), (0, 3), (0.6, 1.0, 1.5), (True, False))
+    if beams > 1 or (penalty, early) == (1.0, True)  # greedy knows neither
+]
+
+
+@dataclass
+class Reference:
+    """transformers' model and the engine, on the same weights."""
+
+    model: Florence2ForConditionalGeneration
+    checkpoint: Checkpoint
+
+    @property
+    def untrained(self) -> list[int]:
+        """Rows of the embedding that no checkpoint ever trained; transformers must be told to leave them out."""
+        return list(range(self.checkpoint.config.tokens.known, self.checkpoint.config.text.vocab_size))
+
+    def engine(self, **options) -> Engine:
+        config = self.checkpoint.config
+        return Engine(
+            build_language_model(language_tensors(self.checkpoint.weights), config, "float32"), config, **options
+        )
+
+    def features(self, seed: int) -> np.ndarray:
+        """Features of a random picture, float32 [image tokens, d_model]."""
+        image = self.checkpoint.config.image
+        random = torch.Generator().manual_seed(seed)
+        pixels = torch.randn(1, 3, image.height, image.width, generator=random)
+        with torch.inference_mode():
+            return self.model.get_image_features(pixels).pooler_output[0].numpy()
+
+    def generate(self, request: Request) -> tuple[list[int], float | None]:
+        """transformers' tokens without the start token, and its sequences_scores (None for greedy)."""
+        image_ids = [self.model.config.image_token_id] * self.checkpoint.config.image.tokens
+        features = torch.from_numpy(request.image_features)[None]
+        embed = self.model.get_input_embeddings()
+        inputs = torch.cat([features, embed(torch.tensor([request.prompt_ids]))], dim=1)
+        options = request.options
+        flags = dict(length_penalty=options.length_penalty, early_stopping=options.early_stopping)
+        with torch.inference_mode():
+            answer = self.model.generate(
+                input_ids=torch.tensor([[*image_ids, *request.prompt_ids]]),
+                encoder_outputs=self.model.model.language_model.encoder(inputs_embeds=inputs),
+                max_new_tokens=options.max_new_tokens,
+                num_beams=options.num_beams,
+                no_repeat_ngram_size=options.no_repeat_ngram_size,
+                **(flags if options.num_beams > 1 else {}),
+                suppress_tokens=self.untrained or None,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+        score = float(answer.sequences_scores[0]) if options.num_beams > 1 else None
+        return answer.sequences[0, 1:].tolist(), score
+
+
+def random_checkpoint(directory: Path, seed: int, **text) -> Path:
+    """A checkpoint of another geometry with the demo's tokenizer; large weights make its answers varied."""
+    config = Florence2Config.from_pretrained(DEMO)
+    for key, value in text.items():
+        setattr(config.text_config, key, value)
+    config.text_config.init_std = 0.12
+    config.vision_config.projection_dim = config.text_config.d_model
+    torch.manual_seed(seed)
+    model = Florence2ForConditionalGeneration(config)
+    model.generation_config = GenerationConfig.from_pretrained(DEMO)
+    model.save_pretrained(directory)
+    AutoProcessor.from_pretrained(DEMO).save_pretrained(directory)
+    return directory
+
+
+GEOMETRIES = {
+    "demo": None,
+    "wide": dict(d_model=96, encoder_layers=1, decoder_layers=2, encoder_attention_heads=6, decoder_attention_heads=6),
+    "deep": dict(d_model=32, encoder_layers=3, decoder_layers=4, encoder_attention_heads=2, decoder_attention_heads=4),
+    "scaled": dict(d_model=64, decoder_layers=1, scale_embedding=True),
+}
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES)
+def reference(request, tmp_path_factory) -> Reference:
+    text = GEOMETRIES[request.param]
+    directory = DEMO if text is None else random_checkpoint(tmp_path_factory.mktemp(request.param), 1, **text)
+    model = Florence2ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    return Reference(model.eval(), read_checkpoint(str(directory)))
+
+
+def request_of(reference: Reference, seed: int, **options) -> Request:
+    config = reference.checkpoint.config
+    prompt = np.random.default_rng(seed).integers(4, config.tokens.first_location, 3 + seed % 11).tolist()
+    complete = GenerationOptions.resolve(config, **{"max_new_tokens": MAX_NEW_TOKENS, **options})
+    return Request(reference.features(seed), [0, *prompt, 2], complete)
+
+
+def assert_equal(reference: Reference, request: Request, generation) -> None:
+    tokens, score = reference.generate(request)
+    assert list(generation.tokens) == tokens, request.options
+    if score is not None:
+        assert generation.score == pytest.approx(score, abs=1e-4)
+
+
+def test_every_combination_of_options_in_one_busy_batch(reference):
+    """All at once: they queue, join late, leave early, and each gets what transformers gives it alone."""
+    requests = [request_of(reference, seed, **options) for seed, options in enumerate(OPTIONS)]
+    engine = reference.engine(rows=24)
+    for request, generation in zip(requests, engine.generate(requests), strict=True):
+        assert_equal(reference, request, generation)
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])
+def test_answers_that_are_cut(reference, max_new_tokens):
+    """The limit counts the forced `<s>` and `</s>`."""
+    for beams in (1, 3):
+        request = request_of(reference, 5, num_beams=beams, max_new_tokens=max_new_tokens)
+        [generation] = reference.engine().generate([request])
+        assert len(generation.tokens) <= max_new_tokens
+        assert_equal(reference, request, generation)
+
+
+def test_a_sequence_that_fills_every_position(reference):
+    """Exactly max_positions tokens can be generated; the last one is never fed back. Long hypotheses tie in float32."""
+    limit = reference.checkpoint.config.max_new_tokens
+    for beams, ngram in ((1, 0), (3, 1)):
+        request = request_of(reference, 3, num_beams=beams, no_repeat_ngram_size=ngram, max_new_tokens=limit)
+        [generation] = reference.engine().generate([request])
+        assert_equal(reference, request, generation)
+
+
+def test_a_late_request_changes_nothing_for_the_early_one(reference):
+    """The invariants hold after every step, and both answers are what they are alone."""
+    early, late = (request_of(reference, seed, num_beams=3) for seed in (1, 2))
+    alone = [reference.engine().generate([request])[0] for request in (early, late)]
+    engine = reference.engine()
+    sequences = [engine.add(early)]
+    for step in range(200):
+        if step == 2:
+            sequences.append(engine.add(late))
+        engine.step()
+        engine.scheduler.check()
+    assert [sequence.outcome.tokens for sequence in sequences] == [generation.tokens for generation in alone]
+
+
+def test_log_probs_are_transformers_transition_scores(reference):
+    """Token by token, for greedy and for beams; forced tokens count zero."""
+    for beams in (1, 3):
+        request = request_of(reference, 4, num_beams=beams)
+        [generation] = reference.engine().generate([request])
+        total = sum(generation.log_probs)
+        assert generation.score == pytest.approx(total / len(generation.tokens), abs=1e-4)
+        assert generation.log_probs[0] == 0.0
+
+
+def test_padding_rows_of_the_embedding_are_never_generated(tmp_path):
+    """Published checkpoints pad the vocabulary; here every padding row, and `<image>`, is made a favourite."""
+    directory = random_checkpoint(tmp_path, 2, vocab_size=1675 + 45)
+    checkpoint = read_checkpoint(str(directory))
+    tensors = language_tensors(checkpoint.weights)
+    tensors["shared.weight"][1674:] = tensors["shared.weight"][:46] * 3
+    engine = Engine(build_language_model(tensors, checkpoint.config, "float32"), checkpoint.config)
+    assert checkpoint.config.tokens.known == 1674
+    features = np.random.default_rng(0).standard_normal((37, 128)).astype(np.float32)
+    for beams in (1, 3):
+        options = GenerationOptions.resolve(checkpoint.config, num_beams=beams, max_new_tokens=30)
+        [generation] = engine.generate([Request(features, [0, 9, 2], options)])
+        assert max(generation.tokens) < 1674

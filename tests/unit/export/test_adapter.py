@@ -1,0 +1,218 @@
+"""LoRA adapters merged at export against PEFT: its own merge where that is exact, its wrapped model where it is not."""
+
+import json
+import re
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Florence2ForConditionalGeneration
+
+from export.__main__ import main
+from export.checkpoint import read_checkpoint
+from export.language import export_language_model
+from export.layouts import EMBEDDING, HEAD
+from export.parity import compare_weights
+from export.reference import load_reference
+from florence2.errors import CheckpointError
+from tests.unit.export.test_layouts import microsoft_name
+
+ATTENTION = r".*\.(q_proj|v_proj|qkv|fc2)"
+
+
+def train(demo, folder, **settings) -> tuple[Florence2ForConditionalGeneration, peft.PeftModel]:
+    """An adapter of the bundled checkpoint as PEFT saves it, its factors drawn at random instead of trained."""
+    torch.manual_seed(3)
+    model = Florence2ForConditionalGeneration.from_pretrained(demo, dtype=torch.float32)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **settings}))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    wrapped.save_pretrained(folder)
+    return model, wrapped.eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"target_modules": ATTENTION}, id="text and vision"),
+        pytest.param({"target_modules": ATTENTION, "use_rslora": True, "init_lora_weights": "gaussian"}, id="rslora"),
+        pytest.param({"target_modules": ["q_proj"], "fan_in_fan_out": True}, id="fan_in_fan_out"),
+        pytest.param(
+            {
+                "target_modules": ["q_proj", "fc1", "fc2"],
+                "rank_pattern": {"fc1": 2, r"decoder.layers.\d.fc2": 3},
+                "alpha_pattern": {"encoder.layers.0.fc1": 9, "fc2": 1},
+            },
+            id="patterns",
+        ),
+        pytest.param(
+            {"target_modules": ["q_proj"], "modules_to_save": ["image_projection", "image_proj_norm"]},
+            id="modules_to_save",
+        ),
+        pytest.param({"target_modules": ["conv"]}, id="convolutions"),
+        pytest.param({"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"}, id="biases"),
+        pytest.param({"target_modules": ["out_proj"], "layers_to_transform": [1]}, id="some layers"),
+    ],
+)
+def test_merged_weights_are_those_of_peft(demo, tmp_path, settings):
+    """merge_and_unload of the float32 model, weight by weight; what the adapter leaves alone stays as stored."""
+    _, wrapped = train(demo, tmp_path, **settings)
+    merged = wrapped.merge_and_unload().state_dict()
+    stored, read = read_checkpoint(str(demo)), read_checkpoint(str(demo), adapter=str(tmp_path))
+    assert read.weights.keys() == stored.weights.keys()
+    changed = [name for name in read.weights if read.weights[name] is not stored.weights[name]]
+    for name, tensor in read.weights.items():
+        torch.testing.assert_close(tensor.float(), merged[name], rtol=0, atol=1e-6)
+    assert any(not torch.equal(read.weights[name].float(), stored.weights[name].float()) for name in changed)
+
+
+def test_an_adapted_head_answers_as_it_was_trained(demo, tmp_path):
+    """The usual recipe adapts lm_head too. PEFT's merge would change the embedding that is tied to it as well."""
+    _, wrapped = train(demo, tmp_path, target_modules=["q_proj", "lm_head"], use_rslora=True)
+    read = read_checkpoint(str(demo), adapter=str(tmp_path))
+    assert torch.equal(read.weights[EMBEDDING], read_checkpoint(str(demo)).weights[EMBEDDING])
+    ours = Florence2ForConditionalGeneration.from_pretrained(
+        None, config=read.architecture, state_dict=read.weights, dtype=torch.float32
+    ).eval()
+    tokens = torch.tensor([[2, 0, 11, 12, 13]])
+    with torch.inference_mode():
+        trained = wrapped(input_ids=tokens, decoder_input_ids=tokens).logits
+        torch.testing.assert_close(ours(input_ids=tokens, decoder_input_ids=tokens).logits, trained, rtol=0, atol=1e-4)
+        peft_merged = wrapped.merge_and_unload()
+        assert (peft_merged(input_ids=tokens, decoder_input_ids=tokens).logits - trained).abs().max() > 0.01
+    assert HEAD in read.weights
+
+
+def test_the_reports_reference_has_the_adapter_too(demo, tmp_path):
+    """Otherwise every export with an adapter would fail its comparison."""
+    train(demo, tmp_path, target_modules=["q_proj", "lm_head"])
+    read = read_checkpoint(str(demo), adapter=str(tmp_path))
+    export_language_model(read.weights, tmp_path / "model.safetensors")
+    assert compare_weights(tmp_path, load_reference(read)).passed
+    assert not compare_weights(tmp_path, load_reference(read_checkpoint(str(demo)))).passed
+
+
+def test_an_adapter_trained_on_microsofts_layout_is_the_same_adapter(demo, tmp_path):
+    """Most adapters were trained with Microsoft's remote code; they fit the native checkpoint as well."""
+    train(demo, tmp_path / "native", target_modules=[*"q_proj v_proj fc2 qkv lm_head".split()])
+    expected = read_checkpoint(str(demo), adapter=str(tmp_path / "native")).weights
+    factors = load_file(tmp_path / "native" / "adapter_model.safetensors")
+    (tmp_path / "microsoft").mkdir()
+    renamed = {}
+    for name, tensor in factors.items():
+        module, factor = re.fullmatch(r"base_model\.model\.(.+?)(\.(?:lora_[AB]|base_layer)\.weight)", name).groups()
+        renamed[f"base_model.model.{microsoft_name(module + '.weight').removesuffix('.weight')}{factor}"] = tensor
+    assert not renamed.keys() & factors.keys()
+    torch.save(renamed, tmp_path / "microsoft" / "adapter_model.bin")  # as older PEFT saved it
+    config = (tmp_path / "native" / "adapter_config.json").read_text()
+    (tmp_path / "microsoft" / "adapter_config.json").write_text(config)
+    read = read_checkpoint(str(demo), adapter=str(tmp_path / "microsoft")).weights
+    assert all(torch.equal(read[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("rows", [-3, 5], ids=["fewer", "more"])
+def test_a_heads_padding_may_differ(demo, checkpoint, tmp_path, rows):
+    """Microsoft's head has 51,289 rows, the native one 51,328, the last of which mean nothing."""
+    train(demo, tmp_path, target_modules=["lm_head"])
+    path = tmp_path / "adapter_model.safetensors"
+    factors, expected = load_file(path), read_checkpoint(str(demo), adapter=str(tmp_path)).weights
+    for name in [name for name in factors if name.endswith(("lora_B.weight", "base_layer.weight"))]:
+        tensor = factors[name]
+        factors[name] = tensor[:rows].clone() if rows < 0 else torch.cat([tensor, torch.ones(rows, tensor.shape[1])])
+    save_file(factors, path)
+    read = read_checkpoint(str(demo), adapter=str(tmp_path)).weights
+    known = checkpoint.config.tokens.known
+    assert read[HEAD].shape == expected[HEAD].shape
+    assert torch.equal(read[HEAD][: known - 3], expected[HEAD][: known - 3])
+
+
+def edited(**changes):
+    def damage(folder):
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+def refilled(change):
+    def damage(folder):
+        factors = load_file(folder / "adapter_model.safetensors")
+        change(factors)
+        save_file(factors, folder / "adapter_model.safetensors")
+
+    return damage
+
+
+FIRST = "base_model.model.model.language_model.decoder.layers.0.encoder_attn.q_proj.lora_A.weight"
+REFUSED = {
+    "another kind": (edited(peft_type="LOHA"), "of the kind LOHA"),
+    "DoRA": (edited(use_dora=True), "is DoRA"),
+    "a start that changes the checkpoint": (edited(init_lora_weights="pissa"), "init_lora_weights=pissa"),
+    "a kind of tomorrow": (edited(use_something_new={"a": 1}), "use_something_new"),
+    "a scale of nonsense": (edited(lora_alpha="much"), "does not say the adapter's scale"),
+    "no scale": (edited(lora_alpha=None), "does not say the adapter's scale"),
+    "half a pair": (refilled(lambda factors: factors.pop(FIRST)), "has not its two factors"),
+    "an adapter of another size": (
+        refilled(lambda factors: factors.update({FIRST: torch.zeros(4, 7)})),
+        "does not fit this checkpoint",
+    ),
+    "a factor that is a line": (
+        refilled(lambda factors: factors.update({FIRST: torch.zeros(4)})),
+        "has not its two factors",
+    ),
+    "a head of another size": (
+        refilled(lambda factors: factors.update({"base_model.model.lm_head.weight": torch.zeros(1576, 64)})),
+        "lm_head.weight is [1576, 64]",
+    ),
+    "an adapted head of another size": (
+        refilled(
+            lambda factors: factors.update(
+                {f"base_model.model.lm_head.lora_{side}.weight": torch.zeros(4, 4) for side in "AB"}
+            )
+        ),
+        "does not fit this checkpoint: see lm_head.weight",
+    ),
+    "an adapter of another model": (
+        refilled(lambda factors: factors.update({FIRST.replace("language_model", "text"): factors.pop(FIRST)})),
+        "has not its two factors",
+    ),
+    "a whole weight of another model": (
+        refilled(lambda factors: factors.update({"base_model.model.classifier.weight": torch.zeros(2, 2)})),
+        "does not fit this checkpoint: see classifier.weight",
+    ),
+    "an adapted embedding": (
+        refilled(lambda factors: factors.update({"base_model.model.shared.lora_embedding_A": torch.zeros(4, 9)})),
+        "more than linear layers",
+    ),
+    "nothing in it": (refilled(lambda factors: factors.clear()), "is empty"),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "holds no adapter_model"),
+    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json is missing"),
+}
+
+
+@pytest.fixture(scope="module")
+def adapter(demo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    train(demo, folder, target_modules=["q_proj"])
+    return folder
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_merged_exactly_is_refused_in_a_sentence(demo, adapter, tmp_path, case, capsys):
+    """An adapter that was merged in part would be the worst answer."""
+    damage, sentence = REFUSED[case]
+    for file in adapter.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    damage(tmp_path)
+    assert main([str(demo), "--adapter", str(tmp_path), "--repository", str(tmp_path / "repository")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+
+
+def test_an_adapter_that_is_nowhere_is_refused(demo):
+    """Before the checkpoint's weights are read."""
+    with pytest.raises(CheckpointError, match="there is no directory nowhere"):
+        read_checkpoint(str(demo), adapter="nowhere")

@@ -1,0 +1,102 @@
+"""One source, two targets: what `--target` and `--precision` make of the vision encoder's configuration."""
+
+import shutil
+
+import pytest
+import tritonclient.http
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+
+from export import repository, targets
+from export.__main__ import parse_arguments
+from florence2.errors import CheckpointError
+from florence2.server import EmbeddedServer
+
+DIMS = {"PIXELS": [192, 192, 3], "IMAGE_FEATURES": [37, 128]}  # the bundled checkpoint's
+
+
+def fitted(folder, target, precision, role="vision"):
+    repository.copy_template(folder, "florence2", 1, DIMS, {})
+    targets.fit(folder, "florence2", target, precision)
+    return repository.read_config(folder / f"florence2_{role}")
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "meaning"),
+    [
+        ("cpu", "auto", "bfloat16"),
+        ("cpu", "float32", "float32"),
+        ("cpu", "bfloat16", "bfloat16"),
+        ("cpu", "int8", "int8"),
+        ("gpu", "auto", "float16"),
+        ("gpu", "float32", "float32"),
+        ("gpu", "float16", "float16"),
+        ("gpu", "bfloat16", "float16"),
+    ],
+)
+def test_each_word_has_a_meaning_for_the_encoder(target, precision, meaning):
+    """One word sets both stages; what a target cannot do in that precision it does in its nearest."""
+    assert targets.vision_precision(target, precision) == meaning
+
+
+def test_what_a_target_does_not_do_is_refused_with_the_alternatives():
+    """float16 is of no use on a CPU, and the language model has int8 for the CPU alone."""
+    with pytest.raises(CheckpointError, match="float16 is for --target gpu; on a CPU choose auto, bfloat16"):
+        targets.vision_precision("cpu", "float16")
+    with pytest.raises(CheckpointError, match="int8 is for --target cpu; on a GPU choose auto, float16"):
+        targets.vision_precision("gpu", "int8")
+
+
+def test_the_command_line_offers_what_there_is():
+    """Its choices are written out there, so that --help need not load torch."""
+    assert parse_arguments(["x"]).target == "cpu"
+    for target in targets.TARGETS:
+        assert parse_arguments(["x", "--target", target]).target == target
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("float32", "f32"), ("bfloat16", "bf16"), ("int8", "bf16")])
+def test_a_cpu_gets_openvino_and_a_cache(tmp_path, precision, hint):
+    """No batching on a CPU, where a batch only makes all wait for the last; the warm-up has the checkpoint's size."""
+    config = fitted(tmp_path, "cpu", precision)
+    (accelerator,) = config.optimization.execution_accelerators.cpu_execution_accelerator
+    assert (accelerator.name, dict(accelerator.parameters)) == ("openvino", {"INFERENCE_PRECISION_HINT": hint})
+    assert config.response_cache.enable and not config.HasField("dynamic_batching")
+    assert [list(sample.inputs["PIXELS"].dims) for sample in config.model_warmup] == [DIMS["PIXELS"]]
+    for role in repository.ROLES:
+        groups = repository.read_config(tmp_path / f"florence2_{role}").instance_group
+        assert all(group.kind == ModelInstanceGroup.KIND_CPU for group in groups)
+
+
+def test_a_gpu_gets_tensorrt_with_profiles_of_the_checkpoints_size(tmp_path):
+    """No cache, which takes tensors of the CPU only; the decoder goes to the GPU where there is one."""
+    config = fitted(tmp_path, "gpu", "float16")
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    parameters = dict(accelerator.parameters)
+    assert accelerator.name == "tensorrt" and parameters["precision_mode"] == "FP16"
+    assert parameters["trt_layer_norm_fp32_fallback"] == "true"
+    shapes = [parameters[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")]
+    assert shapes == ["PIXELS:1x192x192x3", "PIXELS:4x192x192x3", "PIXELS:8x192x192x3"]
+    assert config.HasField("dynamic_batching") and not config.response_cache.enable
+    assert [sample.batch_size for sample in config.model_warmup] == [1, config.max_batch_size]
+    (group,) = repository.read_config(tmp_path / "florence2_decoder").instance_group
+    assert group.kind == ModelInstanceGroup.KIND_AUTO
+
+
+@pytest.mark.live
+def test_the_real_server_takes_the_gpu_configuration(tmp_path, exported):
+    """On a machine without a GPU tritonserver accepts every field, warms up, and serves it with ONNX Runtime."""
+    config = fitted(tmp_path, "gpu", "float32")
+    served = tmp_path / "served"
+    shutil.move(tmp_path / "florence2_vision", served / "florence2_vision")
+    for file in (exported[0] / "florence2_vision" / "1").iterdir():
+        shutil.copy(file, served / "florence2_vision" / "1")
+    with EmbeddedServer(served, http_port=0, grpc_port=0, metrics_port=0, report=lambda line: None) as server:
+        client = tritonclient.http.InferenceServerClient(server.http_url.removeprefix("http://"))
+        seen = client.get_model_config("florence2_vision")
+        (ran,) = client.get_inference_statistics("florence2_vision")["model_stats"]
+        client.close()
+    (accelerator,) = seen["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
+    (written,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator["parameters"] == dict(written.parameters)
+    assert [sample["name"] for sample in seen["model_warmup"]] == ["one picture", "a full batch"]
+    pictures = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in ran["batch_stats"]}
+    assert pictures == {1: 1, config.max_batch_size: 1}, "the samples run before the first request"

@@ -1,0 +1,62 @@
+"""The private folder: code is copied, weights are linked, and what is no exported repository is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from florence2.errors import ServerError
+from florence2.server import folder
+from florence2.server.folder import assemble, models_of
+from florence2.server.wheel import find_wheel
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    repository = tmp_path / "model repository"
+    for name in ("vision/1/model.onnx", "vision/1/weights/data.bin", "vision/config.pbtxt", "ensemble/config.pbtxt"):
+        path = repository / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('backend: "onnxruntime"' if name == "vision/config.pbtxt" else name)
+    for name in ("ensemble/1", "vision/1/__pycache__", ".git"):
+        (repository / name).mkdir()
+    (repository / "vision/1/model.py").write_text("code")
+    return repository
+
+
+def test_repository_is_mirrored(exported: Path, tmp_path: Path):
+    """Weights are links to the originals, code is not, empty version folders exist, other folders are left out."""
+    mirror = folder.mirror(tmp_path, exported)
+    assert sorted(path.name for path in mirror.iterdir()) == ["ensemble", "vision"]
+    assert (mirror / "vision/1/model.onnx").resolve() == (exported / "vision/1/model.onnx").resolve()
+    assert (mirror / "vision/1/weights/data.bin").read_text() == "vision/1/weights/data.bin"
+    assert (mirror / "vision/1/model.py").read_text() == "code" and not (mirror / "vision/1/model.py").is_symlink()
+    assert not (mirror / "vision/config.pbtxt").is_symlink()
+    assert (mirror / "ensemble/1").is_dir() and not (mirror / "vision/1/__pycache__").exists()
+
+
+def test_backends_are_files_of_their_own(tmp_path: Path):
+    """Tritonserver refuses links that leave the backend folder, and starts the stub as a program."""
+    triton = assemble(tmp_path, find_wheel())
+    assert triton.backends == tmp_path / "backends"
+    backends = list((tmp_path / "backends").rglob("*"))
+    assert {path.name for path in backends} >= {"libtriton_python.so", "triton_python_backend_utils.py", "model.py"}
+    assert not any(path.is_symlink() for path in backends)
+    assert (tmp_path / "backends/python/triton_python_backend_stub").stat().st_mode & 0o111
+    assert [path.resolve() for path in (tmp_path / "lib").iterdir()] == [find_wheel().libpython.resolve()]
+
+
+def test_missing_repository_is_refused_with_the_command_that_makes_it(tmp_path: Path):
+    """The first thing that goes wrong for a newcomer."""
+    with pytest.raises(ServerError, match=r"there is no model repository .*; make it with: python -m export"):
+        models_of(tmp_path / "nowhere")
+    with pytest.raises(ServerError, match="holds no models; make them with: python -m export"):
+        models_of(tmp_path)
+
+
+def test_repository_of_the_checkout_is_refused():
+    """It holds code and configs only; export makes the one with weights."""
+    checkout = Path(__file__).parents[3] / "model_repository"
+    with pytest.raises(ServerError, match=r"holds no weights, it is not exported yet; .* python -m export"):
+        models_of(checkout)
