@@ -3,7 +3,7 @@
 #
 #   docker build --target cpu .       the embedded server on Python's slim image
 #   docker build --target gpu .       the same command over tritonserver of NVIDIA's image; the default
-#   docker build --target export .    python -m export
+#   docker build --target export .    florence2 export
 #   docker build --target ui .        florence2 ui
 
 ARG PYTHON_IMAGE=docker.io/library/python:3.12-slim-bookworm
@@ -25,9 +25,10 @@ ENV PATH=/opt/florence2/bin:$PATH
 RUN python3 -m venv /opt/florence2
 WORKDIR /checkout
 COPY pyproject.toml constraints.txt ./
+COPY florence2/__init__.py florence2/
 RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch
-# The project itself is not there yet; what is installed and removed again is an empty package.
-RUN mkdir client && touch README.md LICENSE \
+# The project's code is not there yet; what is installed and removed again is an empty package.
+RUN mkdir client export && touch README.md LICENSE \
     && pip install --no-cache-dir --constraint constraints.txt '.[serve]' \
     && pip uninstall --yes florence2-triton
 
@@ -48,11 +49,9 @@ COPY constraints.txt ./
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --no-cache-dir --constraint constraints.txt "$(echo /wheel/*.whl)[export]" \
     && install --directory --owner=florence2 --group=florence2 /hub
-COPY export export
-COPY model_repository model_repository
 ENV HF_HOME=/hub
 USER 10001
-ENTRYPOINT ["python3", "-m", "export"]
+ENTRYPOINT ["florence2", "export"]
 
 
 FROM cpu-base AS cpu
@@ -68,7 +67,8 @@ ENV PATH=/opt/florence2/bin:$PATH
 RUN python3 -m venv /opt/florence2
 WORKDIR /checkout
 COPY pyproject.toml constraints.txt ./
-RUN mkdir client && touch README.md LICENSE \
+COPY florence2/__init__.py florence2/
+RUN mkdir client export && touch README.md LICENSE \
     && pip install --no-cache-dir --constraint constraints.txt '.[ui]' \
     && pip uninstall --yes florence2-triton
 
@@ -89,7 +89,8 @@ ENV PATH=/opt/florence2/bin:$PATH
 RUN python3 -m virtualenv /opt/florence2
 WORKDIR /checkout
 COPY pyproject.toml constraints.txt ./
-RUN mkdir client && touch README.md LICENSE \
+COPY florence2/__init__.py florence2/
+RUN mkdir client export && touch README.md LICENSE \
     && pip install --no-cache-dir --constraint constraints.txt '.[models]' \
     && pip uninstall --yes florence2-triton
 

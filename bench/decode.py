@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.language import language_tensors
 from florence2.config import GenerationDefaults, GenerationOptions, ImageConfig, ModelConfig, TextConfig, TokenConfig
 from florence2.engine.engine import Engine
 from florence2.engine.model import LanguageModel
 from florence2.engine.sequence import Request
 from florence2.engine.weights import build_language_model
+from florence2_export.language import language_tensors
 
 BASE = ModelConfig(
     image=ImageConfig(768, 768, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3, tokens=24 * 24 + 1),

@@ -15,11 +15,11 @@ import torch
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 from bench.decode import BASE, PRECISIONS, bart_config, random_weights, request
-from export.language import language_tensors
-from export.reference import reference_tokens
 from florence2.config import ModelConfig
 from florence2.engine.engine import Engine
 from florence2.engine.weights import build_language_model
+from florence2_export.language import language_tensors
+from florence2_export.reference import reference_tokens
 
 IN_FLIGHT, BEAMS = 8, 3
 TOKENS = 48

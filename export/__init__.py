@@ -1,1 +1,1 @@
-"""`python -m export CHECKPOINT`: from a Florence-2 checkpoint to a complete, servable Triton model repository."""
+"""The export, which is installed as the package `florence2_export`. `python -m export` runs it in a checkout."""

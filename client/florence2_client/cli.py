@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from florence2 import __version__
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2_client.console import complain
 
@@ -24,7 +25,7 @@ COMMANDS = {  # name -> its module and one line of help
     "tasks": ("florence2_client.commands.tasks", "list the tasks"),
     "bench": ("florence2_client.commands.bench", "measure latency and throughput of a running server"),
     "serve": ("florence2_client.commands.serve", "serve an exported model"),
-    "export": ("florence2_client.commands.export", "turn a checkpoint into a servable model"),
+    "export": ("florence2_export.cli", "turn a checkpoint into a servable model"),
 }
 SHELLS = ("bash", "zsh", "tcsh")
 EPILOG = """\
@@ -78,11 +79,7 @@ def _show_warning(message: Warning | str, *_where: Any, **_more: Any) -> None:
 
 
 def _for_argparse(arguments: list[str]) -> list[str]:
-    """Beware: argparse takes a region that begins with a minus sign, `--text -5,0,50,50`, for an option, and options
-    of export for its own.
-    """
-    if arguments[:1] == ["export"]:
-        return ["export", "--", *arguments[1:]]
+    """Beware: argparse takes a region that begins with a minus sign, `--text -5,0,50,50`, for an option."""
     for place, (name, value) in enumerate(itertools.pairwise(arguments)):
         if name == "--text" and re.match(r"-[\d.]", value):
             return [*arguments[:place], f"{name}={value}", *arguments[place + 2 :]]
@@ -117,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument(
         "--print-completion", choices=SHELLS, action=_PrintCompletion, help="print a script that completes commands"
     )
+    main_parser.add_argument("--version", action="version", version=f"florence2 {__version__}")
     commands = main_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (module_name, help_text) in COMMANDS.items():
         module = importlib.import_module(module_name)

@@ -1,6 +1,6 @@
 """From a folder of an exported decoder (`florence2.json`, `model.safetensors`) to a ready `LanguageModel`.
 
-The file's metadata says which precision it holds; `export.language` writes it.
+The file's metadata says which precision it holds; `florence2_export.language` writes it.
 """
 
 from __future__ import annotations

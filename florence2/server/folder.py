@@ -48,7 +48,7 @@ def mirror(folder: Path, repository: Path) -> Path:
 
 def models_of(repository: Path) -> list[Path]:
     """The folders of all models. Raises ServerError when this is no repository that can be served."""
-    how = f"python -m export CHECKPOINT --repository {repository}"
+    how = f"florence2 export CHECKPOINT --repository {repository}"
     if not repository.is_dir():
         raise ServerError(f"there is no model repository {repository}; make it with: {how}")
     models = sorted(path for path in repository.iterdir() if (path / "config.pbtxt").is_file())
@@ -58,7 +58,7 @@ def models_of(repository: Path) -> list[Path]:
         config = (model / "config.pbtxt").read_text(encoding="utf-8")
         if NEEDS_ONNX_FILE.search(config) and not list(model.glob("*/model.onnx")):
             raise ServerError(f"{repository} holds no weights, it is not exported yet; make a repository with: "
-                              "python -m export CHECKPOINT --repository DIR")  # fmt: skip
+                              "florence2 export CHECKPOINT --repository DIR")  # fmt: skip
     return models
 
 

@@ -20,12 +20,12 @@ import pytest
 
 from bench import crowd, faults, hostile, rude
 from bench.serving import BACK, Load, Serving, under_load
-from export.repository import read_config, write_config
 from florence2.errors import QueueFull, Unavailable
 from florence2.triton.admission import Tickets
 from florence2_client import Client
 from florence2_client.health import check_health
 from florence2_client.transport import open_transport, parse_url
+from florence2_export.repository import read_config, write_config
 
 PLACES = 6
 

@@ -92,7 +92,7 @@ def read_repository(directory: Path) -> list[Model]:
     found = [_model_of(path) for path in sorted(directory.glob("*/config.pbtxt"))]
     models = [model for model in found if model.story]
     if not models:
-        raise CheckpointError(f"{directory} holds no model that `python -m export` made")
+        raise CheckpointError(f"{directory} holds no model that `florence2 export` made")
     return models
 
 
@@ -119,7 +119,7 @@ def ask_server(url: str, unlisted: str = DEFAULT_MODEL) -> list[Model]:
         story = {key: parameters[key]["string_value"] for key in _ordered(parameters)}
         models += [Model(config["name"], story)] if story else []
     if not models:
-        raise InvalidRequest(f"the server at {address} has no model that `python -m export` made")
+        raise InvalidRequest(f"the server at {address} has no model that `florence2 export` made")
     return models
 
 

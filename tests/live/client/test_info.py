@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from export.stored import content_hash
 from florence2.errors import CheckpointError, InvalidRequest
 from florence2_client import cli
 from florence2_client.commands import info
+from florence2_export.stored import content_hash
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,7 +51,7 @@ def test_people_get_lines(repository, capsys, monkeypatch):
     ("arguments", "words", "code"),
     [
         (["--repository", "nowhere"], "there is no directory nowhere", 1),
-        (["--repository", str(ROOT / "model_repository")], "holds no model that `python -m export` made", 1),
+        (["--repository", str(ROOT / "model_repository")], "holds no model that `florence2 export` made", 1),
         (["--url", "grpc://127.0.0.1:9"], "connection refused", 3),
         (["--url", "http://127.0.0.1:9"], "connection refused", 3),
         (["--url", "ftp://somewhere"], "is not a server's URL", 2),

@@ -5,10 +5,10 @@ import urllib.request
 import numpy as np
 import tritonclient.grpc
 
-from export.repository import read_config
-from export.targets import as_triton_passes_it
 from florence2.server.launch import usable_cores
 from florence2.triton.onnx_session import open_session
+from florence2_export.repository import read_config
+from florence2_export.targets import as_triton_passes_it
 
 MODEL = "florence2_vision"
 

@@ -15,7 +15,6 @@ from PIL import Image
 from florence2.errors import ConnectionFailed, InternalError, InvalidRequest
 from florence2.tasks import TASKS
 from florence2_client import cli, console
-from florence2_client.commands import export
 
 ANSWERS = {
     "<OD>": {"bboxes": [[1.2, 2.0, 33.7, 24.0], [5, 6, 7, 8]], "labels": ["dog", "中文"], "scores": [0.987, 0.5]},
@@ -230,7 +229,7 @@ def test_tasks_lists_the_table(capsys):
     assert [json.loads(line)["task"] for line in capsys.readouterr().out.splitlines()] == names
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS if name != "export")])
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS)])
 def test_help_is_printed(capsys, arguments):
     """Help ends the program well and says how the command is called."""
     with pytest.raises(SystemExit) as end:
@@ -251,19 +250,13 @@ def test_serve_hands_over_to_the_server(monkeypatch, tmp_path):
     assert calls == [(tmp_path, flags)]
 
 
-def test_export_hands_over_all_arguments(capsys):
-    """`florence2 export` is `python -m export`, its help included."""
-    with pytest.raises(SystemExit) as end:
-        cli.main(["export", "--help"])
-    assert end.value.code == 0
-    assert "--repository DIR" in capsys.readouterr().out
-
-
-def test_export_without_a_checkout_says_so(monkeypatch, tmp_path, capsys):
-    """Where only the client is installed, one sentence tells where export is to be found."""
-    monkeypatch.setattr(export, "CHECKOUT", tmp_path)
+def test_export_without_its_packages_says_what_to_install(monkeypatch, capsys):
+    """Only the client is installed by default."""
+    for name in [name for name in sys.modules if name.startswith("florence2_export.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     assert cli.main(["export", "x"]) == 1
-    assert "only the client is installed" in capsys.readouterr().err
+    assert "run: pip install 'florence2-triton[export]'" in capsys.readouterr().err
 
 
 def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):

@@ -8,7 +8,6 @@ import promql_parser
 import pytest
 import yaml
 
-from export.__main__ import parse_arguments
 from florence2.engine.metrics import METRICS
 from florence2.server.installation import Installation
 from florence2.server.launch import SHM_PER_PROCESS
@@ -194,7 +193,9 @@ def test_another_checkpoint_goes_to_another_folder(render):
     for checkpoint in ("org/one", "org/two"):
         manifests = render("cpu", f"export.checkpoint={checkpoint}", "server.name=other")
         job, deployment = the(manifests, "Job"), the(manifests, "Deployment")
-        options = parse_arguments([str(argument) for argument in pod_of(job)["containers"][0]["args"]])
+        options = cli.parser().parse_args(
+            ["export", *(str(argument) for argument in pod_of(job)["containers"][0]["args"])]
+        )
         served = options_of(server_of(manifests)).repository
         assert (options.checkpoint, options.name, options.target) == (checkpoint, "other", "cpu")
         assert (str(served.parent), str(options.repository)) == ("/models", f"/store/{served.name}")

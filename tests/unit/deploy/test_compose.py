@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from export.__main__ import parse_arguments
 from florence2.server.launch import MIB, SHM_PER_PROCESS
 from florence2_client import cli
 
@@ -74,7 +73,7 @@ def test_triton_serves_what_export_wrote(target: str, tmp_path: Path):
     settings = {"CHECKPOINT": "/checkpoints/mine", "PRECISION": "float32", "TARGET": target}
     composed = services(**settings)
     export, triton = composed["export"], composed[f"triton-{target}"]
-    asked = parse_arguments(exported(export, tmp_path))
+    asked = cli.parser().parse_args(["export", *exported(export, tmp_path)])
     assert (asked.checkpoint, asked.target, asked.precision) == ("/checkpoints/mine", target, "float32")
     options = cli.parser().parse_args(triton["command"][1:])
     assert options.repository == Path("/models/checkpoints/mine") / f"{target}-float32"
@@ -86,10 +85,10 @@ def test_triton_serves_what_export_wrote(target: str, tmp_path: Path):
 
 
 def exported(service: dict[str, Any], models: Path) -> list[str]:
-    """What the service's shell asks of `python3 -m export`, or says."""
-    python = models / "python3"
-    python.write_text('#!/bin/sh\nshift 2; echo "$@"\n')
-    python.chmod(0o755)
+    """What the service's shell passes to `florence2 export`, or prints."""
+    program = models / "florence2"
+    program.write_text('#!/bin/sh\nshift; echo "$@"\n')
+    program.chmod(0o755)
     (script,) = service["command"]
     command = [*service["entrypoint"], script.replace("/models", str(models))]
     environment = {name: value or "" for name, value in service["environment"].items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export.repository import read_config
+from florence2_export.repository import read_config
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -9,7 +9,6 @@ import torch
 from numba import njit
 
 from bench.decode import random_weights
-from export.language import language_tensors
 from florence2.config import ModelConfig, TextConfig
 from florence2.engine import kernels
 from florence2.engine.attention import PaddedStep, Span
@@ -17,6 +16,7 @@ from florence2.engine.beam import Constraint, Hypothesis
 from florence2.engine.kernels import LANES, PAIRS, QUADS
 from florence2.engine.kv_cache import KVCache
 from florence2.engine.model import LanguageModel
+from florence2_export.language import language_tensors
 
 # No size is a multiple of a vector's: 5 heads of 13, an inner width of 51.
 ODD = TextConfig(75, 65, 1, 2, 2, 5, 51, 51, max_positions=45, scale_embedding=True)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from export.language import language_tensors
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
 from florence2.engine.model import LanguageModel
 from florence2.engine.weights import build_language_model
 from florence2.errors import InternalError, InvalidRequest
+from florence2_export.language import language_tensors
 
 
 @pytest.fixture

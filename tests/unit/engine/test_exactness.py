@@ -17,12 +17,12 @@ from transformers import (
     GenerationConfig,
 )
 
-from export.checkpoint import Checkpoint, read_checkpoint
-from export.language import language_tensors
 from florence2.config import GenerationOptions
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
 from florence2.engine.weights import build_language_model
+from florence2_export.checkpoint import Checkpoint, read_checkpoint
+from florence2_export.language import language_tensors
 
 DEMO = Path(__file__).parents[3] / "demo" / "checkpoint"
 MAX_NEW_TOKENS = 40

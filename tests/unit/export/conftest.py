@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from export.checkpoint import Checkpoint, read_checkpoint
-from export.pipeline import export_checkpoint
+from florence2_export.checkpoint import Checkpoint, read_checkpoint
+from florence2_export.pipeline import export_checkpoint
 
 DEMO = Path(__file__).parents[3] / "demo" / "checkpoint"
 

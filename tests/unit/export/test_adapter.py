@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Florence2ForConditionalGeneration
 
-from export.__main__ import main
-from export.checkpoint import read_checkpoint
-from export.language import export_language_model
-from export.layouts import EMBEDDING, HEAD
-from export.parity import compare_weights
-from export.reference import load_reference
 from florence2.errors import CheckpointError
+from florence2_client.cli import main
+from florence2_export.checkpoint import read_checkpoint
+from florence2_export.language import export_language_model
+from florence2_export.layouts import EMBEDDING, HEAD
+from florence2_export.parity import compare_weights
+from florence2_export.reference import load_reference
 from tests.unit.export.test_layouts import microsoft_name
 
 ATTENTION = r".*\.(q_proj|v_proj|qkv|fc2)"
@@ -207,9 +207,9 @@ def test_what_cannot_be_merged_exactly_is_refused_in_a_sentence(demo, adapter, t
     for file in adapter.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     damage(tmp_path)
-    assert main([str(demo), "--adapter", str(tmp_path), "--repository", str(tmp_path / "repository")]) == 1
+    assert main(["export", str(demo), "--adapter", str(tmp_path), "--repository", str(tmp_path / "repository")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert error.startswith("florence2: ") and sentence in error and error.count("\n") == 1
 
 
 def test_an_adapter_that_is_nowhere_is_refused(demo):

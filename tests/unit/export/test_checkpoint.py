@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
 
-from export.__main__ import main
-from export.checkpoint import read_checkpoint
-from export.layouts import EMBEDDING, HEAD, TIED
 from florence2.errors import CheckpointError
+from florence2_client.cli import main
+from florence2_export.checkpoint import read_checkpoint
+from florence2_export.layouts import EMBEDDING, HEAD, TIED
 
 LAST_NORM = "model.multi_modal_projector.image_proj_norm.weight"
 
@@ -290,9 +290,9 @@ def test_damage_is_one_sentence_and_exit_code_1(copy, case, capsys, tmp_path):
     """No traceback, no export: whatever is wrong with the files is said in a line."""
     damage, sentence = DAMAGE[case]
     damage(copy)
-    assert main([str(copy.path), "--repository", str(tmp_path / "repository")]) == 1
+    assert main(["export", str(copy.path), "--repository", str(tmp_path / "repository")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert error.startswith("florence2: ") and sentence in error and error.count("\n") == 1
     assert not (tmp_path / "repository").exists()
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from export import installation, pipeline
-from export.__main__ import main
-from export.pipeline import export_checkpoint
 from florence2.errors import CheckpointError
+from florence2_client.cli import main
+from florence2_export import installation, pipeline
+from florence2_export.pipeline import export_checkpoint
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,7 +31,7 @@ def limit(monkeypatch):
 
 def test_a_file_that_cannot_grow_is_one_sentence(demo, tmp_path, limit, capsys):
     """The system refuses further bytes in the middle of the weights; nothing is left."""
-    assert main([str(demo), "--precision", "float32", "--repository", str(tmp_path / "repository")]) == 1
+    assert main(["export", str(demo), "--precision", "float32", "--repository", str(tmp_path / "repository")]) == 1
     error = capsys.readouterr().err
     assert "cannot be written: the disk is full, or a file too large" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -72,7 +72,7 @@ def test_a_folder_of_others_is_one_sentence(mode, trouble):
         script = (
             "import os\n"
             "from pathlib import Path\n"
-            "from export import installation, repository\n"
+            "from florence2_export import installation, repository\n"
             "from florence2.errors import CheckpointError\n"
             "os.geteuid() or os.setuid(65534)\n"
             f"target = Path({str(folder / 'repository')!r})\n"

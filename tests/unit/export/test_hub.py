@@ -10,8 +10,8 @@ from typing import ClassVar
 import huggingface_hub
 import pytest
 
-from export.checkpoint import read_checkpoint
 from florence2.errors import CheckpointError
+from florence2_export.checkpoint import read_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BRANCH_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"

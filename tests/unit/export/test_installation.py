@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from export import installation
 from florence2.errors import CheckpointError
+from florence2_export import installation
 
 
 def snapshot(directory: Path) -> dict[str, bytes | None]:

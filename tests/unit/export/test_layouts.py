@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Florence2Config
 
-from export import layouts
-from export.checkpoint import read_checkpoint
-from export.layouts import EMBEDDING
+from florence2_export import layouts
+from florence2_export.checkpoint import read_checkpoint
+from florence2_export.layouts import EMBEDDING
 
 SHARED = Path(__file__).parents[4] / "shared"
 PUBLISHED = SHARED / "checkpoints"

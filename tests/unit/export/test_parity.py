@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Florence2ForConditionalGeneration
 
-from export import parity
-from export.language import export_language_model
-from export.layouts import EMBEDDING, HEAD
-from export.reference import load_reference
+from florence2_export import parity
+from florence2_export.language import export_language_model
+from florence2_export.layouts import EMBEDDING, HEAD
+from florence2_export.reference import load_reference
 
 
 @pytest.fixture(scope="module")

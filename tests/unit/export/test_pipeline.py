@@ -1,4 +1,4 @@
-"""`python -m export` from end to end on the bundled checkpoint."""
+"""`florence2 export` from end to end on the bundled checkpoint."""
 
 import re
 import subprocess
@@ -9,13 +9,13 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from export import pipeline
-from export.__main__ import main
-from export.parity import StageReport
-from export.pipeline import export_checkpoint
 from florence2.config import ModelConfig
 from florence2.engine.engine import Engine
 from florence2.errors import CheckpointError
+from florence2_client.cli import main
+from florence2_export import pipeline
+from florence2_export.parity import StageReport
+from florence2_export.pipeline import export_checkpoint
 
 ROOT = Path(__file__).parents[3]
 GENERATED = {
@@ -118,12 +118,13 @@ def test_a_report_that_does_not_pass_is_exit_code_1(standing, demo, monkeypatch,
     before = snapshot(standing)
     monkeypatch.setattr(pipeline.vision, "export_vision", lambda checkpoint, path, *_settings: path.touch())
     monkeypatch.setattr(pipeline, "parity_report", lambda *_: iter([StageReport("vision", False, "far off")]))
-    assert main([str(demo), "--repository", str(standing)]) == 1
+    assert main(["export", str(demo), "--repository", str(standing)]) == 1
     assert "FAILED far off" in capsys.readouterr().out
     assert snapshot(standing.parent) == {f"repository/{path}": data for path, data in before.items()}
 
 
 def test_help_does_not_wait_for_torch():
     """The command line is read before anything heavy is imported."""
-    code = "import sys, export.__main__ as m; m.parse_arguments(['x']); assert 'torch' not in sys.modules"
+    code = "import sys; from florence2_client import cli; cli.parser().parse_args(['export', 'x'])\n"
+    code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
-from export.pipeline import export_checkpoint
 from florence2.config import ModelConfig
+from florence2_export.pipeline import export_checkpoint
 from tests.reference import shared
 from tests.unit.export.test_layouts import microsoft_name
 

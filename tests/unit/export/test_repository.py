@@ -6,8 +6,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from export import repository
 from florence2.errors import CheckpointError
+from florence2_export import repository
 
 STORY = {"checkpoint": "somebody/florence-2", "exported": "2026-01-01T00:00:00Z"}
 DIMS = {"PIXELS": [192, 192, 3], "IMAGE_FEATURES": [37, 128]}

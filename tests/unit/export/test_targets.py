@@ -6,10 +6,10 @@ import pytest
 import tritonclient.http
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
-from export import repository, targets
-from export.__main__ import parse_arguments
 from florence2.errors import CheckpointError
 from florence2.server import EmbeddedServer
+from florence2_client import cli
+from florence2_export import repository, targets
 
 DIMS = {"PIXELS": [192, 192, 3], "IMAGE_FEATURES": [37, 128]}  # the bundled checkpoint's
 
@@ -48,9 +48,9 @@ def test_what_a_target_does_not_do_is_refused_with_the_alternatives():
 
 def test_the_command_line_offers_what_there_is():
     """Its choices are written out there, so that --help need not load torch."""
-    assert parse_arguments(["x"]).target == "cpu"
+    assert cli.parser().parse_args(["export", "x"]).target == "cpu"
     for target in targets.TARGETS:
-        assert parse_arguments(["x", "--target", target]).target == target
+        assert cli.parser().parse_args(["export", "x", "--target", target]).target == target
 
 
 @pytest.mark.parametrize(("precision", "hint"), [("float32", "f32"), ("bfloat16", "bf16"), ("int8", "bf16")])

@@ -13,11 +13,11 @@ import torch
 import tritonclient.grpc as triton
 from safetensors.torch import load_file, save_file
 
-from export import installation, repository
-from export.parity import draw_pictures
 from florence2.errors import CheckpointError, ServerError
 from florence2.server import EmbeddedServer
 from florence2_client.commands.info import ask_server
+from florence2_export import installation, repository
+from florence2_export.parity import draw_pictures
 
 NAME = "florence2"
 

@@ -9,11 +9,11 @@ from transformers import CLIPImageProcessorPil, Florence2ForConditionalGeneratio
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 from transformers.models.florence2.modeling_florence2 import Florence2VisionBackbone
 
-from export.davit import ChannelAttention, Tower
-from export.pictures import calibration_pictures, draw_pictures
-from export.quantise import quantise
-from export.vision import INPUT, OUTPUT, VisionEncoder, export_vision
 from florence2.triton.onnx_session import OpenVino
+from florence2_export.davit import ChannelAttention, Tower
+from florence2_export.pictures import calibration_pictures, draw_pictures
+from florence2_export.quantise import quantise
+from florence2_export.vision import INPUT, OUTPUT, VisionEncoder, export_vision
 
 
 @pytest.fixture(scope="module")

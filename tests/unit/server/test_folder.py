@@ -49,14 +49,14 @@ def test_backends_are_files_of_their_own(tmp_path: Path):
 
 def test_missing_repository_is_refused_with_the_command_that_makes_it(tmp_path: Path):
     """The first thing that goes wrong for a newcomer."""
-    with pytest.raises(ServerError, match=r"there is no model repository .*; make it with: python -m export"):
+    with pytest.raises(ServerError, match=r"there is no model repository .*; make it with: florence2 export"):
         models_of(tmp_path / "nowhere")
-    with pytest.raises(ServerError, match="holds no models; make them with: python -m export"):
+    with pytest.raises(ServerError, match="holds no models; make them with: florence2 export"):
         models_of(tmp_path)
 
 
 def test_repository_of_the_checkout_is_refused():
     """It holds code and configs only; export makes the one with weights."""
     checkout = Path(__file__).parents[3] / "model_repository"
-    with pytest.raises(ServerError, match=r"holds no weights, it is not exported yet; .* python -m export"):
+    with pytest.raises(ServerError, match=r"holds no weights, it is not exported yet; .* florence2 export"):
         models_of(checkout)

@@ -1,6 +1,6 @@
 """Florence-2's vision encoder, written for inference: transformers' mathematics and weight names, cheaper moves.
 
-`export.vision` fills it with a checkpoint's weights and traces it; the parity report holds it against transformers.
+`vision` fills it with a checkpoint's weights and traces it; the parity report holds it against transformers.
 What differs from transformers' own modules, and only in speed and rounding:
 
 - the stream stays [B, N, C]. A convolution's way to [B, C, H, W] and back is a permutation of axes, which runtimes that

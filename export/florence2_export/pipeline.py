@@ -1,4 +1,4 @@
-"""The export, a step a line: read, vision, language model, configs, parity, swap. Called by `python -m export`."""
+"""The export, a step a line: read, vision, language model, configs, parity, swap. Called by `cli`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from export import installation, language, repository, targets, vision
-from export.checkpoint import Checkpoint, read_checkpoint
-from export.parity import parity_report
-from export.provenance import story, without_time
 from florence2.config import FILE_NAME
 from florence2.errors import CheckpointError
+from florence2_export import installation, language, repository, targets, vision
+from florence2_export.checkpoint import Checkpoint, read_checkpoint
+from florence2_export.parity import parity_report
+from florence2_export.provenance import story, without_time
 
 Say = Callable[[str], None]
 

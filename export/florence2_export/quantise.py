@@ -1,6 +1,6 @@
 """The vision encoder's linear layers in 8 bits: weights by output channel, activations by ranges seen on pictures.
 
-Called by `export.vision`. OpenVINO and ONNX Runtime turn what results, QuantizeLinear and DequantizeLinear around each
+Called by `vision`. OpenVINO and ONNX Runtime turn what results, QuantizeLinear and DequantizeLinear around each
 product, into 8-bit kernels. Convolutions, norms, softmax and attention's own products stay as they were.
 """
 

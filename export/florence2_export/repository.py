@@ -1,6 +1,6 @@
 """What is written into a model repository: a copy of model_repository/ with a checkpoint's own names, dims and story.
 
-Called by `export.pipeline` to fill the folder that `export.installation` then moves to its place.
+Called by `pipeline` to fill the folder that `installation` then moves to its place.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export import vision
 from florence2.config import ImageConfig
 from florence2.errors import CheckpointError
+from florence2_export import vision
 
-TEMPLATE = Path(__file__).parents[1] / "model_repository"
+TEMPLATE = Path(__file__).with_name("model_repository")  # in a checkout a link to the one at its top
 TEMPLATE_NAME = "florence2"
 ROLES = ("preprocess", "vision", "decoder", "postprocess", "ensemble")
 CONFIG = "config.pbtxt"
-HEADING = "# Written by `python -m export`; model_repository/ and export/targets/ say why each value is what it is."
+HEADING = "# Written by `florence2 export`; model_repository/ and export/florence2_export/targets/ explain each value."
 
 
 def check_target(target: Path, name: str) -> None:

@@ -1,6 +1,6 @@
-"""transformers' own Florence-2, which the parity report takes for the truth. `export.parity` is the only caller.
+"""transformers' own Florence-2, which the parity report takes for the truth. `parity` is the only caller.
 
-It reads the checkpoint by itself (`from_pretrained`) where transformers can, so a mistake in `export.checkpoint` shows.
+It reads the checkpoint by itself (`from_pretrained`) where transformers can, so a mistake in `checkpoint` shows.
 Shapes: B pictures, T image tokens, D = d_model, P prompt tokens, N generated tokens, V vocabulary.
 """
 
@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, Florence2ForConditionalGeneration, GenerationConfig
 
-from export.checkpoint import Checkpoint
 from florence2.config import GenerationOptions, ModelConfig
+from florence2_export.checkpoint import Checkpoint
 
 
 def load_reference(checkpoint: Checkpoint) -> Florence2ForConditionalGeneration:

@@ -1,6 +1,6 @@
 """The vision encoder as ONNX: uint8 pixels in, the language model's image tokens out, any batch.
 
-Called by `export.pipeline`. Shapes: B pictures, H x W pixels, T image tokens, D = d_model.
+Called by `pipeline`. Shapes: B pictures, H x W pixels, T image tokens, D = d_model.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.checkpoint import Checkpoint
-from export.davit import Projector, Tower, to_dtype
-from export.pictures import calibration_pictures
-from export.quantise import quantise
+from florence2_export.checkpoint import Checkpoint
+from florence2_export.davit import Projector, Tower, to_dtype
+from florence2_export.pictures import calibration_pictures
+from florence2_export.quantise import quantise
 
 INPUT, OUTPUT = "PIXELS", "IMAGE_FEATURES"  # as in florence2_vision/config.pbtxt
 OPSET = 18  # the exporter adds IR 10; ONNX Runtime 1.19 of Triton 24.10 reads both

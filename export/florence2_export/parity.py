@@ -1,6 +1,6 @@
 """The parity report: what was exported against the checkpoint, as transformers runs it, stage by stage.
 
-`export.pipeline` calls `parity_report` on the staged files, before they replace anything. What was
+`pipeline` calls `parity_report` on the staged files, before they replace anything. What was
 exported runs first and is gone before the reference is loaded, so that memory holds one of them at a time.
 Shapes: B pictures, H x W pixels, T image tokens, D = d_model.
 """
@@ -19,19 +19,19 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration
 
-from export import vision
-from export.checkpoint import Checkpoint
-from export.language import language_tensors
-from export.pictures import draw_pictures
-from export.reference import load_reference, reference_features, reference_log_probs, reference_tokens
-from export.repository import read_config
-from export.targets import as_triton_passes_it
 from florence2.config import GenerationOptions, ModelConfig
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
 from florence2.tasks import TASKS
 from florence2.triton.onnx_session import open_session
+from florence2_export import vision
+from florence2_export.checkpoint import Checkpoint
+from florence2_export.language import language_tensors
+from florence2_export.pictures import draw_pictures
+from florence2_export.reference import load_reference, reference_features, reference_log_probs, reference_tokens
+from florence2_export.repository import read_config
+from florence2_export.targets import as_triton_passes_it
 
 BATCHES = (1, 2)
 FLOAT32 = "float32"

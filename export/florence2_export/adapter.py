@@ -1,6 +1,6 @@
 """LoRA adapters of PEFT, trained on either layout, merged into a checkpoint's weights under their native names.
 
-Called by `export.checkpoint`. Exact: W + scale * B @ A in float32. PEFT's own merge rounds to the stored precision and
+Called by `checkpoint`. Exact: W + scale * B @ A in float32. PEFT's own merge rounds to the stored precision and
 writes a change of the output head into the embedding that is tied to it (docs/adr/0009).
 Shapes: O and I output and input features (of a convolution with its kernel), r rank.
 """
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export import layouts, stored
-from export.hub import Source, fetch
-from export.layouts import EMBEDDING, HEAD, TIED
 from florence2.config import read_json
 from florence2.errors import CheckpointError
+from florence2_export import layouts, stored
+from florence2_export.hub import Source, fetch
+from florence2_export.layouts import EMBEDDING, HEAD, TIED
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")

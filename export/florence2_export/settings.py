@@ -1,6 +1,6 @@
 """From a checkpoint's JSON files and tokenizer to `ModelConfig`, the little that serving needs to know.
 
-Called by `export.checkpoint`. What files say twice and differently is settled here, and every surprise becomes a note.
+Called by `checkpoint`. What files say twice and differently is settled here, and every surprise becomes a note.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import Florence2Config
 
-from export import layouts
 from florence2.config import (
     LOCATION_BINS,
     GenerationDefaults,
@@ -23,6 +22,7 @@ from florence2.config import (
     read_json,
 )
 from florence2.errors import CheckpointError
+from florence2_export import layouts
 
 # Florence-2's own, for checkpoints that say nothing.
 STOCK_GENERATION: Mapping[str, Any] = {

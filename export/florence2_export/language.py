@@ -1,4 +1,4 @@
-"""The language model's weights as the decoder's engine loads them. Called by `export.pipeline`."""
+"""The language model's weights as the decoder's engine loads them. Called by `pipeline`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.layouts import HEAD
 from florence2.engine.linear import quantize
+from florence2_export.layouts import HEAD
 
 PREFIX = "model.language_model."
 CAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

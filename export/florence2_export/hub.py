@@ -1,6 +1,6 @@
 """Where a checkpoint or an adapter is: a directory, or a repository of the Hugging Face hub in its local cache.
 
-`export.checkpoint` and `export.adapter` call `fetch`. Only configs, tokenizers and weights are downloaded, no code.
+`checkpoint` and `adapter` call `fetch`. Only configs, tokenizers and weights are downloaded, no code.
 """
 
 from __future__ import annotations

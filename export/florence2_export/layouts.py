@@ -1,6 +1,6 @@
 """Microsoft's layout of a checkpoint (`microsoft/Florence-2-*`) told in the native one of transformers.
 
-The two name the same weights and settings differently. `export.checkpoint` calls this module; everything after it
+The two name the same weights and settings differently. `checkpoint` calls this module; everything after it
 knows the native layout only.
 """
 

@@ -1,6 +1,6 @@
 """Moves a finished export to its place: by renames on one file system, all of them or none.
 
-Called by `export.pipeline`: build in `staging`, then `replace` or `add`. An export that fails leaves the target
+Called by `pipeline`: build in `staging`, then `replace` or `add`. An export that fails leaves the target
 untouched, one that is killed leaves a hidden folder that the next export into the same place removes.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from export.hub import one_line
-from export.repository import CONFIG, ROLES, parse_config, version_directory
 from florence2.errors import CheckpointError
+from florence2_export.hub import one_line
+from florence2_export.repository import CONFIG, ROLES, parse_config, version_directory
 
 LOCK = "lock"
 

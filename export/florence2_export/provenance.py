@@ -1,6 +1,6 @@
 """What an export says of itself: where it came from, with what it was made, and when.
 
-`export.pipeline` writes it as parameters of the ensemble's config.pbtxt, where `florence2 info` and anyone who asks
+`pipeline` writes it as parameters of the ensemble's config.pbtxt, where `florence2 info` and anyone who asks
 Triton for the model's configuration finds it. But for the time, equal exports tell equal stories.
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 import florence2
-from export.adapter import Adapter
-from export.checkpoint import Checkpoint
-from export.stored import content_hash
 from florence2.errors import CheckpointError
+from florence2_export.adapter import Adapter
+from florence2_export.checkpoint import Checkpoint
+from florence2_export.stored import content_hash
 
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 

@@ -1,6 +1,6 @@
 """Weight files of checkpoints and adapters: safetensors or pickles, whole or in shards. Runs none of their code.
 
-Called by `export.checkpoint` and `export.adapter`. Tensors are mapped from the files, not copied into memory.
+Called by `checkpoint` and `adapter`. Tensors are mapped from the files, not copied into memory.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from export.hub import one_line
 from florence2.config import read_json
 from florence2.errors import CheckpointError
+from florence2_export.hub import one_line
 
 CODE = re.compile(r"Unsupported (global|class|operand)|GLOBAL (\S+)")
 

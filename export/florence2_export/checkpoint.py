@@ -1,6 +1,6 @@
 """Reads a Florence-2 checkpoint of either layout into one `Checkpoint` with native names. Executes nothing from it.
 
-The first step of `export.pipeline`. Whatever is missing, damaged or foreign is one CheckpointError sentence.
+The first step of `pipeline`. Whatever is missing, damaged or foreign is one CheckpointError sentence.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
-from export import layouts, settings, stored
-from export.adapter import CONFIG as ADAPTER_CONFIG
-from export.adapter import Adapter, read_adapter
-from export.hub import Source, fetch, one_line
-from export.layouts import EMBEDDING, HEAD, TIED
 from florence2.config import ModelConfig, read_json
 from florence2.errors import CheckpointError
+from florence2_export import layouts, settings, stored
+from florence2_export.adapter import CONFIG as ADAPTER_CONFIG
+from florence2_export.adapter import Adapter, read_adapter
+from florence2_export.hub import Source, fetch, one_line
+from florence2_export.layouts import EMBEDDING, HEAD, TIED
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 

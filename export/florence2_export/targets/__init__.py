@@ -1,6 +1,6 @@
 """What an export is made for: a CPU or a GPU. It decides the vision encoder's precision, runtime and warm-up.
 
-`export.pipeline` calls it. cpu.pbtxt and gpu.pbtxt are merged into the committed config.pbtxt of florence2_vision, so
+`pipeline` calls it. cpu.pbtxt and gpu.pbtxt are merged into the committed config.pbtxt of florence2_vision, so
 that both kinds come from one source.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from export import repository
 from florence2.errors import CheckpointError
+from florence2_export import repository
 
 TARGETS = ("cpu", "gpu")
 OPENVINO_HINT = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}  # with int8: whatever is not quantised
