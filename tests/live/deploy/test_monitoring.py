@@ -18,7 +18,7 @@ import promql_parser
 import pytest
 import yaml
 
-from florence2_client import Client
+from florence2_client import Client, Florence2Error, InvalidRequest
 
 ROOT = Path(__file__).parents[3]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -79,6 +79,47 @@ def test_every_metric_asked_for_is_published(asked_server, asked):
     missing = {name: gone for name, query in asked().items() if (gone := metrics_of(query) - there)}
     assert missing == {}
     assert all(metrics_of(query) for query in asked().values())
+
+
+def triton_counts(server) -> dict[tuple[str, str], float]:
+    """Return the values of Triton's request counters by name and labels."""
+    with urllib.request.urlopen(server.metrics_url) as answer:
+        found = re.findall(r"^(nv_inference_request_\w+)\{(.*?)\} (\S+)$", answer.read().decode(), re.M)
+    return {(name, labels): float(value) for name, labels, value in found}
+
+
+def increase(query: str, before: dict, after: dict) -> float:
+    """Evaluate `sum(rate(counter{matchers}[...])) / divisor` as an increase between two scrapes."""
+    (counter,) = metrics_of(query)
+    matchers = re.findall(r'(\w+)([=!]~)"(.*?)"', query)
+    divisor = re.search(r" / (\d+)$", query)
+    total = 0.0
+    for (name, text), value in after.items():
+        labels = dict(re.findall(r'(\w+)="(.*?)"', text))
+        fits = [bool(re.fullmatch(wanted, labels.get(label, ""))) == (kind == "=~") for label, kind, wanted in matchers]
+        if name == counter and all(fits):
+            total += value - before.get((name, text), 0.0)
+    return total / float(divisor[1] if divisor else 1)
+
+
+def test_each_failed_request_is_counted_once(asked_server):
+    """Triton counts a failed ensemble request twice, and one that preprocess refuses as a success of preprocess."""
+    panel = queries()["Failed requests A"]
+    before = triton_counts(asked_server)
+    with Client(asked_server.grpc_url) as client:
+        for _ in range(3):
+            with pytest.raises(InvalidRequest):
+                client.caption(b"no image")
+        with pytest.raises(Florence2Error):  # in the decoder, and too late
+            client.detect(PICTURE, timeout=0.01)
+        client.caption(PICTURE, num_beams=1)
+    deadline = time.monotonic() + 10
+    while increase(panel, before, after := triton_counts(asked_server)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.2)  # the late request ends in the server after the client has given up
+    assert increase(panel, before, after) == 4
+    assert increase(queries()["Failed requests B"], before, after) == 0
+    accepted = 'nv_inference_request_success{model=~".*_preprocess"}'
+    assert increase(accepted, before, after) == 5
 
 
 def test_the_dashboard_is_whole():
