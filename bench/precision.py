@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from demo import architecture, scenes
-from demo.evaluate import CHECKPOINT, DRAWN_SIZE, MEASURES, Scores, in_groups, table
 from florence2.config import GenerationOptions
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
 from florence2.engine.weights import build_language_model
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
 from florence2_export.language import language_tensors
+from tools.toy_model import architecture, scenes
+from tools.toy_model.evaluate import CHECKPOINT, DRAWN_SIZE, MEASURES, Scores, in_groups, table
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 SPECIAL = re.compile("<s>|</s>|<pad>")

@@ -26,12 +26,12 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch.utils.flop_counter import FlopCounterMode
 
-from demo import architecture, evaluate, scenes
 from florence2.triton.onnx_session import OnnxRuntime, OpenVino, Session
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
 from florence2_export.pictures import draw_pictures
 from florence2_export.reference import load_reference
 from florence2_export.vision import INPUT, OUTPUT, export_vision
+from tools.toy_model import architecture, evaluate, scenes
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] -> float32 [B, T, D]
 Seconds = tuple[float, float]  # of the clock, and of all threads together, which other programs disturb less

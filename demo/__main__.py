@@ -1,6 +1,6 @@
-"""`make demo`: export the bundled checkpoint, serve it, ask all fifteen tasks about one picture, draw the answers.
+"""Run `make demo`: export the bundled checkpoint, serve it, run all fifteen tasks on one image and draw the answers.
 
-Run as `python -m demo`. Writes to build/demo and leaves nothing running.
+`python -m demo` writes to build/demo and leaves nothing running.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from florence2_export.pipeline import export_checkpoint
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "demo" / "checkpoint"
-PICTURE = ROOT / "demo" / "pictures" / "scene.png"
-QUESTIONS = PICTURE.with_suffix(".json")
+IMAGE = ROOT / "demo" / "pictures" / "scene.png"
+INPUTS = IMAGE.with_suffix(".json")
 OUTPUT = ROOT / "build" / "demo"
 REPOSITORY = OUTPUT / "model_repository"
 ANSWER_WIDTH = 72
@@ -38,8 +38,8 @@ def main() -> int:
         print(f"demo: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT; the server is stopped by now
-    print(f"\nOpen the pictures in {OUTPUT.relative_to(ROOT)}. To serve this model: "
+        return 130  # 128 + SIGINT; the server has already stopped
+    print(f"\nThe images are in {OUTPUT.relative_to(ROOT)}. To serve this model: "
           f"florence2 serve --repository {REPOSITORY.relative_to(ROOT)}")  # fmt: skip
     return 0
 
@@ -50,8 +50,8 @@ def run() -> None:
     with ExitStack() as stack:
         with step(2, "Starting Triton Inference Server"):
             server = stack.enter_context(EmbeddedServer(REPOSITORY, "127.0.0.1", 0, 0, 0, report=detail))
-        with step(3, f"Asking {len(TASKS)} tasks about {PICTURE.relative_to(ROOT)} over {server.grpc_url}"):
-            results = ask_all(server.grpc_url)
+        with step(3, f"Running {len(TASKS)} tasks on {IMAGE.relative_to(ROOT)} over {server.grpc_url}"):
+            results = run_all(server.grpc_url)
         with step(4, "Drawing the answers"):
             draw_all(results)
         with step(5, "Stopping the server"):
@@ -71,14 +71,14 @@ def detail(line: str) -> None:
 
 
 def export() -> None:
-    """Takes some twenty seconds, so it is left out when nothing it depends on has changed."""
+    """Export the checkpoint, which takes about twenty seconds, unless the last run's export is still up to date."""
     stamp = OUTPUT / "exported"
     inputs = fingerprint([CHECKPOINT, ROOT / "model_repository", ROOT / "export", ROOT / "florence2" / "config.py"])
     if stamp.exists() and stamp.read_text() == inputs and REPOSITORY.exists():
-        return detail("it is there already, from the last run")
+        return detail("up to date since the last run")
     OUTPUT.mkdir(parents=True, exist_ok=True)
     if not export_checkpoint(str(CHECKPOINT), REPOSITORY, output=detail):
-        raise Florence2Error("the exported models do not answer as the checkpoint does")
+        raise Florence2Error("the exported models and the checkpoint give different answers")
     stamp.write_text(inputs)
 
 
@@ -92,18 +92,18 @@ def fingerprint(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def ask_all(url: str) -> list[Result]:
-    """One line per task: how long it took, and the answer on one line."""
-    questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))["tasks"]
+def run_all(url: str) -> list[Result]:
+    """Run every task and print a line for each with its time and answer."""
+    inputs = json.loads(INPUTS.read_text(encoding="utf-8"))["tasks"]
     results = []
     detail(f"{'task':<35}{'input':<28}{'ms':>5}  answer")
     with Client(url) as client:
         for task in TASKS.values():
-            asked = questions[task.token]["input"]
+            text = inputs[task.token]["input"]
             started = time.monotonic()
-            result = client.run(PICTURE, task.token, asked, timeout=60)
+            result = client.run(IMAGE, task.token, text, timeout=60)
             milliseconds = 1000 * (time.monotonic() - started)
-            detail(f"{task.name:<35}{shorten(asked or '', 26):<28}{milliseconds:>5.0f}  {shorten(result.text)}")
+            detail(f"{task.name:<35}{shorten(text or '', 26):<28}{milliseconds:>5.0f}  {shorten(result.text)}")
             results.append(result)
     return results
 
@@ -113,16 +113,16 @@ def shorten(text: str, width: int = ANSWER_WIDTH) -> str:
 
 
 def draw_all(results: list[Result]) -> None:
-    """One picture per task, and a sheet of four, which is the one in README."""
-    drawn = {TASKS[result.task].name: result.draw(PICTURE) for result in results}
-    for name, picture in drawn.items():
-        picture.save(OUTPUT / f"{name}.png")
+    """Draw an image per task, and a sheet of four, which README shows."""
+    drawn = {TASKS[result.task].name: result.draw(IMAGE) for result in results}
+    for name, image in drawn.items():
+        image.save(OUTPUT / f"{name}.png")
     side = drawn["od"].width
     sheet = Image.new("RGB", (2 * side, 2 * side))
     for place, name in enumerate(SHEET):
         sheet.paste(drawn[name], (place % 2 * side, place // 2 * side))
     sheet.resize((side, side)).save(OUTPUT / "answers.png")
-    detail(f"{len(results)} pictures in {OUTPUT.relative_to(ROOT)}, and four of them in answers.png")
+    detail(f"{len(results)} images in {OUTPUT.relative_to(ROOT)}, and four of them in answers.png")
 
 
 if __name__ == "__main__":

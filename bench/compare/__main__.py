@@ -22,7 +22,7 @@ from bench.compare.checkpoint import base_checkpoint
 from bench.compare.competitors import Competitor, line_up
 from bench.compare.loads import CAPTION, DETAILED, DETECTION, Load
 from bench.compare.memory import PeakMemory
-from demo.evaluate import CHECKPOINT as BUNDLED
+from tools.toy_model.evaluate import CHECKPOINT as BUNDLED
 
 FOLDER = Path("build/bench")
 MANY = 8  # callers, where one number has to do

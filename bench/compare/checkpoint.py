@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
 
 from bench.decode import BASE, bart_config
-from demo import architecture
-from demo.evaluate import CHECKPOINT as BUNDLED
+from tools.toy_model import architecture
+from tools.toy_model.evaluate import CHECKPOINT as BUNDLED
 
 IMAGE_TOKEN = BASE.tokens.known  # the ids below it are text and locations
 

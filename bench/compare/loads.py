@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.compare.competitors import Ask
-from demo import scenes
+from tools.toy_model import scenes
 
 PICTURE_SIDE = 640
 

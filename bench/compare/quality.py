@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from bench.compare.competitors import Ask
-from demo import scenes
-from demo.evaluate import DRAWN_SIZE, MEASURES, Scores
+from tools.toy_model import scenes
+from tools.toy_model.evaluate import DRAWN_SIZE, MEASURES, Scores
 
 LONGEST = 150  # tokens, as the evaluation allows
 
@@ -24,7 +24,7 @@ class Question(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """`score`: the mean over the tasks of what demo.evaluate measures first: exact answers, F1 or overlap."""
+    """`score` is the mean over the tasks of the first metric that the evaluation uses: exact answers, F1 or overlap."""
 
     answers: list[str]
     score: float

@@ -19,10 +19,10 @@ from PIL import Image
 from transformers import Florence2ForConditionalGeneration
 from tritonclient.utils import InferenceServerException
 
-from demo import evaluate, scenes
 from florence2.tasks import TASKS
 from tests.reference import DEMO, processor
 from tests.unit.test_model_repository import CONTRACT_OUTPUTS
+from tools.toy_model import evaluate, scenes
 
 SEEDS = (900_001, 900_002)  # no scene of training, evaluation or the demo
 TYPES = {"MAX_NEW_TOKENS": "INT32", "NUM_BEAMS": "INT32", "NO_REPEAT_NGRAM_SIZE": "INT32",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from demo import scenes
 from florence2_client import Client
+from tools.toy_model import scenes
 
 PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="utf-8")
 

@@ -17,11 +17,14 @@ from typing import NamedTuple
 
 import pytest
 
-from demo import scenes
+from tools.toy_model import scenes
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "demo" / "README.md", *(ROOT / "docs").glob("*.md")]
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "demo/README.md", "tools/toy_model/README.md")),
+        *(ROOT / "docs").glob("*.md"),
+    ]
 )
 OTHER_TESTS = {"README.md": "python", "docs/client.md": "python"}  # test_readme.py and test_client_docs.py run these
 FENCE = re.compile(r"(?:<!-- not run: (?P<why>[^>]+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from demo import scenes
 from florence2.tasks import TASKS, Grammar, Task, TaskInput
 from tests.unit.test_model_repository import CONTRACT_INPUTS, CONTRACT_OUTPUTS
+from tools.toy_model import scenes
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

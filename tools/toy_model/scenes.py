@@ -1,9 +1,9 @@
-"""Drawn scenes: coloured shapes and words with the exact answer to each of Florence-2's fifteen tasks.
+"""Draw scenes of colored shapes and words, with the exact answer to each of Florence-2's fifteen tasks.
 
-`train.py` learns from these scenes, `evaluate.py` and the tests measure on others. A scene is a description in
-fractions of the picture's side; it can be drawn at any size and is the same for the same seed everywhere.
+`train.py` learns from these scenes; `evaluate.py` and the tests measure on others. A scene is described in fractions of
+the image's side, so it can be drawn at any size, and a seed gives the same scene on every machine.
 
-    python -m demo.scenes --seed 7 --size 768 --out scene.png --truth scene.json
+    python -m tools.toy_model.scenes --seed 7 --size 768 --out scene.png --truth scene.json
 """
 
 import argparse
@@ -51,9 +51,9 @@ BACKGROUNDS: tuple[Color, ...] = (
 )
 PATTERNS = ("plain", "gradient", "stripes", "speckle")
 
-# Evaluation, tests and the bundled picture use the seeds below this one.
+# Evaluation, tests and the bundled image use smaller seeds.
 FIRST_TRAINING_SEED = 1_000_000
-# Answers that hang on a threshold cannot be learned, so scenes near one are drawn again.
+# A model cannot learn an answer that depends on a threshold, so scenes near one are drawn again.
 LARGE_FROM, SMALL_BELOW = 0.37, 0.32
 THIRDS = (0.36, 0.64)
 THIRD_MARGIN = 0.025
@@ -65,7 +65,7 @@ MEASURE_SIZE = 960
 
 @dataclass(frozen=True)
 class Shape:
-    """One coloured shape; `box` and `outline` are fractions of the picture's side."""
+    """One colored shape; `box` and `outline` are fractions of the image's side."""
 
     kind: str
     color: str
@@ -94,7 +94,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Word:
-    """One printed word; `font_size` is a fraction of the picture's side, like `box`."""
+    """One printed word; `font_size` is a fraction of the image's side, like `box`."""
 
     text: str
     box: Box
@@ -119,7 +119,7 @@ class Scene:
     words: tuple[Word, ...]
 
     def draw(self, size: int) -> Image.Image:
-        """The picture, `size` pixels a side, RGB; drawn twice as large and reduced for smooth edges."""
+        """Return the RGB image, `size` pixels a side, drawn twice as large and reduced for smooth edges."""
         canvas = draw_background(self.background, 2 * size)
         for shape in self.shapes:
             draw_shape(canvas, shape)
@@ -130,7 +130,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Example:
-    """A question about a scene: `input` is the caller's part (or None), `prompt` the whole question."""
+    """One request about a scene. `input` is the text that goes with the task, if any; `prompt` what the model reads."""
 
     task: str
     input: str | None
@@ -149,7 +149,7 @@ class Example:
 
 
 def unit_outlines() -> dict[str, tuple[Point, ...]]:
-    """Each kind's outline in a unit square, from the top, clockwise. The circle is an octagon of the same area."""
+    """Return each kind's outline in a unit square, clockwise from the top. A circle is an octagon of the same area."""
     arm = 0.325
     octagon = 0.5 * math.sqrt(math.pi / (8 * math.sin(math.pi / 8) * math.cos(math.pi / 8)))
     return {
@@ -183,7 +183,7 @@ UNIT_OUTLINES = unit_outlines()
 
 
 def side(box: Box) -> float:
-    """The side of the square with the box's area."""
+    """Return the side of the square that has the box's area."""
     return math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
 
 
@@ -202,7 +202,7 @@ def third(position: float, names: tuple[str, str, str]) -> str:
 
 
 def place(box: Box) -> str:
-    """Where in the picture: "top left", ..., "center", ..., "bottom right"."""
+    """Return the box's place in the image: "top left", ..., "center", ..., "bottom right"."""
     x, y = center(box)
     name = f"{third(y, ('top', 'middle', 'bottom'))} {third(x, ('left', 'center', 'right'))}"
     return name.replace("middle center", "center")
@@ -218,7 +218,7 @@ def near_threshold(box: Box) -> bool:
 
 
 def make_scene(seed: int) -> Scene:
-    """The scene of this seed: drawn again until every answer is clear and survives the default decoder."""
+    """Return this seed's scene, drawn again until every answer is clear and survives default decoding."""
     rng = random.Random(seed)
     while True:
         scene = compose(rng)
@@ -246,7 +246,7 @@ def random_background(rng: random.Random) -> Background:
 
 
 def place_shape(rng: random.Random, background: Background, shapes: list[Shape], count: int) -> list[Shape]:
-    """A shape that fits beside the others, as a list of one, or an empty list when there is no room."""
+    """Return a list with one shape that fits next to the others, or an empty list if there is no room."""
     smallest, largest = {1: (0.24, 0.56), 2: (0.22, 0.46), 3: (0.2, 0.4)}[count]
     free_colors = [name for name in COLORS if name not in {shape.color for shape in shapes}]
     for _ in range(30):
@@ -263,7 +263,7 @@ def place_shape(rng: random.Random, background: Background, shapes: list[Shape],
 
 
 def too_close(box: Box, other: Box) -> bool:
-    """Whether the order from left to right, or the place's name, would not tell the two apart."""
+    """Return whether neither the order from left to right nor the place's name tells the two apart."""
     return abs(center(box)[0] - center(other)[0]) < ORDER_GAP or place(box) == place(other)
 
 
@@ -276,7 +276,7 @@ def random_box(rng: random.Random, smallest: float, largest: float) -> Box:
 
 
 def place_word(rng: random.Random, background: Background, shapes: list[Shape], words: list[Word]) -> list[Word]:
-    """A word that fits beside everything else, as a list of one, or an empty list when there is no room."""
+    """Return a list with one word that fits next to everything else, or an empty list if there is no room."""
     dark = sum(background.first) > 330
     ink = jitter(rng, (20, 20, 20) if dark else (240, 240, 240), 15)
     free_words = [text for text in WORDS if text not in {word.text for word in words}]
@@ -300,7 +300,7 @@ def jitter(rng: random.Random, color: Color, amount: int) -> Color:
 
 
 def contrast(color: Color, background: Background) -> int:
-    """The sum of the channels' differences to the nearer of the background's two colours."""
+    """Return the summed channel differences to the nearer of the background's two colors."""
     return min(
         sum(abs(one - other) for one, other in zip(color, behind, strict=True))
         for behind in (background.first, background.second)
@@ -330,7 +330,7 @@ def draw_background(background: Background, size: int) -> Image.Image:
 
 
 def background_mix(background: Background, size: int) -> np.ndarray:
-    """How much of the second colour, 48x48 (or 12x12 for coarse speckle), each between 0 and 1."""
+    """Return the share of the second color, in [0, 1]: [48, 48], or [12, 12] for coarse speckle."""
     if background.pattern == "speckle":
         return np.random.default_rng(background.seed).random((12, 12), dtype=np.float32)
     ramp = np.linspace(0, 1, 48, dtype=np.float32)
@@ -354,7 +354,7 @@ def draw_shape(canvas: Image.Image, shape: Shape) -> None:
 
 
 def shaded(shape: Shape, size: tuple[int, int]) -> Image.Image:
-    """The shape's colour, lighter at the top than at the bottom by `shade`."""
+    """Return an image of the shape's color, lighter at the top than at the bottom by `shade`."""
     light = np.linspace(1 + shape.shade / 2, 1 - shape.shade / 2, size[1], dtype=np.float32)[:, None, None]
     column = np.clip(np.asarray(shape.fill, np.float32) * light, 0, 255).astype(np.uint8)
     return Image.fromarray(column).resize(size)
@@ -372,7 +372,7 @@ def draw_word(canvas: Image.Image, word: Word) -> None:
 
 
 def locations(*values: float) -> str:
-    """Fractions of the side as Florence-2's location tokens: floor of 1000 times the value."""
+    """Return fractions of the side as location tokens: floor of 1000 times the value."""
     return "".join(f"<loc_{max(0, min(999, int(value * 1000)))}>" for value in values)
 
 
@@ -399,7 +399,7 @@ def printed(scene: Scene) -> str:
 
 
 def placed(scene: Scene) -> list[str]:
-    """Each shape with its place. One preposition each, because no three tokens may come twice in an answer."""
+    """Describe each shape with its place, each with another preposition, since no answer may repeat three tokens."""
     prepositions = ("in", "at", "near")
     return [
         f"a {shape.long} {preposition} the {place(shape.box)}"
@@ -422,8 +422,8 @@ def paragraph(scene: Scene) -> str:
     return " ".join(sentences)
 
 
-def whole_picture_answers(scene: Scene) -> dict[str, str]:
-    """The eight tasks without an input. A picture without words has an empty text."""
+def whole_image_answers(scene: Scene) -> dict[str, str]:
+    """Return the answers to the eight tasks without an input. An image without words has an empty text."""
     return {
         "<CAPTION>": caption(scene),
         "<DETAILED_CAPTION>": detailed_caption(scene),
@@ -437,14 +437,14 @@ def whole_picture_answers(scene: Scene) -> dict[str, str]:
 
 
 def every_target(scene: Scene) -> list[str]:
-    """The answers that could repeat three tokens: the whole-picture ones and every outline."""
-    return [*whole_picture_answers(scene).values(), *(polygon(shape) for shape in scene.shapes)]
+    """Return the answers that could repeat three tokens: those about the whole image and every outline."""
+    return [*whole_image_answers(scene).values(), *(polygon(shape) for shape in scene.shapes)]
 
 
 def repeats_trigram(target: str) -> bool:
-    """Whether three tokens in a row come twice, which the default decoder would forbid.
+    """Return whether three tokens in a row occur twice, which default decoding forbids.
 
-    Words, marks and locations are tokens; a rare word falls into letters, with a space of its own in front.
+    Words, punctuation and locations are tokens; a rare word is split into letters, after a space of its own.
     """
     tokens = re.findall(r"<loc_\d+>| (?=First|Next|Last)|\w+|[^\w\s]", target)
     trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
@@ -452,9 +452,9 @@ def repeats_trigram(target: str) -> bool:
 
 
 def make_examples(scene: Scene, seed: int) -> dict[str, Example]:
-    """One question per task; the inputs of tasks that take one vary with the seed. No words, no region OCR."""
+    """Return one example per task, whose input varies with the seed. Without words there is none for region OCR."""
     rng = random.Random(seed)
-    examples = {task: Example(task, None, target) for task, target in whole_picture_answers(scene).items()}
+    examples = {task: Example(task, None, target) for task, target in whole_image_answers(scene).items()}
     asked = [
         grounding_example(scene, rng),
         referring_example(scene, rng),
@@ -466,7 +466,7 @@ def make_examples(scene: Scene, seed: int) -> dict[str, Example]:
 
 
 def grounding_example(scene: Scene, rng: random.Random) -> Example:
-    """Mostly the picture's own caption, sometimes fewer phrases in another order or with other articles."""
+    """Ground the image's own caption, or sometimes fewer phrases in another order or with other articles."""
     things = [(f"a {shape.short}", shape.box) for shape in scene.shapes]
     words = [(word.text, word.box) for word in scene.words]
     style = rng.random()
@@ -494,7 +494,7 @@ def referring_example(scene: Scene, rng: random.Random) -> Example:
 
 
 def open_vocabulary_example(scene: Scene, rng: random.Random) -> Example:
-    """A kind (all of that kind), a coloured shape, or a printed word; the answer repeats the name asked for."""
+    """Look for all shapes of a kind, a colored shape, or a printed word; the answer repeats the input."""
     if scene.words and rng.random() < 0.15:
         word = rng.choice(scene.words)
         return Example("<OPEN_VOCABULARY_DETECTION>", word.text, word.text + locations(*word.box))
@@ -507,7 +507,7 @@ def open_vocabulary_example(scene: Scene, rng: random.Random) -> Example:
 
 
 def region_examples(scene: Scene, rng: random.Random) -> list[Example]:
-    """Questions about one region. Stock Florence-2 repeats the region behind the answer, so these do too."""
+    """Return examples about one region. Stock Florence-2 repeats the region after the answer, so these do too."""
     examples = []
     shape = rng.choice(scene.shapes)
     examples.append(Example("<REGION_TO_SEGMENTATION>", region(shape.box, rng), polygon(shape)))
@@ -523,7 +523,7 @@ def region_examples(scene: Scene, rng: random.Random) -> list[Example]:
 
 
 def region(box: Box, rng: random.Random) -> str:
-    """The box as a caller would give it: half of the time exact, half of the time a little off."""
+    """Return the box as a client might send it: exact half of the time, otherwise slightly off."""
     amount = rng.choice((0.0, 0.012))
     return locations(*(value + rng.uniform(-amount, amount) for value in box))
 
@@ -532,17 +532,17 @@ def region(box: Box, rng: random.Random) -> str:
 
 
 def truth(scene: Scene, seed: int) -> dict:
-    """The scene and its questions as JSON-ready data."""
+    """Return the scene, its inputs and its answers as data for JSON."""
     examples = make_examples(scene, seed)
     questions = {task: {"input": example.input, "answer": example.target} for task, example in examples.items()}
     return {"seed": seed, "scene": asdict(scene), "tasks": questions}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw one scene; print its questions and answers.")
+    parser = argparse.ArgumentParser(description="Draw one scene and print its inputs and answers.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=768)
-    parser.add_argument("--out", type=Path, help="write the picture here")
+    parser.add_argument("--out", type=Path, help="write the image here")
     parser.add_argument("--truth", type=Path, help="write the scene and its answers here as JSON")
     options = parser.parse_args()
     scene = make_scene(options.seed)

@@ -1,9 +1,9 @@
 """Measure a checkpoint on scenes it was not trained on, all fifteen tasks, with plain transformers.
 
-    python -m demo.evaluate [CHECKPOINT] [--scenes 300] [--beams 1 3]
+    python -m tools.toy_model.evaluate [CHECKPOINT] [--scenes 300] [--beams 1 3]
 
-Print the table of demo/README.md; `tests/unit/test_demo.py` runs it on a few scenes. Decoding uses the checkpoint's own
-defaults but for the number of beams.
+Print the table of demo/README.md; `tests/unit/tools/test_toy_model.py` runs it on a few scenes. Decoding uses the
+checkpoint's own defaults except for the number of beams.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
-from demo import architecture, scenes
+from tools.toy_model import architecture, scenes
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+CHECKPOINT = architecture.BUNDLED
 DRAWN_SIZE = 384
 MASK_SIZE = 250
 FOUND_FROM = 0.5
@@ -34,7 +34,7 @@ Found = tuple[str, tuple[float, ...]]
 
 @dataclass
 class Scores:
-    """What the answers to one task came to. Each task fills what its measures read."""
+    """Sums over the answers to one task. Each task's scorer fills what its measures read."""
 
     answers: int = 0
     exact: int = 0
@@ -64,7 +64,7 @@ class Scores:
 
 
 def labelled(answer: str, numbers: int) -> list[Found]:
-    """Every run of `numbers` locations with the text before it: boxes (4) or quads (8)."""
+    """Return every run of `numbers` locations with the text before it: boxes (4) or quads (8)."""
     found = []
     for label, run in LABELLED.findall(answer):
         values = [(int(value) + 0.5) / 1000 for value in LOCATION.findall(run)]
@@ -79,13 +79,13 @@ def outline(answer: str) -> list[scenes.Point]:
 
 
 def around(numbers: tuple[float, ...]) -> scenes.Box:
-    """The box around a box or a quad."""
+    """Return the bounding box of a box or a quad."""
     xs, ys = numbers[::2], numbers[1::2]
     return min(xs), min(ys), max(xs), max(ys)
 
 
 def box_overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """Intersection over union."""
+    """Return the intersection over union of two boxes or quads."""
     (left, top, right, bottom), (left2, top2, right2, bottom2) = around(one), around(other)
     width, height = min(right, right2) - max(left, left2), min(bottom, bottom2) - max(top, top2)
     shared = max(0.0, width) * max(0.0, height)
@@ -94,13 +94,13 @@ def box_overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def mask_overlap(one: list[scenes.Point], other: list[scenes.Point]) -> float:
-    """Intersection over union of two filled outlines."""
+    """Return the intersection over union of two filled outlines."""
     first, second = mask(one), mask(other)
     return float((first & second).sum() / max(1, (first | second).sum()))
 
 
 def mask(points: list[scenes.Point]) -> np.ndarray:
-    """[MASK_SIZE, MASK_SIZE], true inside."""
+    """Return the outline's mask [MASK_SIZE, MASK_SIZE], true inside."""
     canvas = Image.new("L", (MASK_SIZE, MASK_SIZE))
     if len(points) > 2:
         ImageDraw.Draw(canvas).polygon([(x * MASK_SIZE, y * MASK_SIZE) for x, y in points], fill=1)
@@ -115,7 +115,7 @@ def score_text(scores: Scores, answer: str, target: str) -> None:
 
 
 def score_region_text(scores: Scores, answer: str, target: str) -> None:
-    """The words; the region behind them only repeats the question."""
+    """Compare only the words; the region after them repeats the input."""
     scores.exact += LOCATION.sub("", answer) == LOCATION.sub("", target)
 
 
@@ -139,7 +139,7 @@ def score_quads(scores: Scores, answer: str, target: str) -> None:
 
 
 def score_phrases(scores: Scores, answer: str, target: str) -> None:
-    """The overlap of every phrase asked for, 0 for one that is not in the answer."""
+    """Add the overlap of every requested phrase, 0 for one that is missing from the answer."""
     predicted = dict(labelled(answer, 4))
     expected = labelled(target, 4)
     scores.overlaps += [box_overlap(predicted.get(phrase, (0, 0, 0, 0)), box) for phrase, box in expected]
@@ -177,19 +177,19 @@ MEASURES: dict[str, tuple[Scorer, tuple[Measure, ...]]] = {
 }
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------
+# --- measuring -------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def ask(
     model: Florence2ForConditionalGeneration,
     processor: Florence2Processor,
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     texts: list[str],
     beams: int,
 ) -> list[str]:
-    """The answers as raw text, locations in place, start and end tokens removed."""
-    inputs = processor(images=pictures, text=texts, return_tensors="pt", padding=True)
+    """Return the answers as raw text with location tokens, without start and end tokens."""
+    inputs = processor(images=images, text=texts, return_tensors="pt", padding=True)
     ids = model.generate(**inputs, num_beams=beams, early_stopping=beams > 1, max_new_tokens=150)
     return [re.sub(r"<s>|</s>|<pad>", "", text) for text in processor.batch_decode(ids, skip_special_tokens=False)]
 
@@ -197,17 +197,17 @@ def ask(
 def evaluate(
     checkpoint: Path, seeds: Iterable[int], beams: int = 1, tasks: Iterable[str] = tuple(MEASURES), batch_size: int = 50
 ) -> dict[str, Scores]:
-    """Each task's scores over the scenes of these seeds."""
+    """Return each task's scores over the scenes of these seeds."""
     model, processor = architecture.load(checkpoint)
     model.eval()
     scores: dict[str, Scores] = defaultdict(Scores)
     for few in in_groups(list(seeds), batch_size):
-        pictures = {seed: scenes.make_scene(seed).draw(DRAWN_SIZE) for seed in few}
+        images = {seed: scenes.make_scene(seed).draw(DRAWN_SIZE) for seed in few}
         questions = {seed: scenes.make_examples(scenes.make_scene(seed), seed) for seed in few}
         for task in tasks:
-            asked = [(pictures[seed], questions[seed][task]) for seed in few if task in questions[seed]]
+            asked = [(images[seed], questions[seed][task]) for seed in few if task in questions[seed]]
             texts = [example.processor_text for _, example in asked]
-            answers = ask(model, processor, [picture for picture, _ in asked], texts, beams) if asked else []
+            answers = ask(model, processor, [image for image, _ in asked], texts, beams) if asked else []
             for answer, (_, example) in zip(answers, asked, strict=True):
                 scores[task].answers += 1
                 MEASURES[task][0](scores[task], answer, example.target)
@@ -219,9 +219,9 @@ def in_groups(seeds: list[int], size: int) -> list[list[int]]:
 
 
 def table(results: dict[str, dict[str, Scores]]) -> str:
-    """Markdown, one line a measure, one column a way of decoding."""
+    """Return a Markdown table with a line per measure and a column per result."""
     first = next(iter(results.values()))
-    lines = [f"| task | answers | measure | {' | '.join(results)} |", "|---|---|---|" + "---|" * len(results)]
+    lines = [f"| task | answers | metric | {' | '.join(results)} |", "|---|---|---|" + "---|" * len(results)]
     for task, (_, measures) in MEASURES.items():
         for name, value in measures:
             figures = " | ".join(f"{value(scores[task]):.3f}" for scores in results.values())

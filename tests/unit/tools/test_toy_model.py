@@ -1,4 +1,4 @@
-"""The bundled checkpoint and its scenes: same scene for a seed, fair answers, and a model that gives them."""
+"""The bundled checkpoint and its scenes: a seed gives one scene, and the model can and does give the answers."""
 
 import json
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from demo import scenes
 from florence2.tasks import TASKS
+from tools.toy_model import scenes
 
-FOLDER = Path(scenes.__file__).parent
-CHECKPOINT = FOLDER / "checkpoint"
+DEMO = Path(__file__).parents[3] / "demo"
+CHECKPOINT = DEMO / "checkpoint"
 MAX_CHECKPOINT_BYTES = 12_000_000
 # Neither training nor the table of demo/README.md uses these.
 SEEDS = range(5000, 5012)
@@ -46,7 +46,7 @@ def test_scenes_stay_within_what_the_answers_can_say():
 
 
 def test_no_answer_repeats_three_tokens():
-    """The default decoder never writes three tokens twice, so an answer that does could not be given."""
+    """Default decoding never writes the same three tokens twice, so it could not give such an answer."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     for seed in range(300):
@@ -56,8 +56,8 @@ def test_no_answer_repeats_three_tokens():
             assert len(trigrams) == len(set(trigrams)), example
 
 
-def test_the_bundled_picture_has_a_question_for_every_task():
-    truth = json.loads((FOLDER / "pictures" / "scene.json").read_text())
+def test_the_bundled_image_has_an_answer_for_every_task():
+    truth = json.loads((DEMO / "pictures" / "scene.json").read_text())
     assert set(truth["tasks"]) == set(TASKS)
     examples = scenes.make_examples(scenes.make_scene(truth["seed"]), truth["seed"])
     assert truth["tasks"]["<OD>"]["answer"] == examples["<OD>"].target
@@ -69,10 +69,10 @@ def test_the_checkpoint_is_small():
 
 def test_the_checkpoint_answers_unseen_scenes():
     pytest.importorskip("transformers")
-    from demo.evaluate import evaluate
+    from tools.toy_model.evaluate import evaluate
 
     tasks = ("<CAPTION>", "<OCR>", "<OD>", "<CAPTION_TO_PHRASE_GROUNDING>", "<REGION_TO_CATEGORY>")
-    with one_torch_thread():  # threads that wait for one another are slow on a busy machine
+    with one_torch_thread():  # threads that wait for each other are slow on a busy machine
         scores = evaluate(CHECKPOINT, SEEDS, tasks=tasks)
     assert scores["<CAPTION>"].exact_share >= 0.7
     assert scores["<OCR>"].exact_share >= 0.7

@@ -1,7 +1,7 @@
-"""The demo checkpoint's shape: tokenizer, processor and an untrained model, all in Florence-2's native format.
+"""Build and save the toy model: tokenizer, processor and an untrained model in Florence-2's native format.
 
-`train.py` starts from here when it starts from nothing, and saves through here. Sizes are small, names and layout
-are Florence-2's.
+The names and the layout are Florence-2's, only the sizes are small. `train.py` builds a new model and saves checkpoints
+with these functions.
 """
 
 import json
@@ -24,11 +24,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from demo import scenes
+from tools.toy_model import scenes
 
-BUNDLED = Path(__file__).parent / "checkpoint"
-PICTURE_SIZE = 192
-GRID = PICTURE_SIZE // 32
+BUNDLED = Path(__file__).parents[2] / "demo" / "checkpoint"
+IMAGE_SIZE = 192
+GRID = IMAGE_SIZE // 32
 IMAGE_TOKENS = GRID * GRID + 1
 LOCATION_COUNT = 1000
 BOS, PAD, EOS = 0, 1, 2
@@ -44,7 +44,7 @@ TASK_TOKENS = (
 
 
 def new_tokenizer(scene_count: int = 3000) -> Tokenizer:
-    """A byte-level BPE learned from the scenes' own questions and answers, with Florence-2's special tokens."""
+    """Train a byte-level BPE on the scenes' own prompts and answers, and add Florence-2's special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -68,7 +68,7 @@ def scene_texts(scene_count: int) -> Iterator[str]:
 
 
 def new_processor() -> Florence2Processor:
-    """A new tokenizer, with the pixel statistics and the grammar of answers that every Florence-2 has."""
+    """Return a processor with a new tokenizer and Florence-2's pixel statistics and answer grammar."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=new_tokenizer(),
         bos_token="<s>",
@@ -81,7 +81,7 @@ def new_processor() -> Florence2Processor:
         model_max_length=512,
         extra_special_tokens={"image_token": "<image>"},
     )
-    square = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
+    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     pixels = CLIPImageProcessor(
         size=square,
         crop_size=square,
@@ -96,7 +96,7 @@ def new_processor() -> Florence2Processor:
 
 
 def new_model(processor: Florence2Processor) -> Florence2ForConditionalGeneration:
-    """An untrained model of 3 million parameters for this tokenizer."""
+    """Return an untrained model of 3 million parameters for this processor's tokenizer."""
     config = Florence2Config(
         vision_config={
             "embed_dim": [24, 48, 96, 192],
@@ -137,7 +137,7 @@ def new_model(processor: Florence2Processor) -> Florence2ForConditionalGeneratio
 
 
 def smooth_positions(width: int) -> torch.Tensor:
-    """[1000, width] sines and cosines: neighbouring locations start alike and share what is learned of them."""
+    """Return sines and cosines [1000, width], so that neighboring locations start alike and learn together."""
     position = torch.arange(LOCATION_COUNT).float()[:, None] / LOCATION_COUNT
     frequency = torch.exp(torch.linspace(0, math.log(60), width // 2))
     phase = math.pi * position * frequency
@@ -145,29 +145,29 @@ def smooth_positions(width: int) -> torch.Tensor:
 
 
 def load(checkpoint: Path) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
-    """Model in float32, and processor, of a checkpoint folder."""
+    """Load a checkpoint folder's model, in float32, and its processor."""
     model = Florence2ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     return model, AutoProcessor.from_pretrained(checkpoint)
 
 
 def save(model: Florence2ForConditionalGeneration, processor: Florence2Processor, folder: Path) -> None:
-    """Write a checkpoint folder in float16 beside its place, then swap it in, so that no reader sees half of one."""
-    beside, replaced = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (beside, replaced):
+    """Write a checkpoint in float16 next to `folder`, then swap it in, so that no reader sees half of one."""
+    written, replaced = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (written, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     model.generation_config = stock_generation_defaults()
     for config in (model.config.text_config, model.config.vision_config):
         config.dtype = torch.float16
-    model.half().save_pretrained(beside)
+    model.half().save_pretrained(written)
     model.float()
     for loading_detail in ("is_local", "local_files_only"):
         processor.tokenizer.init_kwargs.pop(loading_detail, None)
-    processor.save_pretrained(beside)
-    for file in beside.iterdir():
+    processor.save_pretrained(written)
+    for file in written.iterdir():
         file.chmod(0o644)
     if folder.exists():
         os.rename(folder, replaced)
-    os.rename(beside, folder)
+    os.rename(written, folder)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

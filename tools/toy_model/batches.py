@@ -1,4 +1,4 @@
-"""Training data: scenes as tensors, drawn without end in a process of their own. Used by `train.py`."""
+"""Turn scenes into batches of tensors for `train.py`, endlessly, in a data loader's process."""
 
 import random
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from demo import scenes
-from demo.architecture import GRID, PAD, PICTURE_SIZE
+from tools.toy_model import scenes
+from tools.toy_model.architecture import GRID, IMAGE_SIZE, PAD
 
-TASKS_PER_PICTURE = 5
-# Finding what a phrase names is learned slowest, the short texts fastest: ask oftener for what is hard.
+TASKS_PER_IMAGE = 5
+# The model learns phrase grounding slowest and short texts fastest, so harder tasks are drawn more often.
 TASK_WEIGHTS = {
     "<CAPTION_TO_PHRASE_GROUNDING>": 3.0,
     "<REFERRING_EXPRESSION_SEGMENTATION>": 3.0,
@@ -40,7 +40,7 @@ NOTHING = -100
 
 @dataclass
 class Batch:
-    """B pictures with K questions each; boxes are relative to the centre of their grid cell."""
+    """B images with K questions each; boxes are relative to the center of their grid cell."""
 
     pixels: Tensor  # [B, 3, 192, 192]
     prompts: Tensor  # [B*K, P] token ids, padded right
@@ -76,11 +76,11 @@ class SceneBatches(IterableDataset):
 
 
 def choose(scene: scenes.Scene, seed: int) -> list[scenes.Example]:
-    """Different tasks for one picture, the ones with locations more often."""
+    """Choose different tasks for one image, preferring those with locations."""
     rng = random.Random(seed)
     remaining = scenes.make_examples(scene, seed)
     chosen = []
-    while len(chosen) < TASKS_PER_PICTURE:
+    while len(chosen) < TASKS_PER_IMAGE:
         names = list(remaining)
         weights = [TASK_WEIGHTS[name] for name in names]
         chosen.append(remaining.pop(rng.choices(names, weights)[0]))
@@ -88,9 +88,9 @@ def choose(scene: scenes.Scene, seed: int) -> list[scenes.Example]:
 
 
 def pixels(scene: scenes.Scene) -> np.ndarray:
-    """[3, 192, 192], normalised as the processor does."""
-    picture = np.asarray(scene.draw(PICTURE_SIZE), np.float32) / 255
-    return np.ascontiguousarray(((picture - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1))
+    """Return the image as [3, 192, 192], normalized like the processor does."""
+    image = np.asarray(scene.draw(IMAGE_SIZE), np.float32) / 255
+    return np.ascontiguousarray(((image - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1))
 
 
 def padded(rows: list[list[int]]) -> Tensor:
@@ -99,7 +99,7 @@ def padded(rows: list[list[int]]) -> Tensor:
 
 
 def dense_labels(drawn: list[scenes.Scene]) -> dict[str, Tensor]:
-    """What lies in each grid cell: an object belongs to the cell that holds its centre."""
+    """Return the contents of each grid cell. An object belongs to the cell that holds its center."""
     size = (len(drawn), GRID, GRID)
     labels = {name: torch.full(size, NOTHING) for name in ("kind", "color", "text")}
     labels |= {name: torch.zeros(*size, 4) for name in ("shape_box", "word_box")}

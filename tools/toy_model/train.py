@@ -1,11 +1,11 @@
-"""Train the demo checkpoint on drawn scenes: `python -m demo.train`. Resumable; sized by minutes, not by steps.
+"""Train the demo checkpoint on drawn scenes, for a number of minutes: `python -m tools.toy_model.train`. Resumable.
 
-Phase 1 ("dense") teaches the vision tower alone to see, through a linear head that is thrown away afterwards.
-Phase 2 ("text") trains the whole model on questions and answers, with the dense loss beside. The text loss alone
-does not learn to look at the picture. `--init CHECKPOINT` skips phase 1 and starts from another checkpoint's weights.
+Phase 1 ("dense") trains only the vision tower, through a linear head that is thrown away afterwards. Phase 2 ("text")
+trains the whole model on prompts and answers and keeps the dense loss: with only the text loss the model does not
+learn to look at the image. `--init CHECKPOINT` skips phase 1 and starts from another checkpoint's weights.
 
-The state to resume from lies in demo/.training; run the same command again to go on. The averaged weights are written
-as a checkpoint to demo/.training/checkpoint at every save and to --out at the end.
+The state is kept in tools/toy_model/.training; run the same command again to resume. Every save writes the averaged
+weights as a checkpoint to tools/toy_model/.training/checkpoint, and the end of the run writes them to --out.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
-from demo import architecture, scenes
-from demo.architecture import EOS, IMAGE_TOKENS, LOCATION_COUNT, PAD
-from demo.batches import NOTHING, TASKS_PER_PICTURE, Batch, SceneBatches
-from demo.scenes import FIRST_TRAINING_SEED
+from tools.toy_model import architecture, scenes
+from tools.toy_model.architecture import EOS, IMAGE_TOKENS, LOCATION_COUNT, PAD
+from tools.toy_model.batches import NOTHING, TASKS_PER_IMAGE, Batch, SceneBatches
+from tools.toy_model.scenes import FIRST_TRAINING_SEED
 
 FOLDER = Path(__file__).parent
 
@@ -49,7 +49,7 @@ SAVE_EVERY_SECONDS = 240
 
 
 def dense_loss(outputs: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """`outputs` [B, G, G, sum of DENSE_SIZES] against the cells' contents."""
+    """Return the loss of `outputs` [B, G, G, sum of DENSE_SIZES] against the cells' contents, and figures to report."""
     parts = dict(zip(DENSE_SIZES, outputs.split(list(DENSE_SIZES.values()), dim=-1), strict=True))
     shapes, words = labels["kind"] != NOTHING, labels["text"] != NOTHING
     loss = 4 * presence_loss(parts["shape"], shapes) + 4 * presence_loss(parts["word"], words)
@@ -77,10 +77,10 @@ def accuracy(logits: Tensor, truth: Tensor) -> float:
 
 
 def text_loss(logits: Tensor, truth: Tensor, first_location: int, softness: float) -> tuple[Tensor, dict[str, float]]:
-    """Cross entropy of `logits` [N, V] to `truth` [N]; a location's target is spread over its neighbours.
+    """Return the cross entropy of `logits` [N, V] and `truth` [N]; a location's target is spread over its neighbors.
 
-    A location near the right one is nearly right, and learning it as such is much faster than as one of a thousand
-    unrelated tokens. The spread's own entropy is subtracted, so that a perfect answer costs nothing.
+    A location next to the right one is nearly right, which is faster to learn than a thousand unrelated tokens. The
+    spread's own entropy is subtracted, so that a perfect answer costs nothing.
     """
     log_probs = logits.log_softmax(-1)
     is_location = (truth >= first_location) & (truth < first_location + LOCATION_COUNT)
@@ -102,11 +102,11 @@ def text_loss(logits: Tensor, truth: Tensor, first_location: int, softness: floa
 
 
 def answer_logits(model: Florence2ForConditionalGeneration, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] and truth [N] of all answer tokens behind the forced <s>; `images` [B, 37, d].
+    """Return logits [N, V] and truth [N] of all answer tokens after the forced <s>; `images` is [B, 37, d].
 
-    Rows run in three groups by length of the answer: padding them to one length would double the work.
+    Rows run in three groups by answer length: padding all of them to one length would double the work.
     """
-    images = images.repeat_interleave(TASKS_PER_PICTURE, 0)
+    images = images.repeat_interleave(TASKS_PER_IMAGE, 0)
     order = (batch.answers != PAD).sum(1).argsort()
     half, most = len(order) // 2, len(order) * 5 // 6
     groups = (order[:half], order[half:most], order[most:])
@@ -139,18 +139,18 @@ def trimmed(ids: Tensor) -> Tensor:
 
 @dataclass
 class Progress:
-    """What a phase has done so far, over all its runs."""
+    """What a phase has done so far, including earlier runs."""
 
     phase: str
     minutes: float = 0.0
     steps: int = 0
-    pictures: int = 0
+    images: int = 0
     next_seed: int = FIRST_TRAINING_SEED
 
 
 @dataclass
 class Phase:
-    """How a phase is run."""
+    """The settings of a phase."""
 
     name: str
     minutes: float
@@ -160,7 +160,7 @@ class Phase:
     constant_share: float = 0.4
 
     def learning_rate(self, progress: Progress) -> float:
-        """Up in `warmup_steps`, constant, then down to zero along a cosine by the clock."""
+        """Return the rate: up in `warmup_steps`, then constant, then down to zero along a cosine of the time."""
         done = min(1.0, progress.minutes / self.minutes)
         falling = max(0.0, (done - self.constant_share) / (1 - self.constant_share))
         warm = min(1.0, (progress.steps + 1) / self.warmup_steps)
@@ -197,7 +197,7 @@ class Trainer:
         self.average = [parameter.detach().clone() for parameter in self.model.parameters()]
 
     def run(self, phase: Phase) -> None:
-        """Train until the phase's minutes are used up, counting those of earlier runs."""
+        """Train until the phase's minutes, including those of earlier runs, are used up."""
         batches = SceneBatches(self.processor.tokenizer, phase.batch_size, self.progress.next_seed)
         loader = DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=6)
         earlier, started = self.progress.minutes, time.monotonic()
@@ -222,7 +222,7 @@ class Trainer:
         self.optimizer.step()
         self.update_average()
         self.progress.steps += 1
-        self.progress.pictures += len(batch.pixels)
+        self.progress.images += len(batch.pixels)
         self.progress.next_seed += len(batch.pixels)
         return figures
 
@@ -238,7 +238,7 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """A running average of the weights, which is what is saved: it is better than the last ones."""
+        """Update the running average of the weights, which is saved because it is better than the last weights."""
         decay = min(AVERAGE_DECAY, (1 + self.progress.steps) / (10 + self.progress.steps))
         torch._foreach_lerp_(self.average, list(self.model.parameters()), 1 - decay)
 
@@ -264,7 +264,7 @@ class Trainer:
         self.average = state["average"]
 
     def export(self, folder: Path) -> None:
-        """The averaged weights as a checkpoint."""
+        """Write the averaged weights as a checkpoint."""
         parameters = list(self.model.parameters())
         current = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
@@ -275,26 +275,26 @@ class Trainer:
 
 @dataclass
 class Report:
-    """Prints the means of the last steps' figures, the rate and the time left."""
+    """Print the means of the last steps' figures, the rate and the time left."""
 
     phase: Phase
     started: float
     every: int = 50
     rows: list[dict[str, float]] = field(default_factory=list)
-    pictures: int = 0
+    images: int = 0
 
     def add(self, figures: dict[str, float], progress: Progress) -> None:
         self.rows.append(figures)
-        self.pictures += self.phase.batch_size
+        self.images += self.phase.batch_size
         if len(self.rows) < self.every:
             return
         means = {name: np.nanmean([row[name] for row in self.rows]) for name in figures}
-        rate = self.pictures / (time.monotonic() - self.started)
+        rate = self.images / (time.monotonic() - self.started)
         left = self.phase.minutes - progress.minutes
         numbers = ", ".join(f"{name} {value:.3g}" for name, value in means.items())
         print(
-            f"{self.phase.name} {progress.steps} ({progress.pictures} pictures): {numbers}; "
-            f"{rate:.1f} pictures/s, {left:.0f} minutes left",
+            f"{self.phase.name} {progress.steps} ({progress.images} images): {numbers}; "
+            f"{rate:.1f} images/s, {left:.0f} minutes left",
             flush=True,
         )
         self.rows.clear()
@@ -315,7 +315,7 @@ def read_options() -> argparse.Namespace:
 
 
 def start(options: argparse.Namespace) -> Trainer:
-    """Go on where the state left off, or start from a checkpoint, or from nothing."""
+    """Resume from the saved state, or start from a checkpoint or from nothing."""
     kept = options.state / "checkpoint"
     if (options.state / "state.pt").exists():
         model, processor = architecture.load(kept)
