@@ -23,7 +23,7 @@ from florence2_export.pipeline import export_checkpoint
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "demo" / "checkpoint"
-IMAGE = ROOT / "demo" / "pictures" / "scene.png"
+IMAGE = ROOT / "demo" / "images" / "scene.png"
 INPUTS = IMAGE.with_suffix(".json")
 OUTPUT = ROOT / "build" / "demo"
 REPOSITORY = OUTPUT / "model_repository"

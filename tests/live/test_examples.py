@@ -12,7 +12,7 @@ import pytest
 import florence2_client
 from florence2_client import Client
 
-SCENE = Path(__file__).parents[2] / "demo" / "pictures" / "scene.png"
+SCENE = Path(__file__).parents[2] / "demo" / "images" / "scene.png"
 
 
 def public_objects():

@@ -12,7 +12,7 @@ from florence2.tasks import TASKS
 from florence2_client import Client, Result, formats
 from florence2_client.objects import Shape
 
-DEMO = Path(__file__).parents[3] / "demo" / "pictures"
+DEMO = Path(__file__).parents[3] / "demo" / "images"
 QUESTIONS = json.loads((DEMO / "scene.json").read_text())["tasks"]
 supervision = pytest.importorskip("supervision", reason="supervision is not installed")
 ACCEPTED = supervision.detection.vlm.SUPPORTED_TASKS_FLORENCE_2

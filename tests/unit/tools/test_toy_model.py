@@ -57,7 +57,7 @@ def test_no_answer_repeats_three_tokens():
 
 
 def test_the_bundled_image_has_an_answer_for_every_task():
-    truth = json.loads((DEMO / "pictures" / "scene.json").read_text())
+    truth = json.loads((DEMO / "images" / "scene.json").read_text())
     assert set(truth["tasks"]) == set(TASKS)
     examples = scenes.make_examples(scenes.make_scene(truth["seed"]), truth["seed"])
     assert truth["tasks"]["<OD>"]["answer"] == examples["<OD>"].target
