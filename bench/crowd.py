@@ -25,7 +25,7 @@ from bench import hostile
 from bench.soak_live import Sample, sample
 from florence2.errors import Florence2Error
 from florence2.server import EmbeddedServer
-from florence2_client.transport import open_async_transport, parse_url
+from florence2_client.transports.base import open_async_transport, parse_url
 
 ALLOWED = {"answered", "Unavailable", "still waiting"}
 

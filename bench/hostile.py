@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from florence2.errors import Florence2Error
-from florence2_client.transport import open_async_transport, parse_url
+from florence2_client.transports.base import open_async_transport, parse_url
 
 ENSEMBLE = "florence2_ensemble"
 TASKS = ("<CAPTION>", "<OD>", "<DENSE_REGION_CAPTION>", "<OCR>")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from bench import hostile
-from florence2_client.transport import open_async_transport, parse_url
+from florence2_client.transports.base import open_async_transport, parse_url
 
 PATH = f"/v2/models/{hostile.ENSEMBLE}"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

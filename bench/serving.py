@@ -21,7 +21,7 @@ import numpy as np
 from bench import hostile
 from florence2.errors import Florence2Error
 from florence2.server.stubs import STUB, model_processes
-from florence2_client.transport import open_async_transport, parse_url
+from florence2_client.transports.base import open_async_transport, parse_url
 
 SILENCE = 60.0  # seconds without an answer
 BACK = 180.0  # seconds in which a server must be back

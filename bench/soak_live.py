@@ -34,7 +34,7 @@ from florence2.errors import Florence2Error
 from florence2.server import EmbeddedServer
 from florence2.tasks import TASKS, TaskInput
 from florence2_client import AsyncClient
-from florence2_client.transport import open_async_transport, parse_url
+from florence2_client.transports.base import open_async_transport, parse_url
 
 PATIENCE = 120.0  # seconds without an answer are silence
 CACHE_MIB = 4  # of features: full before memory is looked at, or filling it would look like growth

@@ -42,7 +42,7 @@ from florence2_client.many import Question, Reply
 from florence2_client.objects import Found
 from florence2_client.request import Options
 from florence2_client.result import Result
-from florence2_client.transport import Tls
+from florence2_client.transports.base import Tls
 
 __all__ = [
     "AsyncClient",

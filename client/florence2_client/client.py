@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import Cancelled, Florence2Error, ModelNotFound, Unavailable
+from florence2_client.images import Picture
 from florence2_client.many import Asked, InFlight, Question, Reply, questions
-from florence2_client.pictures import Picture
+from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, Surface
 from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result, result_from_tensors
 from florence2_client.retry import Patience
 from florence2_client.streaming import broken_off, does_not_stream, stream_model
-from florence2_client.surface import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, Surface
-from florence2_client.transport import DEFAULT_URL, Tls, Transport, open_transport, parse_url
+from florence2_client.transports.base import DEFAULT_URL, Tls, Transport, open_transport, parse_url
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

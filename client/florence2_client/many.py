@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from florence2.answers import Answer
 from florence2.errors import Florence2Error, InvalidOption
-from florence2_client.pictures import Picture
+from florence2_client.images import Picture
 from florence2_client.request import Options, Region
 from florence2_client.result import Result
 

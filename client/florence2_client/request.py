@@ -13,7 +13,7 @@ import numpy as np
 
 from florence2.errors import InvalidOption, InvalidPrompt
 from florence2.tasks import task_from_name
-from florence2_client.pictures import Picture, encoded_picture, shrunk_picture
+from florence2_client.images import Picture, encoded_picture, shrunk_picture
 
 Tensors: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
 Region: TypeAlias = "str | Sequence[float] | np.ndarray[Any, Any]"

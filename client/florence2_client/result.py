@@ -16,8 +16,8 @@ from florence2.errors import InternalError
 from florence2.tasks import TASKS, Grammar
 from florence2_client import formats
 from florence2_client.drawing import draw
+from florence2_client.images import Picture
 from florence2_client.objects import Found, found_in
-from florence2_client.pictures import Picture
 
 if TYPE_CHECKING:
     import supervision

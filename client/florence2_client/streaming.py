@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from florence2.errors import InternalError, InvalidOption, ModelNotFound
-from florence2_client.failures import streamed_error
 from florence2_client.request import Tensors
-from florence2_client.transport import Outputs
+from florence2_client.transports.base import Outputs
+from florence2_client.transports.errors import streamed_error
 
 PREFIX = b"data:"
 

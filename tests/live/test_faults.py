@@ -23,8 +23,8 @@ from bench.serving import BACK, Load, Serving, under_load
 from florence2.errors import QueueFull, Unavailable
 from florence2.triton.admission import Tickets
 from florence2_client import Client
-from florence2_client.health import check_health
-from florence2_client.transport import open_transport, parse_url
+from florence2_client.cli.health import check_health
+from florence2_client.transports.base import open_transport, parse_url
 from florence2_export.repository import read_config, write_config
 
 PLACES = 6

@@ -16,7 +16,7 @@ from PIL import Image
 
 from florence2.server import EmbeddedServer
 from florence2_client import Client, Question
-from florence2_client.health import check_health
+from florence2_client.cli.health import check_health
 
 CONNECTION_AGE = 1
 

@@ -74,7 +74,7 @@ def test_the_client_needs_numpy_pillow_and_tritonclient_alone():
         "absent = 'tokenizers torch transformers onnxruntime onnx safetensors pytriton supervision tqdm shtab '\n"
         "absent += 'huggingface_hub yaml rich'\n"
         "sys.modules.update(dict.fromkeys(absent.split()))\n"
-        "import florence2_client.cli, florence2_client.grpc_transport\n"
+        "import florence2_client.cli, florence2_client.transports.grpc\n"
         "florence2_client.cli.parser()\n"
         "client = florence2_client.Client('grpc://127.0.0.1:1')\n"
         "client.close()"

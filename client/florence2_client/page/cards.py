@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from PIL import Image
 
-from florence2_client.page.asking import Card
+from florence2_client.page.requests import Card
 
 LARGEST_SIDE = 1280  # pixels of a picture as shown
 STYLE = """

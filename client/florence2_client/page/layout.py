@@ -14,9 +14,9 @@ from gradio.data_classes import ImageData
 
 from florence2.tasks import TASKS, TaskInput
 from florence2_client.client import Client
-from florence2_client.page.asking import Card, ask, takes
 from florence2_client.page.cards import STYLE, cards_html
 from florence2_client.page.region import region_picker
+from florence2_client.page.requests import Card, ask, takes
 from florence2_client.request import Options
 
 MOST_SIDE_BY_SIDE = 4

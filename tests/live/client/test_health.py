@@ -15,7 +15,7 @@ from florence2.errors import DeadlineExceeded, InternalError, QueueFull, Unavail
 from florence2.server import EmbeddedServer
 from florence2.server.stubs import model_processes
 from florence2_client import cli
-from florence2_client.health import check_health
+from florence2_client.cli.health import check_health
 
 
 class Broken:

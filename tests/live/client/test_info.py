@@ -8,7 +8,7 @@ import pytest
 
 from florence2.errors import CheckpointError, InvalidRequest
 from florence2_client import cli
-from florence2_client.commands import info
+from florence2_client.cli import info
 from florence2_export.stored import content_hash
 
 ROOT = Path(__file__).parents[3]

@@ -17,8 +17,8 @@ from PIL import Image
 from florence2.tasks import TASKS
 from florence2_client import Client
 from florence2_client.page import asking
-from florence2_client.page.asking import ask
 from florence2_client.page.layout import EXAMPLE, EXAMPLES
+from florence2_client.page.requests import ask
 from florence2_client.page.serving import served_page
 from florence2_client.request import Options
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from florence2.errors import ConnectionFailed, InternalError, InvalidRequest
 from florence2.tasks import TASKS
-from florence2_client import cli, console
+from florence2_client import cli
+from florence2_client.cli import console
 
 ANSWERS = {
     "<OD>": {"bboxes": [[1.2, 2.0, 33.7, 24.0], [5, 6, 7, 8]], "labels": ["dog", "中文"], "scores": [0.987, 0.5]},

@@ -28,7 +28,7 @@ from florence2.errors import (
 from florence2.tasks import TASKS
 from florence2_client import AsyncClient, Client, Result, Tls
 from florence2_client.request import build_request
-from florence2_client.transport import Address, parse_url
+from florence2_client.transports.base import Address, parse_url
 
 
 def outputs(task="<OD>", answer=None, **changes):
@@ -189,7 +189,7 @@ def test_tensors_fit_tritonclient(protocol):
     """tritonclient takes the tensors as BYTES, INT32, FP32 and BOOL of shape [1]."""
     import importlib
 
-    from florence2_client.transport import triton_inputs
+    from florence2_client.transports.base import triton_inputs
 
     tensors = build_request(png(), "od", "x", num_beams=2, length_penalty=1.0, early_stopping=True).tensors
     inputs = triton_inputs(importlib.import_module(f"tritonclient.{protocol}").InferInput, tensors)
@@ -480,14 +480,14 @@ def test_tls_files_are_checked_at_once(tmp_path):
 )
 def test_status_becomes_our_exception(status, error):
     """Every status of Triton has its place in the exception tree."""
-    from florence2_client.failures import triton_error
+    from florence2_client.transports.errors import triton_error
 
     assert type(triton_error(status, "in ensemble 'florence2_ensemble', too bad")) is error
 
 
 def test_model_that_is_loading_may_come():
     """A restarted server knows a model before it can ask it: that is worth asking again, an unknown name is not."""
-    from florence2_client.failures import triton_error
+    from florence2_client.transports.errors import triton_error
 
     loading = "Request for unknown model: 'florence2_ensemble' has no available versions"
     assert type(triton_error("NOT_FOUND", loading)) is Unavailable
@@ -506,14 +506,14 @@ def test_model_that_is_loading_may_come():
 )
 def test_message_is_stripped_to_its_sentence(message):
     """Names of models on the way, and tracebacks, are not for the caller."""
-    from florence2_client.failures import clean_sentence
+    from florence2_client.transports.errors import clean_sentence
 
     assert clean_sentence(message) == "too bad"
 
 
 def test_connection_failure_names_address_and_remedy():
     """Somebody who forgot to start the server is told so."""
-    from florence2_client.failures import connection_failed
+    from florence2_client.transports.errors import connection_failed
 
     error = connection_failed(parse_url("http://box:8000"), ConnectionRefusedError(111, "Connection refused"))
     assert isinstance(error, ConnectionFailed)

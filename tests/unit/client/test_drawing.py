@@ -11,10 +11,10 @@ from PIL import Image
 
 from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import InvalidImage
-from florence2_client import draw, labels
-from florence2_client.drawing import PALETTE, label_colours
-from florence2_client.fonts import Lettering
-from florence2_client.labels import Label, contrasting, draw_labels, wrapped
+from florence2_client import draw
+from florence2_client.drawing import PALETTE, label_colours, labels
+from florence2_client.drawing.fonts import Lettering
+from florence2_client.drawing.labels import Label, contrasting, draw_labels, wrapped
 
 SIZE = (640, 480)
 BOX = [100.0, 100.0, 300.0, 200.0]

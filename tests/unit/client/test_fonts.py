@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from florence2.answers import Boxes
-from florence2_client import draw, fonts
-from florence2_client.fonts import Lettering, MissingGlyphs
+from florence2_client import draw
+from florence2_client.drawing import fonts
+from florence2_client.drawing.fonts import Lettering, MissingGlyphs
 
 WIDE, TALL = "\ue001", "\ue002"  # of Unicode's private use area: no font of a system has them
 

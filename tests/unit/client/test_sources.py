@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from florence2.errors import InvalidRequest
-from florence2_client.sources import output_path, picture_paths
+from florence2_client.cli.sources import output_path, picture_paths
 
 
 @pytest.fixture

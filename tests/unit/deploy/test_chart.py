@@ -86,7 +86,7 @@ def test_probes_ask_a_real_question(render, example):
         probe = server[name]
         program, *arguments = probe["exec"]["command"]
         options = cli.parser().parse_args(arguments)
-        assert program == "florence2" and options.command.__module__ == "florence2_client.commands.health"
+        assert program == "florence2" and options.command.__module__ == "florence2_client.cli.health"
         assert options.timeout < probe["timeoutSeconds"]
 
 

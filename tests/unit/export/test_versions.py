@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from florence2.errors import CheckpointError, ServerError
 from florence2.server import EmbeddedServer
-from florence2_client.commands.info import ask_server
+from florence2_client.cli.info import ask_server
 from florence2_export import installation, repository
 from florence2_export.parity import draw_pictures
 

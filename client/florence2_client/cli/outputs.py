@@ -14,10 +14,10 @@ from typing import Any, TextIO
 from florence2.answers import TextAnswer
 from florence2.errors import InvalidRequest
 from florence2_client import formats
-from florence2_client.journal import Entry, entries
+from florence2_client.cli.journal import Entry, entries
+from florence2_client.cli.sources import output_path
 from florence2_client.objects import text_alone
 from florence2_client.result import Result
-from florence2_client.sources import output_path
 
 
 def write_coco(journal: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from florence2.answers import TextAnswer
 from florence2.errors import Florence2Error, InvalidImage, InvalidPrompt
 from florence2.tasks import TaskInput, task_from_name
-from florence2_client.arguments import task_name
+from florence2_client.cli.arguments import task_name
 from florence2_client.client import Client
 from florence2_client.many import Question
 from florence2_client.objects import text_alone

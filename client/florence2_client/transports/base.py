@@ -152,10 +152,10 @@ def _checked(headers: Mapping[str, str] | None) -> dict[str, str]:
 def open_transport(address: Address) -> Transport:
     """The transport of an address; it connects at its first request. Only the libraries it needs are imported."""
     if address.scheme.startswith("grpc"):
-        from florence2_client.grpc_transport import GrpcTransport
+        from florence2_client.transports.grpc import GrpcTransport
 
         return GrpcTransport(address)
-    from florence2_client.http_transport import HttpTransport
+    from florence2_client.transports.http import HttpTransport
 
     return HttpTransport(address)
 
@@ -163,10 +163,10 @@ def open_transport(address: Address) -> Transport:
 def open_async_transport(address: Address) -> AsyncTransport:
     """The same for asyncio; to be called, used and closed in one event loop."""
     if address.scheme.startswith("grpc"):
-        from florence2_client.grpc_transport import AsyncGrpcTransport
+        from florence2_client.transports.grpc import AsyncGrpcTransport
 
         return AsyncGrpcTransport(address)
-    from florence2_client.http_transport import AsyncHttpTransport
+    from florence2_client.transports.http import AsyncHttpTransport
 
     return AsyncHttpTransport(address)
 

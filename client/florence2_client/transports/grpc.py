@@ -18,15 +18,15 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from florence2.errors import Cancelled, Florence2Error
-from florence2_client.failures import (
+from florence2_client.request import Tensors
+from florence2_client.transports.base import Address, Outputs, triton_inputs, triton_timeout
+from florence2_client.transports.errors import (
     NO_CONNECTION,
     connection_failed,
     deadline_exceeded,
     streamed_error,
     triton_error,
 )
-from florence2_client.request import Tensors
-from florence2_client.transport import Address, Outputs, triton_inputs, triton_timeout
 
 CHANNEL = [
     ("grpc.max_send_message_length", -1),

@@ -23,11 +23,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from florence2.errors import CheckpointError, InvalidRequest
-from florence2_client.arguments import add_json, wants_json
+from florence2_client.cli.arguments import add_json, wants_json
+from florence2_client.cli.console import table
 from florence2_client.client import DEFAULT_MODEL
-from florence2_client.console import table
-from florence2_client.failures import HTTP_STATUS, NO_CONNECTION, connection_failed, triton_error
-from florence2_client.transport import DEFAULT_URL, Address, parse_url
+from florence2_client.transports.base import DEFAULT_URL, Address, parse_url
+from florence2_client.transports.errors import HTTP_STATUS, NO_CONNECTION, connection_failed, triton_error
 
 Story: TypeAlias = "dict[str, str]"
 

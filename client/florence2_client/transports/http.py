@@ -22,10 +22,10 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from florence2.errors import Florence2Error, InternalError
-from florence2_client.failures import HTTP_STATUS, connection_failed, deadline_exceeded, triton_error
 from florence2_client.request import Tensors
 from florence2_client.streaming import event_outputs, generate_body
-from florence2_client.transport import Address, Outputs, tls_context, triton_inputs, triton_timeout
+from florence2_client.transports.base import Address, Outputs, tls_context, triton_inputs, triton_timeout
+from florence2_client.transports.errors import HTTP_STATUS, connection_failed, deadline_exceeded, triton_error
 
 CONNECT_SECONDS = 20.0  # as gRPC
 CHUNK = 1 << 16

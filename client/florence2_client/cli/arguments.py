@@ -10,9 +10,9 @@ from typing import Any
 
 from florence2.errors import InvalidPrompt, InvalidRequest
 from florence2.tasks import TASKS, task_from_name
+from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import Options
-from florence2_client.surface import DEFAULT_MODEL
-from florence2_client.transport import DEFAULT_URL, Tls
+from florence2_client.transports.base import DEFAULT_URL, Tls
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # what shtab calls the completion of file names
 GENERATION = ("max_new_tokens", "num_beams", "no_repeat_ngram_size", "length_penalty", "early_stopping", "max_side")

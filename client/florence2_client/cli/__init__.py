@@ -14,17 +14,17 @@ from typing import Any, NoReturn
 
 from florence2 import __version__
 from florence2.errors import Florence2Error, InvalidRequest
-from florence2_client.console import complain
+from florence2_client.cli.console import complain
 
 COMMANDS = {  # name -> its module and one line of help
-    "run": ("florence2_client.commands.run", "ask one task about one picture"),
-    "batch": ("florence2_client.commands.batch", "ask about many pictures, and go on where it stopped"),
-    "ui": ("florence2_client.commands.ui", "serve a web page that asks a running server"),
-    "health": ("florence2_client.commands.health", "ask whether a server is alive, by a real inference"),
-    "info": ("florence2_client.commands.info", "tell which checkpoints are served"),
-    "tasks": ("florence2_client.commands.tasks", "list the tasks"),
-    "bench": ("florence2_client.commands.bench", "measure latency and throughput of a running server"),
-    "serve": ("florence2_client.commands.serve", "serve an exported model"),
+    "run": ("florence2_client.cli.run", "ask one task about one picture"),
+    "batch": ("florence2_client.cli.batch", "ask about many pictures, and go on where it stopped"),
+    "ui": ("florence2_client.cli.ui", "serve a web page that asks a running server"),
+    "health": ("florence2_client.cli.health", "ask whether a server is alive, by a real inference"),
+    "info": ("florence2_client.cli.info", "tell which checkpoints are served"),
+    "tasks": ("florence2_client.cli.tasks", "list the tasks"),
+    "bench": ("florence2_client.cli.bench", "measure latency and throughput of a running server"),
+    "serve": ("florence2_client.cli.serve", "serve an exported model"),
     "export": ("florence2_export.cli", "turn a checkpoint into a servable model"),
 }
 SHELLS = ("bash", "zsh", "tcsh")

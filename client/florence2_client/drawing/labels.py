@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from florence2_client.fonts import Lettering
+from florence2_client.drawing.fonts import Lettering
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2

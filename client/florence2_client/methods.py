@@ -8,8 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from florence2_client.images import Picture
 from florence2_client.many import Question
-from florence2_client.pictures import Picture
 from florence2_client.request import Options, Region
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import signal
 import threading
 
 from florence2.errors import Florence2Error
-from florence2_client.arguments import add_connection, connection
+from florence2_client.cli.arguments import add_connection, connection
 from florence2_client.client import Client
 
 EXAMPLES = """\

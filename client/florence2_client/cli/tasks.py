@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from florence2.tasks import TASKS
-from florence2_client.arguments import add_json, wants_json
-from florence2_client.console import ANSWERS, INPUTS, json_line, task_lines
+from florence2_client.cli.arguments import add_json, wants_json
+from florence2_client.cli.console import ANSWERS, INPUTS, json_line, task_lines
 
 EXAMPLES = """\
 examples:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from PIL import Image, ImageDraw
 
 from florence2.answers import Answer, TextAnswer
-from florence2_client.fonts import Lettering
-from florence2_client.labels import (
+from florence2_client.drawing.fonts import Lettering
+from florence2_client.drawing.labels import (
     Colour,
     Label,
     contrasting,
@@ -21,8 +21,8 @@ from florence2_client.labels import (
     font_size_for,
     wrapped,
 )
+from florence2_client.images import Picture, decoded_picture
 from florence2_client.objects import REGION_IN_TEXT, Box, Found, Point, Shape, found_in, text_alone
-from florence2_client.pictures import Picture, decoded_picture
 
 PALETTE: tuple[Colour, ...] = (
     (230, 25, 75), (60, 180, 75), (255, 210, 0), (30, 110, 240), (245, 130, 48), (150, 50, 200), (30, 200, 230),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from florence2.answers import Answer
 from florence2.errors import InvalidImage, InvalidRequest
-from florence2_client.arguments import (
+from florence2_client.cli.arguments import (
     FILES,
     add_connection,
     add_generation,
@@ -22,8 +22,8 @@ from florence2_client.arguments import (
     task_name,
     wants_json,
 )
+from florence2_client.cli.console import answer_lines, growing_text, json_line, summary_line
 from florence2_client.client import Client
-from florence2_client.console import answer_lines, growing_text, json_line, summary_line
 from florence2_client.result import Result
 
 EXAMPLES = """\

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from florence2.errors import Florence2Error, InvalidRequest
-from florence2_client.arguments import (
+from florence2_client.async_client import AsyncClient
+from florence2_client.cli.arguments import (
     FILES,
     add_connection,
     add_generation,
@@ -22,9 +23,8 @@ from florence2_client.arguments import (
     task_name,
     wants_json,
 )
-from florence2_client.async_client import AsyncClient
-from florence2_client.console import json_line, table
-from florence2_client.pictures import encoded_picture
+from florence2_client.cli.console import json_line, table
+from florence2_client.images import encoded_picture
 from florence2_client.request import Options
 
 EXAMPLES = """\

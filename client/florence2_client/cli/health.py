@@ -1,14 +1,16 @@
-"""Is a server alive? A real question through all its stages, since Triton's own health routes say 200 when one is dead.
+"""`florence2 health`: the probe of containers and supervisors.
 
-Called by `florence2 health`, the probe of containers and supervisors.
+Is a server alive? A real question through all its stages, since Triton's own health routes say 200 when one is dead.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
 import re
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +21,41 @@ from PIL import Image
 from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error
 from florence2_client.client import DEFAULT_MODEL
 from florence2_client.request import Tensors, build_request
-from florence2_client.transport import Transport, open_transport, parse_url
+from florence2_client.transports.base import DEFAULT_URL, Transport, open_transport, parse_url
 
+EXAMPLES = """\
+examples:
+  florence2 health
+  florence2 health --url http://gpu-box:8000 --timeout 5 || systemctl restart florence2
+"""
 NOT_HEALTHY = re.compile(r"Stub process '(?P<model>.+?)_\d+_\d+' is not healthy")
 BUSY = "queue is full"  # the decoder's own words: it could not say so were it dead
 # More than there are preprocessing processes, all at once: one of those may be dead and the others hide it.
 PREPROCESS_PROBES = 4
 METRICS_PORT = 8002
 METRICS_SECONDS = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Ask a server for one token about a tiny picture. Exit code 0 if it is alive, 1 and a sentence if it is not.\n"
+        "Triton's own health routes do not notice a dead model process."
+    )
+    parser.epilog = EXAMPLES
+    parser.add_argument("--url", default=DEFAULT_URL, metavar="U", help="as of `florence2 run` (default: %(default)s)")
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="the ensemble (default: %(default)s)")
+    parser.add_argument(
+        "--metrics",
+        metavar="U",
+        help="Triton's metrics, which tell a busy server from one that hangs (default: http://HOST:8002/metrics)",
+    )
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
+    health = check_health(options.url, options.model, options.timeout, metrics=options.metrics)
+    print(health.sentence, file=sys.stdout if health.alive else sys.stderr)
+    return 0 if health.alive else 1
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from PIL import Image
 
 from florence2.errors import ConnectionFailed, Florence2Error, InvalidPrompt, InvalidRequest, ModelNotFound
 from florence2.tasks import TASKS, TaskInput, task_from_name
-from florence2_client import outputs
-from florence2_client.arguments import FILES, add_connection, add_generation, connection, generation, task_name
 from florence2_client.async_client import AsyncClient
-from florence2_client.console import complain
-from florence2_client.journal import Entry, Journal, Key
+from florence2_client.cli import outputs
+from florence2_client.cli.arguments import FILES, add_connection, add_generation, connection, generation, task_name
+from florence2_client.cli.console import complain
+from florence2_client.cli.journal import Entry, Journal, Key
+from florence2_client.cli.progress import Progress, retries_said
+from florence2_client.cli.sources import output_path, picture_paths
 from florence2_client.many import Question, Reply
-from florence2_client.progress import Progress, retries_said
-from florence2_client.sources import output_path, picture_paths
 
 EXAMPLES = """\
 examples:
