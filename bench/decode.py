@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from florence2.config import GenerationDefaults, GenerationOptions, ImageConfig, ModelConfig, TextConfig, TokenConfig
+from florence2.engine.bart import LanguageModel
 from florence2.engine.engine import Engine
-from florence2.engine.model import LanguageModel
 from florence2.engine.sequence import Request
-from florence2.engine.weights import build_language_model
+from florence2.engine.weights import build_language_model, create_backend
 from florence2_export.language import language_tensors
 
 BASE = ModelConfig(
@@ -138,7 +138,8 @@ def table(precisions: list[str]) -> Iterator[str]:
     yield "|---|---|---|" + "---|" * (len(LOADS) + 1)
     for precision in precisions:
         tensors = language_tensors(weights, precision)
-        engine = Engine(build_language_model(tensors, BASE, precision), BASE, rows=24, prefill_seconds=60)
+        backend = create_backend(build_language_model(tensors, BASE, precision), BASE)
+        engine = Engine(backend, BASE, prefill_seconds=60)
         size = decoder_bytes(tensors)
         floor = read_seconds(size)
         multiplied = multiply_seconds(size // PRECISIONS[precision], 24, precision)

@@ -18,7 +18,7 @@ import torch
 from florence2.config import GenerationOptions
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
-from florence2.engine.weights import build_language_model
+from florence2.engine.weights import build_language_model, create_backend
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
 from florence2_export.language import language_tensors
 from tools.toy_model import architecture, scenes
@@ -32,7 +32,8 @@ GROUP = 20  # scenes at a time
 def engine_of(checkpoint: Checkpoint, precision: str) -> Engine:
     config = checkpoint.config
     tensors = language_tensors(checkpoint.weights, precision)
-    return Engine(build_language_model(tensors, config, precision), config, max_waiting=GROUP * len(MEASURES))
+    backend = create_backend(build_language_model(tensors, config, precision), config)
+    return Engine(backend, config, max_waiting=GROUP * len(MEASURES))
 
 
 def questions(

@@ -33,9 +33,10 @@ from florence2.config import (
     TextConfig,
     TokenConfig,
 )
+from florence2.engine.bart import LanguageModel
 from florence2.engine.engine import Engine
-from florence2.engine.model import LanguageModel
 from florence2.engine.sequence import Request, Sequence
+from florence2.engine.weights import create_backend
 from florence2.engine.worker import Job, Worker
 from florence2.errors import Florence2Error
 
@@ -115,10 +116,10 @@ class EngineSoak:
         self.features = np.random.default_rng(0).standard_normal((config.image.tokens, config.text.d_model), np.float32)
         self.outcomes: Counter[str] = Counter()
         self.places = threading.Semaphore(IN_FLIGHT)
-        model = LanguageModel(config).pack()
-        prefill = model.prefill
-        model.prefill = lambda x, ids, *to: prefill(x, ids, *to) if len(ids) > 3 else 1 / 0  # type: ignore
-        self.engine = Engine(model, config, rows=24, max_waiting=256)
+        backend = create_backend(LanguageModel(config).eval().requires_grad_(False), config)
+        prefill = backend.prefill
+        backend.prefill = lambda x, ids, slot: prefill(x, ids, slot) if len(ids) > 3 else 1 / 0  # type: ignore
+        self.engine = Engine(backend, config, max_waiting=256)
         self.worker = Worker(self.engine, max_seconds=60)
 
     def run(self, requests: int) -> int:

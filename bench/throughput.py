@@ -17,7 +17,7 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 from bench.decode import BASE, PRECISIONS, bart_config, random_weights, request
 from florence2.config import ModelConfig
 from florence2.engine.engine import Engine
-from florence2.engine.weights import build_language_model
+from florence2.engine.weights import build_language_model, create_backend
 from florence2_export.language import language_tensors
 from florence2_export.reference import reference_tokens
 
@@ -42,7 +42,8 @@ def reference_model(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Fl
 
 
 def engine_of(weights: dict[str, torch.Tensor], precision: str, **options: float) -> Engine:
-    return Engine(build_language_model(language_tensors(weights, precision), BASE, precision), BASE, **options)
+    backend = create_backend(build_language_model(language_tensors(weights, precision), BASE, precision), BASE)
+    return Engine(backend, BASE, **options)
 
 
 def transformers_rate(weights: dict[str, torch.Tensor]) -> tuple[float, float]:

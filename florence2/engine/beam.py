@@ -1,8 +1,8 @@
 """Greedy and beam search over one request's hypotheses, token for token as transformers' `generate`. Pure Python.
 
-A search says what the next tokens may be (`constraints`); the engine scores them, and `advance` takes the candidates.
+A search says what the next tokens may be (`constraints`), a backend scores them, and `advance` takes the candidates.
 Sources: transformers `generation/utils.py` `_sample` and `_beam_search`, `generation/logits_process.py`.
-A hypothesis' tokens begin with the decoder's start token; lengths below count it, as there.
+A hypothesis' tokens begin with the decoder's start token; as in transformers, lengths count it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOWEST = -3e38  # about the lowest float32
 
 
 class Candidate(NamedTuple):
-    """One way to go on: `score` is the hypothesis' sum of log-probs with this token, `log_prob` the token's own."""
+    """A continuation: `score` is the hypothesis' sum of log-probs with this token, `log_prob` the token's own."""
 
     score: float
     beam: int
@@ -31,11 +31,14 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Hypothesis:
+    """A sequence of tokens that may become the answer."""
+
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]  # of all tokens but the start token
     score: float  # sum of log_probs, in the float32 arithmetic of the logits
 
     def extend(self, candidate: Candidate) -> Hypothesis:
+        """Return this hypothesis with one more token."""
         return Hypothesis((*self.tokens, candidate.token), (*self.log_probs, candidate.log_prob), candidate.score)
 
 
@@ -50,19 +53,19 @@ class Generation:
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float  # sum of log_probs / len(tokens) ** length_penalty
-    finish_reason: Literal["stop", "length", ""]  # empty while more is to come
+    finish_reason: Literal["stop", "length", ""]  # empty for a partial answer
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """What the next token of a hypothesis may be: the `forced` one if any, else all but the `banned` ones."""
+    """What the next token of a hypothesis may be: the `forced` one if there is one, else all but the `banned` ones."""
 
     forced: int | None
     banned: list[int]
 
 
 class Search(ABC):
-    """What greedy and beam search share: the running hypotheses and the rules of the next token."""
+    """The running hypotheses and the rules of the next token, which greedy and beam search share."""
 
     def __init__(self, options: GenerationOptions, config: ModelConfig) -> None:
         self.options = options
@@ -75,7 +78,7 @@ class Search(ABC):
 
     @property
     def length(self) -> int:
-        """Tokens of every running hypothesis, the start token included."""
+        """The number of tokens of every running hypothesis, the start token included."""
         return len(self.running[0].tokens)
 
     @property
@@ -87,7 +90,7 @@ class Search(ABC):
         return [hypothesis.tokens[-1] for hypothesis in self.running]
 
     def constraints(self) -> list[Constraint]:
-        """One per running hypothesis."""
+        """Return the rules of the next token, one constraint for each running hypothesis."""
         forced = self._forced_token()
         if forced is not None:
             return [Constraint(forced, [])] * len(self.running)
@@ -100,6 +103,7 @@ class Search(ABC):
         return self.forced_bos if self.length == 1 else None
 
     def result(self) -> Generation:
+        """Return the answer, once `advance` has returned None."""
         score, best = self.finished[0]
         reason: Literal["stop", "length"] = "length" if len(best.tokens) == self.max_length else "stop"
         return Generation(best.tokens[1:], best.log_probs, score, reason)
@@ -108,18 +112,18 @@ class Search(ABC):
         return hypothesis.tokens[-1] == self.tokens.eos or len(hypothesis.tokens) >= self.max_length
 
     def _final_score(self, hypothesis: Hypothesis) -> float:
-        """In float32 as in transformers, so that equal scores are equal here too. Never -inf, which means no score."""
+        """Return the score in float32, so that ties are those of transformers. Never -inf, which means no score."""
         length = len(hypothesis.tokens) - 1
         score = single_precision(hypothesis.score / single_precision(length**self.options.length_penalty))
         return max(score, LOWEST)
 
     @abstractmethod
     def advance(self, candidates: list[Candidate]) -> list[int] | None:
-        """Takes the scored candidates, best first. Returns each running beam's parent, or None at the end."""
+        """Take the scored candidates, best first. Return each running beam's parent, or None at the end."""
 
 
 class GreedySearch(Search):
-    """The best token each time. The engine offers one candidate a step."""
+    """The best token each time. A step gives one candidate."""
 
     def advance(self, candidates: list[Candidate]) -> list[int] | None:
         hypothesis = self.running[0].extend(candidates[0])
@@ -130,16 +134,16 @@ class GreedySearch(Search):
         return None
 
     def so_far(self) -> Generation:
-        """The answer as if it ended with the newest token, of which there must be one."""
+        """Return the answer as if it ended with the newest token; there must be one."""
         hypothesis = self.running[0]
         return Generation(hypothesis.tokens[1:], hypothesis.log_probs, self._final_score(hypothesis), "")
 
 
 class BeamSearch(Search):
-    """The engine offers the best 2 * num_beams candidates a step, so that num_beams go on even if all others end.
+    """The best num_beams hypotheses. A step gives 2 * num_beams candidates: num_beams continue even if the others end.
 
     `top` picks the places of the highest scores. Long hypotheses do tie in float32, and transformers breaks ties as
-    torch.topk happens to, so the engine passes that in; the lists below are as long and in the same order as there.
+    torch.topk happens to, so the engine passes that in; the lists below have the length and order of transformers'.
     """
 
     def __init__(self, options: GenerationOptions, config: ModelConfig, top: Top) -> None:
@@ -161,7 +165,7 @@ class BeamSearch(Search):
         """Only the first num_beams candidates may finish; the others are spares for the running beams."""
         beams = self.options.num_beams
         if not self.finished and not any(complete[:beams]):
-            return  # as most steps end, and sooner than by sorting nothing
+            return  # most steps end here: nothing to sort
         places: list[Finished | None] = [*self.finished, *[None] * (beams - len(self.finished))]
         for place, (hypothesis, done) in enumerate(zip(extended, complete, strict=True)):
             places.append((self._final_score(hypothesis), hypothesis) if done and place < beams else None)
@@ -174,27 +178,29 @@ class BeamSearch(Search):
         return self.options.early_stopping or self._best_possible() <= self.finished[-1][0]
 
     def _best_possible(self) -> float:
-        """transformers' estimate: the best running beam's score as if it ended here."""
+        """Return transformers' estimate: the best running beam's score as if it ended here."""
         return self._final_score(self.running[0])
 
 
 def start_search(options: GenerationOptions, config: ModelConfig, top: Top) -> Search:
+    """Return a new search for these options."""
     return GreedySearch(options, config) if options.num_beams == 1 else BeamSearch(options, config, top)
 
 
 def single_precision(value: float) -> float:
+    """Return a number rounded to float32."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 def repeating_tokens(tokens: tuple[int, ...], size: int) -> list[int]:
-    """Tokens that would make an n-gram of `size` occur twice in `tokens` (0: none)."""
+    """Return the tokens that would make an n-gram of `size` occur twice; none if `size` is 0."""
     if size == 0 or len(tokens) < size:
         return []
     if size == 1:
         return list(tokens)
     context, last = tokens[len(tokens) - size + 1 :], tokens[-1]
     found, place = [], tokens.index(last, size - 2)
-    while place < len(tokens) - 1:  # the last token finds itself in the end
+    while place < len(tokens) - 1:  # where the last token finds itself
         if tokens[place - size + 2 : place + 1] == context:
             found.append(tokens[place + 1])
         place = tokens.index(last, place + 1)

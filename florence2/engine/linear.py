@@ -1,6 +1,7 @@
 """Linear layers as a device computes them fastest: packed by oneDNN, with int8 weights, or as torch has them.
 
-`model.LanguageModel` is loaded with the layers of `layer_type` and then exchanges each for its `pack`.
+`bart.LanguageModel` is loaded with the layers of `layer_type`, which `pack` then turns into projections.
+
 N rows, I inputs, O outputs.
 """
 
@@ -13,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 Projection = Callable[[Tensor], Tensor]
-TYPICAL_ROWS = 4  # that oneDNN chooses its layout of the weights for; any number may come
+TYPICAL_ROWS = 4  # for which oneDNN chooses the layout of the weights; any other number works too
 LEVELS = 127  # of int8 on either side of zero
-ZERO_POINT = 128  # inputs are unsigned bytes there
+ZERO_POINT = 128  # of inputs, which are unsigned bytes
 TINY = 1e-30  # the scale of a row of zeros
 
 
 class Int8Linear(nn.Module):
     """y = x W^T + b with int8 weights, scaled by output, and inputs that are rounded to int8 row by row.
 
-    A scale of its own for every row keeps each request's numbers independent of its neighbours in the batch.
+    Since every row has its own scale, the numbers of a request do not depend on the others in the batch.
     """
 
     weight: Tensor  # int8 [O, I]
@@ -41,18 +42,19 @@ LayerType = type[nn.Linear] | type[Int8Linear]
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float [O, I] -> int8 [O, I] and float32 scales [O], so that weight ≈ int8 * scale."""
+    """Return int8 [O, I] and float32 scales [O] with weight ≈ int8 * scale; weight: float [O, I]."""
     weight = weight.float()
     scale = weight.abs().amax(1).clamp_min(TINY) / LEVELS
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 def layer_type(precision: str) -> LayerType:
+    """Return the class of linear layers of this precision."""
     return Int8Linear if precision == "int8" else nn.Linear
 
 
 def pack(*layers: Linear | nn.Embedding) -> Projection:
-    """Layers of the same inputs as one that gives all their outputs side by side. An embedding may be the head."""
+    """Return one projection for layers of the same inputs, their outputs side by side. A head may be an embedding."""
     weight = _joined([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers if isinstance(layer, Linear) and layer.bias is not None]
     bias = _joined(biases) if biases else None
@@ -75,15 +77,17 @@ def _packable(dtype: torch.dtype) -> bool:
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Projection:
-    """The operators that torch.compile freezes weights with. Three rows of base's head take 7 ms so, and 54 plain."""
+    """Pack with the operators that torch.compile freezes weights with: base's head takes 7 ms for 3 rows, plain 54."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TYPICAL_ROWS)
     multiply = torch.ops.mkldnn._linear_pointwise
     return lambda x: multiply(x, packed, bias, "none", [], "")
 
 
 def _int8(weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Projection:
-    """FBGEMM's product of bytes. torch means to retire these operators; its onednn.qlinear_pointwise does the same, but
-    takes half as long again for up to three rows.
+    """Pack with FBGEMM's product of bytes.
+
+    torch plans to remove these operators. Its onednn.qlinear_pointwise does the same, but takes 1.5 times as long for
+    up to three rows.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -1,6 +1,6 @@
 """What the decoder counts: the table of its metrics, and the recorder that the worker reports to. Pure Python.
 
-Nothing is published here: a call to Triton's endpoint costs 20 to 65 µs. The worker's sender thread takes what is new
+Nothing is published here: a call to Triton's endpoint takes 20 to 65 µs. The worker's sender thread takes what is new
 once a second (`Recorder.take`) and hands it to `triton.adapter.MetricsEndpoint`. docs/metrics.md explains each metric.
 """
 
@@ -29,7 +29,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Metric:
-    """`labels`: what it has beside `model`, which all have; `buckets`: a histogram's upper bounds."""
+    """`labels`: those it has besides `model`, which all have; `buckets`: a histogram's upper bounds."""
 
     name: str
     kind: Kind
@@ -90,7 +90,7 @@ Sample = tuple[Series, float]  # a counter's growth, a gauge's value, one observ
 
 @dataclass
 class Times:
-    """When a request went where, in seconds of one clock; None until it does."""
+    """When a request reached each stage, in seconds of one clock; None until it does."""
 
     arrived: float
     admitted: float | None = None
@@ -98,7 +98,7 @@ class Times:
 
 
 class Recorder:
-    """Collects until `take`. For any thread."""
+    """Collect samples until `take`; all methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -107,12 +107,12 @@ class Recorder:
         self._observed: list[Sample] = []
 
     def refused(self, task: str, error: Exception) -> None:
-        """A request that the engine never saw."""
+        """Count a request that the engine never saw."""
         with self._lock:
             self._count(REQUESTS, 1, task, outcome_name(error))
 
     def finished(self, task: str, outcome: Generation | Florence2Error, times: Times, now: float) -> None:
-        """A request that left the engine, answered or not. Its time counts in the stages that it reached."""
+        """Count a request that left the engine, answered or not, and its time in the stages that it reached."""
         with self._lock:
             self._count(REQUESTS, 1, task, outcome_name(outcome))
             self._observe_stages(times, now)
@@ -130,17 +130,19 @@ class Recorder:
             self._observe(FIRST_TOKEN, times.first_token - times.arrived)
 
     def stepped(self, seconds: float, *, failed: bool) -> None:
+        """Count a step of the engine."""
         with self._lock:
             self._count(STEPS, 1)
             self._count(STEP_SECONDS, seconds)
             self._count(FAILED_STEPS, int(failed))
 
     def gauge(self, metric: Metric, value: float, *labels: str) -> None:
+        """Set a gauge."""
         with self._lock:
             self._gauges[Series(metric, labels)] = value
 
     def take(self) -> list[Sample]:
-        """What is new since the last call."""
+        """Return what is new since the last call."""
         with self._lock:
             samples = [*self._growth.items(), *self._gauges.items(), *self._observed]
             self._growth.clear()
@@ -156,11 +158,12 @@ class Recorder:
 
 
 def task_label(answer_key: str | None) -> str:
-    """A task's name; callers' own prompts are one label together, so that there is no series per prompt."""
+    """Return a task's name, or one label for all free prompts, so that there is no series per prompt."""
     return TASKS[answer_key].name if answer_key in TASKS else OTHER_TASK
 
 
 def outcome_name(outcome: Generation | Exception) -> str:
+    """Return the label of an outcome."""
     if isinstance(outcome, Generation):
         return outcome.finish_reason
     return next(name for kind, name in OUTCOMES if isinstance(outcome, kind))

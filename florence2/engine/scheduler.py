@@ -1,8 +1,8 @@
-"""Who is in the batch: the waiting queue, the live sequences and their rows of the cache. Pure Python.
+"""What is in the batch: the waiting queue, the live sequences, and their rows and slots. Pure Python.
 
-First come, first served, with a reservation. A request needs as many adjacent rows as it has beams. While the head of
-the queue waits for them, those behind it may have rows that it does not wait for: they keep rows busy and cannot delay
-it. Live sequences always end (their length is bounded), so the head's rows become free, whoever else arrives.
+First come, first served, with a reservation. A request needs as many adjacent rows as it has beams, and any slot. While
+the head of the queue waits for its rows, requests behind it may take others: that keeps rows busy and cannot delay the
+head. Live sequences always end (their length is bounded), so the head's rows become free, whatever else arrives.
 docs/adr/0002-admission-order.md has the reasons and figures.
 """
 
@@ -15,7 +15,7 @@ from florence2.errors import Florence2Error, QueueFull
 
 
 class Scheduler:
-    """`rows`: hypotheses that can be live together. `max_waiting`: requests beyond those before QueueFull."""
+    """Admit requests to a batch of at most `rows` hypotheses; at most `max_waiting` further requests wait."""
 
     def __init__(self, rows: int, max_waiting: int) -> None:
         self.rows = rows
@@ -25,17 +25,18 @@ class Scheduler:
         self._reserved: tuple[Sequence, range] | None = None  # for the head of the queue, when it does not fit
 
     def add(self, sequence: Sequence) -> None:
-        assert _beams(sequence) <= self.rows, "Engine.check lets no such request through"
+        """Append to the queue. Raises QueueFull."""
+        assert _beams(sequence) <= self.rows, "Engine.check rejects such requests"
         self.require_room()
         self.waiting.append(sequence)
 
     def require_room(self, arriving: int = 0) -> None:
-        """Raises QueueFull when no more can wait, those included who are on their way to `add`."""
+        """Raise QueueFull if no more can wait, counting `arriving` requests that are on their way to `add`."""
         if len(self.waiting) + arriving >= self.max_waiting:
             raise QueueFull(f"the decoder's queue is full ({self.max_waiting} requests are waiting); try again later")
 
     def admit(self) -> Sequence | None:
-        """Moves one of the queue, the head if it fits, into the batch and gives it rows; None if all must wait."""
+        """Move one sequence, the head if it fits, from the queue into the batch; return None if all must wait."""
         if not self.waiting:
             return None
         head = self.waiting[0]
@@ -50,13 +51,13 @@ class Scheduler:
         return None
 
     def _reserve_for(self, head: Sequence) -> range:
-        """The rows that it waits for. Once chosen they stay the same, so that it waits for their occupants alone."""
+        """Return the rows that the head waits for; they stay the same, so that it waits for their occupants only."""
         if self._reserved is None or self._reserved[0] is not head:
             self._reserved = (head, self._window_of_the_oldest(_beams(head)))
         return self._reserved[1]
 
     def _window_of_the_oldest(self, count: int) -> range:
-        """`count` adjacent rows whose youngest occupant has decoded the most: nobody knows who will end first."""
+        """Return `count` adjacent rows whose youngest occupant has decoded most: they may be the first to be free."""
         age = [float("inf")] * self.rows
         for sequence in self.live:
             for row in sequence.rows:
@@ -65,7 +66,7 @@ class Scheduler:
         return range(start, start + count)
 
     def _gaps(self, reserved: range) -> list[range]:
-        """Adjacent rows that are neither live nor reserved, each as long as can be."""
+        """Return the maximal ranges of rows that are neither live nor reserved."""
         gaps, start = [], 0
         taken = sorted([sequence.rows for sequence in self.live] + [reserved], key=lambda rows: rows.start)
         for rows in (*taken, range(self.rows, self.rows)):
@@ -77,22 +78,24 @@ class Scheduler:
     def _make_live(self, sequence: Sequence, start: int) -> Sequence:
         self.waiting.remove(sequence)
         sequence.rows = range(start, start + _beams(sequence))
+        taken = {live.slot for live in self.live}
+        sequence.slot = next(slot for slot in range(self.rows) if slot not in taken)  # live slots stay close together
         self.live.append(sequence)
         self.live.sort(key=lambda live: live.rows.start)
         return sequence
 
     def retire(self) -> list[Sequence]:
-        """Takes out, and returns, everybody who is done, live or still waiting; their rows are free again."""
+        """Remove and return all sequences that are done, live or waiting; their rows and slots are free again."""
         done = [sequence for sequence in (*self.live, *self.waiting) if sequence.done]
         if done:
             self.live = [sequence for sequence in self.live if not sequence.done]
             self.waiting = deque(sequence for sequence in self.waiting if not sequence.done)
             if self._reserved and self._reserved[0] not in self.waiting:
-                self._reserved = None  # who is gone keeps no memory
+                self._reserved = None  # or it would keep the request's features in memory
         return done
 
     def dismiss_waiting(self, error: Florence2Error) -> list[Sequence]:
-        """Ends everybody who waits, and returns all who are done."""
+        """End all waiting sequences with an error, and return all that are done."""
         for sequence in self.waiting:
             if not sequence.done:
                 sequence.finish(error)
@@ -103,12 +106,14 @@ class Scheduler:
         return not self.live and not self.waiting
 
     def check(self) -> None:
-        """The invariants, asserted: live rows lie within the cache and do not overlap; no one is in two places."""
+        """Assert the invariants: live rows and slots exist and do not overlap; no sequence is in two places."""
         stop = 0
         for sequence in self.live:
             assert sequence.rows.start >= stop and len(sequence.rows) == _beams(sequence)
             stop = sequence.rows.stop
         assert stop <= self.rows
+        slots = {sequence.slot for sequence in self.live}
+        assert len(slots) == len(self.live) and slots <= set(range(self.rows))
         assert len({id(sequence) for sequence in (*self.live, *self.waiting)}) == len(self.live) + len(self.waiting)
         assert len(self.waiting) <= self.max_waiting
 

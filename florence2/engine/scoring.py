@@ -1,9 +1,9 @@
-"""From logits to candidates, with transformers' arithmetic and order of the rules, so that ties fall alike. By torch;
-on a CPU `kernels.choose` does the same.
+"""From logits to candidates in torch, with transformers' arithmetic and order of the rules, so that ties fall alike.
 
-R rows of a step, K rows (beams) of one request, N requests with as many beams, V rows of the embedding. The padding
-rows of the embedding (ids >= `known_tokens`) are masked after the softmax: they can never be chosen, and the scores
-stay those of transformers, which counts them.
+`cpu.kernels.choice` does the same on a CPU. The padding rows of the embedding (ids >= `known_tokens`) are masked after
+the softmax: they can never be chosen, and the scores stay those of transformers, which counts them.
+
+R rows of a step, K rows (beams) of one request, N requests with as many beams, V rows of the embedding.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from florence2.engine.beam import Candidate, Constraint, Search
 
 
 def candidates(searches: Sequence[Search], logits: Tensor, known_tokens: int) -> list[list[Candidate]]:
-    """logits: float32 [R, V], the rows in the order of the searches; they are overwritten.
+    """Return for each search the candidates of its `advance`, best first.
 
-    Returns for each search the candidates of its `advance`, best first.
+    logits: float32 [R, V], the rows in the order of the searches; they are overwritten.
     """
     found: list[list[Candidate]] = [[]] * len(searches)
     for places, rows in _by_beams(searches):
@@ -35,15 +35,15 @@ def candidates(searches: Sequence[Search], logits: Tensor, known_tokens: int) ->
 
 
 def top(scores: list[float], count: int) -> list[int]:
-    """The places of the `count` highest float32 scores, ties broken as by transformers."""
+    """Return the places of the `count` highest float32 scores, ties broken as in transformers."""
     rounded = array("f", scores)
-    if len(set(rounded)) == len(scores):  # then without torch, which a step of a few milliseconds would notice
+    if len(set(rounded)) == len(scores):  # no ties: torch would take a noticeable part of a step
         return sorted(range(len(scores)), key=rounded.__getitem__, reverse=True)[:count]
     return torch.tensor(scores).topk(count).indices.tolist()
 
 
 def _by_beams(searches: Sequence[Search]) -> list[tuple[list[int], list[int]]]:
-    """Places of the searches that have as many beams, and their rows."""
+    """Return the places of the searches with as many beams, and their rows, for each number of beams."""
     groups: defaultdict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     row = 0
     for place, search in enumerate(searches):
@@ -58,7 +58,7 @@ def _by_beams(searches: Sequence[Search]) -> list[tuple[list[int], list[int]]]:
 def _best_tokens(
     searches: Sequence[Search], logits: Tensor, constraints: Sequence[Constraint], known_tokens: int
 ) -> list[list[Candidate]]:
-    """Greedy: the rules act on the logits, and the log-prob is that of the logits they leave."""
+    """Choose greedily: the rules act on the logits, and log-probs are those of the logits they leave."""
     _apply(constraints, logits)
     tokens = logits[:, :known_tokens].argmax(-1)
     log_probs = logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
@@ -69,7 +69,7 @@ def _best_tokens(
 def _best_continuations(
     searches: Sequence[Search], logits: Tensor, constraints: Sequence[Constraint], known_tokens: int
 ) -> list[list[Candidate]]:
-    """Beam search: the rules act on the log-probs; the best 2K of all K * V sums of each search."""
+    """Choose for beam search: the rules act on the log-probs; the best 2K of all K * V sums of each search."""
     log_probs = logits.log_softmax(-1)
     log_probs[:, known_tokens:] = -torch.inf
     _apply(constraints, log_probs)
@@ -89,7 +89,7 @@ def _best_continuations(
 
 
 def _apply(constraints: Sequence[Constraint], scores: Tensor) -> None:
-    """scores: [R, V]; a forced token is certain, a banned one impossible."""
+    """Make forced tokens certain and banned ones impossible in scores [R, V], in place."""
     rows = [row for row, constraint in enumerate(constraints) for _ in constraint.banned]
     banned = [token for constraint in constraints for token in constraint.banned]
     if banned:

@@ -1,4 +1,4 @@
-"""One request in the engine: what it asks, and the state of its decoding. Pure Python; owned by the scheduler.
+"""One request in the engine: its input, and the state of its decoding. Pure Python; owned by the scheduler.
 
 waiting --admit--> live --retire--> done
 """
@@ -16,7 +16,7 @@ from florence2.errors import Florence2Error
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller asks of the decoder; checked before it gets here (`Engine.check`)."""
+    """The decoder's input for one answer; checked by `Engine.check`."""
 
     image_features: Any  # float32 [image tokens, d_model], numpy
     prompt_ids: list[int]  # `<s>` … `</s>`
@@ -25,14 +25,14 @@ class Request:
 
 @dataclass(eq=False)
 class Sequence:
-    """A request on its way through the engine. It is done when `outcome` is set, and that happens once."""
+    """A request on its way through the engine. It is done when `outcome` is set, which happens once."""
 
     request: Request
     search: Search
-    rows: range = range(0)  # of the self-attention cache; empty while waiting
-    slot: int | None = None  # of the cross-attention cache
+    rows: range = range(0)  # of self-attention keys and values; empty while waiting
+    slot: int = -1  # of cross-attention keys and values; -1 while waiting
     prefill: Iterator[None] | None = None  # what is left of it
-    moves: list[tuple[int, int]] = field(default_factory=list)  # of the next step, as in its `attention.Span`
+    moves: list[tuple[int, int]] = field(default_factory=list)  # of the next step, as in `backend.Span`
     kept: int = 0
     outcome: Generation | Florence2Error | None = field(default=None)
 
@@ -41,6 +41,7 @@ class Sequence:
         return self.outcome is not None
 
     def finish(self, outcome: Generation | Florence2Error) -> None:
+        """Set the outcome and stop prefill."""
         assert self.outcome is None, "a request has one outcome"
         self.outcome = outcome
         self.prefill = None

@@ -1,4 +1,4 @@
-"""From a folder of an exported decoder (`florence2.json`, `model.safetensors`) to a ready `LanguageModel`.
+"""From the folder of an exported decoder (`florence2.json`, `model.safetensors`) to a backend that is ready to decode.
 
 The file's metadata says which precision it holds; `florence2_export.language` writes it.
 """
@@ -13,14 +13,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from florence2.config import ModelConfig
-from florence2.engine.model import LanguageModel
+from florence2.engine.backend import Backend, bytes_per_row
+from florence2.engine.bart import LanguageModel
 from florence2.errors import CheckpointError
 
 FILE_NAME = "model.safetensors"
 
 
 def load_language_model(directory: Path, config: ModelConfig, device: torch.device) -> LanguageModel:
-    """Raises CheckpointError if the file is missing or damaged, or does not fit `config` or the device."""
+    """Return the model of a folder, on `device`.
+
+    Raises CheckpointError if the file is missing or damaged, or does not fit `config` or the device.
+    """
     try:
         with safe_open(directory / FILE_NAME, framework="pt", device=str(device)) as file:
             precision = (file.metadata() or {}).get("precision", "float32")
@@ -28,16 +32,33 @@ def load_language_model(directory: Path, config: ModelConfig, device: torch.devi
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{FILE_NAME} in {directory} cannot be read: {error}") from error
     if precision == "int8" and device.type != "cpu":
-        raise CheckpointError(f"{FILE_NAME} in {directory} holds int8 weights, which are for CPUs; export it anew")
+        raise CheckpointError(f"{FILE_NAME} in {directory} holds int8 weights, which only run on CPUs; export it again")
     return build_language_model(tensors, config, precision)
 
 
 def build_language_model(tensors: Mapping[str, Tensor], config: ModelConfig, precision: str) -> LanguageModel:
-    """The model around these very tensors. Raises CheckpointError if they are not those of `config`."""
-    with torch.device("meta"):  # no memory is filled with random weights only to be overwritten
+    """Return a model that holds these tensors themselves. Raises CheckpointError if they do not fit `config`."""
+    with torch.device("meta"):  # allocates nothing: `assign` below puts the tensors in place
         model = LanguageModel(config, tied="lm_head.weight" not in tensors, precision=precision)
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"the language model's weights do not fit {config.source}: {error}") from error
-    return model.pack()
+    return model.eval().requires_grad_(False)
+
+
+def create_backend(
+    model: LanguageModel, config: ModelConfig, rows: int = 24, memory_bytes: int | None = None
+) -> Backend:
+    """Return the backend for the device that holds the model's weights, which it takes over.
+
+    With `memory_bytes` it has fewer than `rows` rows if their keys and values would take more, but at least one.
+    """
+    backend: type[Backend]
+    if model.device.type == "cpu":  # imported here: a CPU needs numba, a GPU does not
+        from florence2.engine.cpu.backend import CpuBackend as backend
+    else:
+        from florence2.engine.cuda.backend import CudaBackend as backend
+    if memory_bytes is not None:
+        rows = max(1, min(rows, memory_bytes // bytes_per_row(config.text, backend.cache_dtype(model))))
+    return backend(model, config, rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ENGINE = ROOT / "florence2" / "engine"
 MODULES = sorted((ROOT / "florence2").rglob("*.py"))
 every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -36,7 +37,24 @@ def test_the_library_imports_none_of_its_users(path):
 def test_only_the_engine_needs_torch_and_nobody_transformers(path):
     """The server runs without transformers; preprocessing and clients run without torch."""
     heavy = roots(imported_by(path)) & {"torch", "transformers", "safetensors"}
-    assert heavy <= ({"torch", "safetensors"} if path.parent.name == "engine" else set())
+    assert heavy <= ({"torch", "safetensors"} if ENGINE in path.parents else set())
+
+
+def test_the_backends_of_the_engine_are_behind_one_door():
+    """Neither imports the other, and of the engine only what creates a backend knows them."""
+    packages = ("florence2.engine.cpu", "florence2.engine.cuda")
+    users = {
+        (path.relative_to(ENGINE).parts[0], package)
+        for path in ENGINE.rglob("*.py")
+        for package in packages
+        if any(name == package or name.startswith(f"{package}.") for name in imported_by(path))
+    }
+    assert users == {
+        ("cpu", packages[0]),
+        ("cuda", packages[1]),
+        ("weights.py", packages[0]),
+        ("weights.py", packages[1]),
+    }
 
 
 def test_only_two_modules_know_triton():

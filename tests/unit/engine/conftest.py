@@ -6,8 +6,9 @@ import torch
 
 from bench.soak import tiny_config
 from florence2.config import GenerationOptions, ModelConfig
+from florence2.engine.bart import LanguageModel
+from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.engine import Engine
-from florence2.engine.model import LanguageModel
 from florence2.engine.sequence import Request
 
 
@@ -17,14 +18,20 @@ def config() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def model(config: ModelConfig) -> LanguageModel:
-    torch.manual_seed(0)
-    return LanguageModel(config).pack()
+def make_engine(config: ModelConfig):
+    """make_engine(rows=…, backend=…, prefill_seconds=…): an engine with the same random weights each time."""
+
+    def make(*, rows: int = 6, backend: type = CpuBackend, **options) -> Engine:
+        torch.manual_seed(0)
+        model = LanguageModel(config).eval().requires_grad_(False)
+        return Engine(backend(model, config, rows), config, **options)
+
+    return make
 
 
 @pytest.fixture
-def engine(model: LanguageModel, config: ModelConfig) -> Engine:
-    return Engine(model, config, rows=6, max_waiting=4)
+def engine(make_engine) -> Engine:
+    return make_engine(max_waiting=4)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Attention over the cache, compiled and padded, against torch's own over each row's own keys and values."""
+"""Attention over the cache, compiled and padded, against torch's over each row's own keys and values."""
 
 import random
 
@@ -8,19 +8,21 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from florence2.config import TextConfig
-from florence2.engine import kernels
-from florence2.engine.attention import PaddedStep, Span, bucket
-from florence2.engine.compiled import batch_of, cache_arrays
-from florence2.engine.kernels import LANES, Scratch
-from florence2.engine.kv_cache import KVCache
+from florence2.engine.backend import Span
+from florence2.engine.cpu.backend import batch_of
+from florence2.engine.cpu.cache import PackedCache
+from florence2.engine.cpu.kernels.attention import attend_to_encoder, attend_to_self
+from florence2.engine.cpu.kernels.layout import LANES, Scratch
+from florence2.engine.cuda.cache import PaddedCache
+from florence2.engine.cuda.step import PaddedStep, bucket
 
 TEXT = TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=300, scale_embedding=False)
 ROWS, LAYER = 12, 1
-FLOATS, CPU = torch.float32, torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 def random_spans(chance: random.Random) -> list[Span]:
-    """Some requests side by side and some apart, their slots in any order."""
+    """Return some requests next to each other and some apart, their slots in any order."""
     slots = chance.sample(range(ROWS), ROWS)
     spans, row = [], chance.randrange(3)
     while row < ROWS:
@@ -32,12 +34,12 @@ def random_spans(chance: random.Random) -> list[Span]:
 
 
 def expected(queries, keys, values):
-    """[H, E] over [H, S, E]"""
+    """Return torch's attention: [H, E] over [H, S, E] -> [H, E]."""
     return scaled_dot_product_attention(queries[None, :, None], keys[None], values[None], scale=1.0)[0, :, 0]
 
 
 def padded_attention(cache, spans, queries, keys, values):
-    """What each live row gets from itself and from the encoder, [R, H, E] each."""
+    """Return what each live row gets from itself and from the encoder, [R, H, E] each."""
     places = [row for span in spans for row in span.rows]
     step = PaddedStep(cache, ROWS, bucket(max(span.position for span in spans) + 1, 300), 300)
     step.fill([0] * len(places), spans)
@@ -47,33 +49,35 @@ def padded_attention(cache, spans, queries, keys, values):
 
 
 def compiled_attention(cache, spans, queries, keys, values):
-    """The same by the kernels, whose cache has another layout; three threads share the heads, one after the other."""
-    arrays, batch, rows = cache_arrays(cache), batch_of([], spans), len(queries)
+    """Return the same from the kernels; three threads share the heads, one after the other."""
+    arrays, batch, rows = cache.arrays(), batch_of([], spans), len(queries)
     wide = [torch.nn.functional.pad(part, (0, LANES - 4)).flatten(1).numpy() for part in (queries, keys, values)]
     scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
         projected=np.concatenate(wide, 1),
-        mixed=np.zeros((rows, 4 * LANES), np.float32),
+        attended=np.zeros((rows, 4 * LANES), np.float32),
         scores=np.zeros((3, rows, 320), np.float32),
         moving=np.zeros((3, 1, 1, 1), np.float32),
     )
     answers = []
-    for attend in (kernels.attend_to_self, kernels.attend_to_encoder):
+    for attend in (attend_to_self, attend_to_encoder):
         for thread in range(3):
             attend(thread, 3, LAYER, arrays, batch, scratch)
-        answers.append(torch.from_numpy(scratch.mixed.copy()).unflatten(1, (4, LANES))[..., :4])
+        answers.append(torch.from_numpy(scratch.attended.copy()).unflatten(1, (4, LANES))[..., :4])
     return answers
 
 
 @pytest.mark.parametrize("attend", [padded_attention, compiled_attention])
 @pytest.mark.parametrize("seed", range(25))
 def test_every_row_sees_its_own_past_and_its_request_s_encoder(seed, attend):
-    """Whoever its neighbours are, however long they and it are."""
+    """Whatever its neighbors are, and however long they and it are."""
     torch.manual_seed(seed)
     spans = random_spans(random.Random(seed))
-    cache = KVCache(TEXT, ROWS, FLOATS, CPU, compiled=attend is compiled_attention)
+    packed = attend is compiled_attention
+    cache = PackedCache(TEXT, ROWS, torch.float32) if packed else PaddedCache(TEXT, ROWS, torch.float32, CPU)
     past_keys, past_values = torch.randn(2, ROWS, 4, 300, 4)
     encoder_keys, encoder_values = torch.randn(2, ROWS, 4, 300, 4)
-    cache.self_keys[LAYER], cache.self_values[LAYER, :, :, :300] = cache.laid_out(past_keys, past_values)
+    laid_out = cache.laid_out(past_keys, past_values) if packed else (past_keys, past_values)
+    cache.self_keys[LAYER], cache.self_values[LAYER, :, :, :300] = laid_out
     for slot in range(ROWS):
         cache.write_encoder(LAYER, slot, encoder_keys[slot], encoder_values[slot])
     rows = [(span, row) for span in spans for row in span.rows]
@@ -90,5 +94,5 @@ def test_every_row_sees_its_own_past_and_its_request_s_encoder(seed, attend):
 
 @pytest.mark.parametrize(("length", "size"), [(1, 64), (64, 64), (65, 128), (300, 300), (257, 300)])
 def test_buckets(length, size):
-    """Powers of two from 64 on, and never more than there is."""
+    """Powers of two from 64 on, and never more than there are."""
     assert bucket(length, 300) == size

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from florence2.engine.bart import LanguageModel
 from florence2.engine.beam import Generation
+from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.engine import Engine
-from florence2.engine.model import LanguageModel
-from florence2.engine.weights import build_language_model
+from florence2.engine.weights import build_language_model, create_backend
 from florence2.errors import InternalError, InvalidRequest
 from florence2_export.language import language_tensors
 
@@ -18,31 +19,24 @@ def requests(make_request):
     return [make_request(seed, num_beams=beams, max_new_tokens=limit) for seed, (beams, limit) in enumerate(kinds)]
 
 
-@pytest.fixture(scope="module")
-def torch_model(config) -> LanguageModel:
-    """The same as `model`, but decoded by torch, as on a GPU."""
-    torch.manual_seed(0)
-    return LanguageModel(config).pack(compiled=False)
-
-
-def test_padded_steps_give_the_same_answers(model, torch_model, config, requests):
-    """What CUDA graphs replay, run as it is."""
-    compiled = Engine(model, config, rows=8).generate(requests)
-    padded = Engine(torch_model, config, rows=8).generate(requests)
+def test_padded_steps_give_the_same_answers(make_engine, requests):
+    """What CUDA graphs replay, run without graphs."""
+    compiled = make_engine(rows=8).generate(requests)
+    padded = make_engine(rows=8, backend=CudaBackend).generate(requests)
     assert [answer.tokens for answer in padded] == [answer.tokens for answer in compiled]
     assert [answer.score for answer in padded] == pytest.approx([answer.score for answer in compiled], abs=1e-5)
 
 
-def test_padded_steps_come_in_few_shapes(torch_model, config, requests):
+def test_padded_steps_come_in_few_shapes(make_engine, requests):
     """A capture takes seconds, so lengths must not each have one."""
-    engine = Engine(torch_model, config, rows=8)
+    engine = make_engine(rows=8, backend=CudaBackend)
     engine.generate(requests * 3)
-    assert len(engine._graphs._steps) <= 4  # 1, 2, 4 or 8 rows; one bucket of positions
+    assert len(engine.backend._steps) <= 4  # 1, 2, 4 or 8 rows; one bucket of positions
 
 
-def test_live_requests_get_a_token_between_the_pieces_of_a_prefill(model, config, make_request):
+def test_live_requests_get_a_token_between_the_pieces_of_a_prefill(make_engine, config, make_request):
     """With no time to spare, prefill does one layer a round, and decoding goes on."""
-    engine = Engine(model, config, rows=6, prefill_seconds=0)
+    engine = make_engine(prefill_seconds=0)
     first = engine.add(make_request(1, num_beams=1, max_new_tokens=48))
     while first.search.length < 3:
         engine.step()
@@ -56,45 +50,44 @@ def test_live_requests_get_a_token_between_the_pieces_of_a_prefill(model, config
     assert rounds == config.text.encoder_layers + 1  # its keys and values come with one more round
 
 
-def test_with_nobody_to_hold_up_prefill_is_one_round(model, config, make_request):
+def test_with_nobody_to_hold_up_prefill_is_one_round(make_engine, make_request):
     """Nobody waits for a token, so there is no reason to stop."""
-    engine = Engine(model, config, rows=6, prefill_seconds=0)
+    engine = make_engine(prefill_seconds=0)
     sequence = engine.add(make_request(1, num_beams=1))
     engine.step()
     assert sequence.search.length == 2
 
 
-def test_prefill_is_first_come_first_served(model, config, make_request):
+def test_prefill_is_first_come_first_served(make_engine, make_request):
     """Who was admitted first decodes first, whatever rows it got."""
-    engine = Engine(model, config, rows=6, prefill_seconds=0)
+    engine = make_engine(prefill_seconds=0)
     first, second = (engine.add(make_request(seed, num_beams=2)) for seed in (1, 2))
     engine.step()
     assert (first.search.length, second.search.length) == (2, 1)
 
 
-def test_a_prefill_that_fails_midway_frees_its_rows_and_its_slot(model, config, make_request, monkeypatch):
+def test_a_prefill_that_fails_midway_frees_its_rows_and_its_slot(make_engine, make_request, monkeypatch):
     """The neighbour keeps its answer."""
 
     def fail(*_arguments):
         yield
         raise MemoryError
 
-    engine = Engine(model, config, rows=6, prefill_seconds=0)
+    engine = make_engine(prefill_seconds=0)
     neighbour = engine.add(make_request(1, num_beams=1, max_new_tokens=20))
     engine.step()
-    monkeypatch.setattr(model, "prefill", fail)
+    monkeypatch.setattr(engine.backend, "prefill", fail)
     victim = engine.add(make_request(2))
     while not engine.scheduler.idle:
         engine.step()
         engine.scheduler.check()
     assert isinstance(victim.outcome, InternalError)
     assert isinstance(neighbour.outcome, Generation)
-    assert engine.cache.used_slots == 0
 
 
-def test_numbers_out_of_range_leave_nothing_behind(model, config, make_request, requests):
+def test_numbers_out_of_range_leave_nothing_behind(make_engine, make_request, requests):
     """Whoever gets that request's rows and slot next answers as on a new engine, with longer neighbours beside it."""
-    engine = Engine(model, config, rows=8)
+    engine = make_engine(rows=8)
     poison = [make_request(seed, num_beams=beams) for seed, beams in ((6, 3), (13, 2), (20, 3))]
     for request in poison:
         request.image_features[:] = 3e38
@@ -102,17 +95,17 @@ def test_numbers_out_of_range_leave_nothing_behind(model, config, make_request, 
     while not engine.scheduler.idle:
         engine.step()
     assert all(isinstance(sequence.outcome, InvalidRequest) for sequence in sequences)
-    expected = Engine(model, config, rows=8).generate(requests)
+    expected = make_engine(rows=8).generate(requests)
     assert [answer.tokens for answer in engine.generate(requests)] == [answer.tokens for answer in expected]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_a_lower_precision_scores_alike(model, config, make_request, precision):
+def test_a_lower_precision_scores_alike(config, make_request, precision):
     """The first choice of tokens costs about as much as in float32; a batch changes nothing."""
     torch.manual_seed(0)
     weights = {f"model.language_model.{name}": tensor for name, tensor in LanguageModel(config).state_dict().items()}
     exact, rounded = (
-        Engine(build_language_model(language_tensors(weights, name), config, name), config, rows=6)
+        Engine(create_backend(build_language_model(language_tensors(weights, name), config, name), config), config)
         for name in ("float32", precision)
     )
     requests = [make_request(seed, num_beams=1, max_new_tokens=3) for seed in range(6)]

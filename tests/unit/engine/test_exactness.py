@@ -18,9 +18,12 @@ from transformers import (
 )
 
 from florence2.config import GenerationOptions
+from florence2.engine.backend import Backend
+from florence2.engine.cpu.backend import CpuBackend
+from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
-from florence2.engine.weights import build_language_model
+from florence2.engine.weights import build_language_model, create_backend
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
 from florence2_export.language import language_tensors
 
@@ -45,11 +48,10 @@ class Reference:
         """Rows of the embedding that no checkpoint ever trained; transformers must be told to leave them out."""
         return list(range(self.checkpoint.config.tokens.known, self.checkpoint.config.text.vocab_size))
 
-    def engine(self, **options) -> Engine:
+    def engine(self, backend: type[Backend] = CpuBackend) -> Engine:
         config = self.checkpoint.config
-        return Engine(
-            build_language_model(language_tensors(self.checkpoint.weights), config, "float32"), config, **options
-        )
+        model = build_language_model(language_tensors(self.checkpoint.weights), config, "float32")
+        return Engine(backend(model, config, 24), config)
 
     def features(self, seed: int) -> np.ndarray:
         """Features of a random picture, float32 [image tokens, d_model]."""
@@ -128,10 +130,11 @@ def assert_equal(reference: Reference, request: Request, generation) -> None:
         assert generation.score == pytest.approx(score, abs=1e-4)
 
 
-def test_every_combination_of_options_in_one_busy_batch(reference):
+@pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
+def test_every_combination_of_options_in_one_busy_batch(reference, backend):
     """All at once: they queue, join late, leave early, and each gets what transformers gives it alone."""
     requests = [request_of(reference, seed, **options) for seed, options in enumerate(OPTIONS)]
-    engine = reference.engine(rows=24)
+    engine = reference.engine(backend)
     for request, generation in zip(requests, engine.generate(requests), strict=True):
         assert_equal(reference, request, generation)
 
@@ -185,7 +188,8 @@ def test_padding_rows_of_the_embedding_are_never_generated(tmp_path):
     checkpoint = read_checkpoint(str(directory))
     tensors = language_tensors(checkpoint.weights)
     tensors["shared.weight"][1674:] = tensors["shared.weight"][:46] * 3
-    engine = Engine(build_language_model(tensors, checkpoint.config, "float32"), checkpoint.config)
+    model = build_language_model(tensors, checkpoint.config, "float32")
+    engine = Engine(create_backend(model, checkpoint.config), checkpoint.config)
     assert checkpoint.config.tokens.known == 1674
     features = np.random.default_rng(0).standard_normal((37, 128)).astype(np.float32)
     for beams in (1, 3):

@@ -163,3 +163,14 @@ def test_a_reservation_does_not_move():
     first.search.length, second.search.length = 2, 90
     scheduler.add(sequence(1))
     assert scheduler.admit().rows == range(6, 7)
+
+
+def test_the_lowest_free_slot_is_taken():
+    """Live slots stay close together, whatever rows their requests have."""
+    scheduler = Scheduler(rows=7, max_waiting=4)
+    first, second, third = admitted(scheduler, 2, 2, 1)
+    assert [live.slot for live in (first, second, third)] == [0, 1, 2]
+    first.finish(Cancelled("over"))
+    scheduler.retire()
+    [late] = admitted(scheduler, 2)
+    assert late.slot == 0

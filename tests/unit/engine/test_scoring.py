@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from florence2.engine import kernels, scoring
-from florence2.engine.attention import Span
+from florence2.engine import scoring
+from florence2.engine.backend import Span
 from florence2.engine.beam import Constraint, Hypothesis
-from florence2.engine.compiled import batch_of
-from florence2.engine.kernels import Scratch
+from florence2.engine.cpu.backend import batch_of
+from florence2.engine.cpu.kernels.choice import choose
+from florence2.engine.cpu.kernels.layout import Scratch
 
 
 class Search:
@@ -32,7 +33,7 @@ class Search:
 
 
 def compiled_candidates(searches: list[Search], logits: np.ndarray, known: int) -> list[list[tuple]]:
-    """What `kernels.choose` leaves behind; three threads share the requests, one after the other."""
+    """What `choose` leaves behind; three threads share the requests, one after the other."""
     rows, vocabulary = logits.shape
     starts = itertools.accumulate((len(search.running) for search in searches), initial=0)
     spans = [Span(range(a, b), 0, 0, 1) for a, b in itertools.pairwise(starts)]
@@ -41,16 +42,21 @@ def compiled_candidates(searches: list[Search], logits: np.ndarray, known: int) 
         logits=np.pad(logits, ((0, 0), (0, 7)), constant_values=99),  # whatever lies behind is not looked at
         largest=np.zeros(rows, np.float32),
         log_sums=np.zeros(rows, np.float32),
-        sums=np.zeros(2 * rows, np.float32),
-        places=np.zeros(2 * rows, np.int64),
-        log_probs=np.zeros(2 * rows, np.float32),
+        best_sums=np.zeros(2 * rows, np.float32),
+        best_places=np.zeros(2 * rows, np.int64),
+        best_log_probs=np.zeros(2 * rows, np.float32),
     )
     for thread in range(3):
-        kernels.choose(thread, 3, vocabulary, known, batch, scratch)
+        choose(thread, 3, vocabulary, known, batch, scratch)
     found = []
     for span in spans:
         first, count = 2 * span.rows.start, 2 * len(span.rows) if len(span.rows) > 1 else 1
-        found.append([(scratch.sums[i], scratch.places[i], scratch.log_probs[i]) for i in range(first, first + count)])
+        found.append(
+            [
+                (scratch.best_sums[i], scratch.best_places[i], scratch.best_log_probs[i])
+                for i in range(first, first + count)
+            ]
+        )
     return found
 
 

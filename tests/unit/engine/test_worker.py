@@ -77,7 +77,7 @@ def test_a_short_request_overtakes_a_long_one(worker, engine, make_request, monk
 
 def never_end(engine, monkeypatch):
     """Greedy searches go on until they must stop."""
-    find = engine._candidates
+    find = engine.backend.step
 
     def go_on(searches, spans):
         found = find(searches, spans)
@@ -86,7 +86,7 @@ def never_end(engine, monkeypatch):
                 best[0] = best[0]._replace(token=5)
         return found
 
-    monkeypatch.setattr(engine, "_candidates", go_on)
+    monkeypatch.setattr(engine.backend, "step", go_on)
 
 
 def test_a_deadline_ends_a_request_and_no_other(worker, engine, make_request, monkeypatch):
@@ -144,12 +144,12 @@ def test_a_full_queue_refuses_at_once(worker, engine, make_request, monkeypatch)
 
 def test_a_failed_step_costs_the_batch_but_not_the_engine(worker, engine, make_request, monkeypatch):
     """Out of memory, say: the live ones are told, the next one is served."""
-    find = engine._candidates
-    monkeypatch.setattr(engine, "_candidates", lambda *args: 1 / 0)
+    step = engine.backend.step
+    monkeypatch.setattr(engine.backend, "step", lambda *args: 1 / 0)
     victim = Client(make_request(1))
     worker.submit(victim.job)
     assert isinstance(victim.wait(), InternalError)
-    monkeypatch.setattr(engine, "_candidates", find)
+    monkeypatch.setattr(engine.backend, "step", step)
     survivor = Client(make_request(2))
     worker.submit(survivor.job)
     assert isinstance(survivor.wait(), Generation)
@@ -158,8 +158,10 @@ def test_a_failed_step_costs_the_batch_but_not_the_engine(worker, engine, make_r
 def test_a_failed_prefill_costs_that_request_alone(worker, engine, make_request, monkeypatch):
     """The neighbour in the batch never notices."""
     slow_down(engine, monkeypatch)
-    prefill = engine.model.prefill
-    monkeypatch.setattr(engine.model, "prefill", lambda x, ids, *to: 1 / 0 if len(ids) == 3 else prefill(x, ids, *to))
+    prefill = engine.backend.prefill
+    monkeypatch.setattr(
+        engine.backend, "prefill", lambda x, ids, slot: 1 / 0 if len(ids) == 3 else prefill(x, ids, slot)
+    )
     neighbour, victim = Client(make_request(1)), Client(make_request(7))
     assert len(victim.job.request.prompt_ids) == 3
     worker.submit(neighbour.job)

@@ -37,7 +37,7 @@ class Plan:
 class Engine:
     """The real scheduler, and steps that count instead of computing. Checks every invariant after each step."""
 
-    kv_bytes_per_row = 1
+    backend = SimpleNamespace(bytes_per_row=1)
 
     def __init__(self):
         self.scheduler = Scheduler(ROWS, WAITING)

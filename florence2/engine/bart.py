@@ -1,0 +1,194 @@
+"""Florence-2's language model, BART with the image's features before the prompt: its parameters, and its text encoder.
+
+The decoder's parameters are loaded here; a backend packs them for its device and runs them.
+
+D d_model, H heads, E size of a head, F inner width of the feed-forward layers, S encoder positions, N any rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from florence2.config import ModelConfig, TextConfig
+from florence2.engine.linear import LayerType, Linear, Projection, layer_type, pack
+from florence2.errors import InvalidRequest
+
+POSITION_OFFSET = 2  # BART keeps two rows before position 0
+
+
+class Attention(nn.Module):
+    """The four projections of BART's attention."""
+
+    def __init__(self, d_model: int, heads: int, linear: LayerType) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = 1 / math.sqrt(d_model // heads)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (linear(d_model, d_model) for _ in range(4))
+
+
+class Layer(nn.Module):
+    """The parameters of an encoder layer, which a decoder layer has too."""
+
+    def __init__(self, d_model: int, heads: int, ffn: int, linear: LayerType) -> None:
+        super().__init__()
+        self.self_attn = Attention(d_model, heads, linear)
+        self.self_attn_layer_norm = nn.LayerNorm(d_model)
+        self.fc1 = linear(d_model, ffn)
+        self.fc2 = linear(ffn, d_model)
+        self.final_layer_norm = nn.LayerNorm(d_model)
+
+
+class DecoderLayer(Layer):
+    """The parameters of a decoder layer."""
+
+    def __init__(self, d_model: int, heads: int, ffn: int, linear: LayerType) -> None:
+        super().__init__(d_model, heads, ffn, linear)
+        self.encoder_attn = Attention(d_model, heads, linear)
+        self.encoder_attn_layer_norm = nn.LayerNorm(d_model)
+
+
+class Stack(nn.Module):
+    """The encoder or the decoder: a position table, the layer norm of the embedding, and layers."""
+
+    def __init__(self, config: TextConfig, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.d_model)
+        self.layernorm_embedding = nn.LayerNorm(config.d_model)
+        self.layers = nn.ModuleList(layers)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return what enters the first layer: [N, D] and [N] -> [N, D]."""
+        return self.layernorm_embedding(tokens + self.embed_positions(positions + POSITION_OFFSET))
+
+    @property
+    def positions(self) -> Tensor:
+        """What is added for each position from 0 on, [positions, D]."""
+        return self.embed_positions.weight[POSITION_OFFSET:]
+
+    def take_layers(self) -> Iterator[Any]:
+        """Yield the layers and forget them, so that the memory of each is free once it is packed."""
+        if not len(self.layers):
+            raise ValueError("the layers of this model have been taken before")
+        while len(self.layers):
+            yield self.layers.pop(0)
+
+
+class LanguageModel(nn.Module):
+    """All parameters as in the checkpoint, without the prefix `model.language_model.`.
+
+    `precision`: float32, bfloat16, float16, or int8, which keeps float32 between the layers. The head is `shared`
+    unless it is untied.
+    """
+
+    def __init__(self, config: ModelConfig, *, tied: bool = True, precision: str = "float32") -> None:
+        super().__init__()
+        text, linear = config.text, layer_type(precision)
+        self.precision = precision
+        self.embed_scale = math.sqrt(text.d_model) if text.scale_embedding else 1.0
+        self.shared = nn.Embedding(text.vocab_size, text.d_model)
+        encoder = (text.d_model, text.encoder_heads, text.encoder_ffn, linear)
+        decoder = (text.d_model, text.decoder_heads, text.decoder_ffn, linear)
+        self.encoder = Stack(text, [Layer(*encoder) for _ in range(text.encoder_layers)])
+        self.decoder = Stack(text, [DecoderLayer(*decoder) for _ in range(text.decoder_layers)])
+        self.lm_head = None if tied else linear(text.d_model, text.vocab_size, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.shared.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the numbers between the layers."""
+        return self.encoder.layernorm_embedding.weight.dtype
+
+    def take_head(self) -> Linear | nn.Embedding:
+        """Return what makes logits, and forget it unless prefill needs it too."""
+        head, self.lm_head = self.lm_head or self.shared, None
+        return head
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the tokens' embeddings: [N] -> [N, D]."""
+        return self.shared(tokens).to(self.dtype) * self.embed_scale
+
+
+class PackedLayer:
+    """A layer whose products are packed for its device, with the parts that encoder and decoder layers share.
+
+    Layer norms come after the sums, as in BART.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        attention = layer.self_attn
+        self.heads, self.scale = attention.heads, attention.scale
+        self.self_qkv = pack(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.self_out, self.self_norm = pack(attention.out_proj), layer.self_attn_layer_norm
+        self.fc1, self.fc2, self.final_norm = pack(layer.fc1), pack(layer.fc2), layer.final_layer_norm
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return x by heads: [N, H * E] -> [N, H, E]."""
+        return x.unflatten(-1, (self.heads, -1))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scaled queries, keys and values: [N, D] -> [N, H, E] each."""
+        queries, keys, values = self.self_qkv(x).chunk(3, -1)
+        return self.split(queries) * self.scale, self.split(keys), self.split(values)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output from what its attention left: [N, D] -> [N, D]."""
+        return self.final_norm(x + self.fc2(F.gelu(self.fc1(x))))
+
+
+class EncoderLayer(PackedLayer):
+    def __call__(self, x: Tensor) -> Tensor:
+        """[S, D] -> [S, D]"""
+        queries, keys, values = (part.transpose(0, 1)[None] for part in self.project(x))
+        attended = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[0]
+        x = self.self_norm(x + self.self_out(attended.transpose(0, 1).flatten(1)))
+        return self.feed_forward(x)
+
+
+class TextEncoder:
+    """What prefill computes: the encoder, and the keys and values of the decoder's cross-attention.
+
+    Takes the model's encoder layers. The decoder's layers must still be there, and stay.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._cross: list[tuple[int, Projection]] = []  # heads, and keys and values side by side
+        for decoder_layer in model.decoder.layers:
+            attention = cast(DecoderLayer, decoder_layer).encoder_attn
+            self._cross.append((attention.heads, pack(attention.k_proj, attention.v_proj)))
+            del attention.k_proj, attention.v_proj
+        self._layers = [EncoderLayer(layer) for layer in model.encoder.take_layers()]
+
+    def encode(
+        self, image_features: NDArray[np.float32], prompt_ids: Sequence[int]
+    ) -> Generator[None, None, Iterator[tuple[Tensor, Tensor]]]:
+        """Stop after each layer; return the cross-attention keys and values of each decoder layer, [H, S, E] each.
+
+        Raises InvalidRequest on features so large that the numbers overflow.
+        """
+        model = self._model
+        features = torch.from_numpy(image_features).to(model.device, model.dtype)
+        x = torch.cat([features, model.embed(torch.tensor(prompt_ids, device=model.device))])  # [S, D]
+        x = model.encoder.embed(x, torch.arange(len(x), device=x.device))
+        for layer in self._layers:
+            x = layer(x)
+            yield
+        if not bool(x.isfinite().all()):  # the slot's next owner would read and mask them, and -inf + NaN is NaN
+            raise InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range")
+        return (self._keys_and_values(x, *cross) for cross in self._cross)
+
+    @staticmethod
+    def _keys_and_values(encoded: Tensor, heads: int, project: Projection) -> tuple[Tensor, Tensor]:
+        keys, values = project(encoded).chunk(2, -1)
+        return keys.unflatten(-1, (heads, -1)).transpose(0, 1), values.unflatten(-1, (heads, -1)).transpose(0, 1)

@@ -1,0 +1,130 @@
+"""The rules of the next token and the best continuations, as `scoring` finds them with torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from florence2.engine.cpu.kernels.compiler import compiled
+from florence2.engine.cpu.kernels.pointwise import sum_of_exps
+from florence2.engine.cpu.kernels.threads import share
+from florence2.engine.cpu.kernels.vectors import maximum
+
+STRETCH = 128  # logits that are looked at together
+
+
+@compiled
+def choose(thread, threads, vocabulary, known, batch, scratch):
+    """Set scratch.best_sums, best_places and best_log_probs for this thread's requests, from scratch.logits."""
+    first, last = share(len(batch.slots), thread, threads)
+    for n in range(first, last):
+        start, stop = batch.starts[n], batch.starts[n + 1]
+        for r in range(start, stop):
+            apply_rules(r, stop - start == 1, vocabulary, batch, scratch)
+        found = 2 * start, 2 * start + (1 if stop - start == 1 else 2 * (stop - start))
+        find_best(start, stop, vocabulary, known, batch, scratch, *found)
+        for i in range(*found):
+            r, token = start + scratch.best_places[i] // vocabulary, scratch.best_places[i] % vocabulary
+            scratch.best_log_probs[i] = (scratch.logits[r, token] - scratch.largest[r]) - scratch.log_sums[r]
+
+
+@compiled
+def apply_rules(r, greedy, vocabulary, batch, scratch):
+    """Apply the rules of row r to the logits of a greedy search, or to the log-probs of a beam search."""
+    logits = scratch.logits[r, :vocabulary]
+    banned = batch.banned[batch.banned_starts[r] : batch.banned_starts[r + 1]]
+    if batch.forced[r] >= 0:  # its log-prob is 0
+        logits[:] = -np.inf
+        logits[batch.forced[r]] = 0
+        scratch.largest[r] = scratch.log_sums[r] = 0
+        return
+    if greedy:
+        ban(logits, banned)
+    scratch.largest[r] = maximum(logits)
+    scratch.log_sums[r] = np.log(sum_of_exps(logits, scratch.largest[r]))
+    ban(logits, banned)
+
+
+@compiled
+def ban(logits, tokens):
+    """Make tokens impossible."""
+    for token in tokens:
+        logits[token] = -np.inf
+
+
+@compiled
+def find_best(start, stop, vocabulary, known, batch, scratch, first, last):
+    """Set sums and places `first` up to `last` to the best of rows `start` up to `stop`, the best first.
+
+    Ties fall as in torch.topk over all the sums side by side, which (unless V < 128) is std::partial_sort of GNU's
+    library: the same heap, in which an equal sum replaces none.
+    """
+    sums, places, count = scratch.best_sums[first:last], scratch.best_places[first:last], last - first
+    filled = 0
+    for r in range(start, stop):
+        logits = scratch.logits[r, :known]
+        less, log_sum, score = scratch.largest[r], scratch.log_sums[r], batch.beam_scores[r]
+        if count == 1:  # greedy: compare the logits, which are more exact than their log-probs
+            less = log_sum = score = np.float32(0)
+        offset, token = (r - start) * vocabulary, 0
+        while filled < count and token < known:
+            sums[filled], places[filled] = (logits[token] - less) - log_sum + score, offset + token
+            filled, token = filled + 1, token + 1
+            if filled == count:
+                make_heap(sums, places)
+        for begin in range(token, known, STRETCH):
+            stretch = logits[begin : min(begin + STRETCH, known)]
+            if any_above(stretch, less, log_sum, score, sums[0]):
+                for i in range(len(stretch)):
+                    value = (stretch[i] - less) - log_sum + score
+                    if value > sums[0]:
+                        sift(sums, places, 0, count, value, offset + begin + i)
+    sort_heap(sums, places)
+    for r in range(start, stop):
+        if np.isnan(scratch.log_sums[r]):
+            sums[:] = np.nan
+
+
+@compiled
+def any_above(row, less, log_sum, score, limit):
+    """Return whether any sum of a row is above the limit: without branches, so that it is vectorized."""
+    found = False
+    for i in range(len(row)):
+        found |= (row[i] - less) - log_sum + score > limit
+    return found
+
+
+@compiled
+def make_heap(values, places):
+    """Arrange values as std::make_heap does, the lowest first."""
+    for i in range((len(values) - 2) // 2, -1, -1):
+        sift(values, places, i, len(values), values[i], places[i])
+
+
+@compiled
+def sort_heap(values, places):
+    """Sort a heap as std::sort_heap does, the highest first."""
+    for end in range(len(values) - 1, 0, -1):
+        value, place = values[end], places[end]
+        values[end], places[end] = values[0], places[0]
+        sift(values, places, 0, end, value, place)
+
+
+@compiled
+def sift(values, places, hole, size, value, place):
+    """Fill the hole in a heap and insert a value, as std::__adjust_heap does; the lowest comes first."""
+    top = child = hole
+    while child < (size - 1) // 2:
+        child = 2 * (child + 1)
+        if values[child] > values[child - 1]:
+            child -= 1
+        values[hole], places[hole] = values[child], places[child]
+        hole = child
+    if size % 2 == 0 and child == (size - 2) // 2:
+        child = 2 * child + 1
+        values[hole], places[hole] = values[child], places[child]
+        hole = child
+    parent = (hole - 1) // 2
+    while hole > top and values[parent] > value:
+        values[hole], places[hole] = values[parent], places[parent]
+        hole, parent = parent, (parent - 1) // 2
+    values[hole], places[hole] = value, place

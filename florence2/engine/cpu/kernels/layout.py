@@ -1,0 +1,105 @@
+"""How weights, cache, batch and intermediate results lie in memory; the letters are those of the package."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+LANES = 16  # columns of a vector
+WIDTH = 4  # vectors of a tile
+POSITIONS = WIDTH * LANES  # that keys lie side by side for
+QUADS, PAIRS = 4, 2  # int8 and bfloat16 weights in one element of an array, for as many inputs
+LEVELS, ZERO_POINT = np.float32(127), 128  # inputs of int8 products are unsigned bytes around 128
+
+
+class Product(NamedTuple):
+    """Linear layers of one kind, stacked over layers: y = x W^T * scale + bias."""
+
+    weights: NDArray[Any]  # [L, columns / LANES * steps * LANES], in the order and of the types of `tiles.tile`
+    bias: Floats  # [L, columns]
+    scale: Floats  # [L, columns]
+    offset: Floats  # [L, columns]; what ZERO_POINT adds to the sums of int8 products
+
+
+class Norm(NamedTuple):
+    """Layer norms of one kind, stacked over layers."""
+
+    weight: Floats  # [L, D]
+    bias: Floats  # [L, D]
+
+
+class Embedding(NamedTuple):
+    """What turns tokens and positions into the first layer's input."""
+
+    tokens: NDArray[Any]  # [V, D], floats or upper halves
+    positions: NDArray[Any]  # [positions, D]
+    scale: np.float32  # of tokens
+    norm: Norm  # of the sums; L is 1
+
+
+class Weights(NamedTuple):
+    """The decoder's weights; the products that make queries scale them too."""
+
+    embedding: Embedding
+    self_qkv: Product  # D -> 3 * H * E: queries, keys, values
+    self_out: Product  # H * E -> D
+    self_norm: Norm
+    cross_query: Product  # D -> H * E
+    cross_out: Product  # H * E -> D
+    cross_norm: Norm
+    fc1: Product  # D -> F
+    fc2: Product  # F -> D
+    final_norm: Norm
+    head: Product  # D -> V
+
+
+class CacheArrays(NamedTuple):
+    """Keys and values, floats or upper halves; self-attention's by row, cross-attention's by slot."""
+
+    self_keys: NDArray[Any]  # [L, rows, H, T / POSITIONS, E, POSITIONS]
+    self_values: NDArray[Any]  # [L, rows, H, T, E]
+    cross_keys: NDArray[Any]  # [L, slots, H, S / POSITIONS, E, POSITIONS]
+    cross_values: NDArray[Any]  # [L, slots, H, S, E]
+
+
+class Batch(NamedTuple):
+    """What is live, and what its next tokens may be."""
+
+    tokens: Integers  # [R], to decode
+    rows: Integers  # [R], of the cache
+    positions: Integers  # [R], of the tokens being decoded
+    starts: Integers  # [N + 1]: request n has rows starts[n] up to starts[n + 1] of the step
+    slots: Integers  # [N]
+    lengths: Integers  # [N], encoder positions
+    moves: Integers  # [M, 2], (from, to): rows of the cache that first take over what others hold
+    move_starts: Integers  # [N + 1], of each request's moves
+    kept: Integers  # [N], leading positions that the rows of its moves have in common
+    beam_scores: Floats  # [R], sums of log-probs
+    forced: Integers  # [R], the only token that may come next, or -1
+    banned: Integers  # tokens that must not come next, row by row
+    banned_starts: Integers  # [R + 1], of each row's banned tokens
+
+
+class Scratch(NamedTuple):
+    """Intermediate results. Arrays with a first axis of threads are each thread's own."""
+
+    x: Floats  # [threads, R, D]
+    inputs: NDArray[np.uint16]  # [threads, R, widest], as upper halves, or twice as many bytes
+    row_scales: Floats  # [threads, R]
+    scores: Floats  # [threads, R, longest], of attention
+    moving: NDArray[Any]  # [threads, R, T, E], of the cache's type
+    projected: Floats  # [R, 3 * H * E]
+    attended: Floats  # [R, H * E]
+    widened: Floats  # [R, F]
+    change: Floats  # [R, D], what a layer's part adds to x
+    logits: Floats  # [R, V or more]
+    largest: Floats  # [R]; log_softmax is (logits - largest) - log_sums
+    log_sums: Floats  # [R]
+    best_sums: Floats  # [2 * R], scores of the best continuations; those of request n begin at 2 * starts[n]
+    best_places: Integers  # [2 * R], beam * V + token
+    best_log_probs: Floats  # [2 * R], of the tokens

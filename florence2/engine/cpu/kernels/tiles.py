@@ -1,0 +1,98 @@
+"""Products of a few rows and a few vectors of columns: the innermost loop of linear layers and of attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from florence2.engine.cpu.kernels import vectors
+from florence2.engine.cpu.kernels.elements import KINDS
+from florence2.engine.cpu.kernels.layout import LANES
+from florence2.engine.cpu.kernels.vectors import FLOATS, INT64, INTS
+
+
+def tile(rows: int, width: int) -> Any:
+    """Return a numba intrinsic that multiplies `rows` rows by `width` vectors of columns, all sums in registers.
+
+    multiply(x, first, w, start, pitch, ahead, stride, steps, sums, row, column): sums[row + r, column + v * LANES + l]
+    becomes the sum over i < steps of x[first + r, i] * w[start + v * pitch + i * stride + l], for r < rows, v < width
+    and l < LANES. Unless `ahead` is None, each step prefetches what lies `ahead` elements further on in w.
+
+    x: [R, inputs]; w: flat; `elements` has the types of both. sums: float32, which for int8 weights hold the bits of an
+    int32. A row's sums are made in the same order whatever the number of rows.
+    """
+
+    @intrinsic
+    def multiply(context, x, first, w, start, pitch, ahead, stride, steps, sums, row, column):
+        kind = KINDS[w.dtype]
+
+        def generate(context, builder, signature, arguments):
+            arrays = {0: x, 2: w, 8: sums}
+            x_array, w_array, sums_array = (
+                context.make_array(type_)(context, builder, arguments[place]) for place, type_ in arrays.items()
+            )
+            first_, start_, pitch_, ahead_, stride_, steps_, row_, column_ = (
+                arguments[place] for place in (1, 3, 4, 5, 6, 7, 9, 10)
+            )
+            inputs = vectors.rows(builder, x_array, first_, rows)
+            targets = vectors.rows(builder, sums_array, row_, rows)
+            starts = [builder.add(start_, builder.mul(pitch_, INT64(vector))) for vector in range(width)]
+            columns = [vectors.at(builder, w_array.data, place, kind.size) for place in starts]
+            totals = [[cgutils.alloca_once_value(builder, kind.sums(None)) for _ in columns] for _ in inputs]
+            with vectors.loop(builder, steps_) as index:
+                step = builder.mul(index, stride_)
+                if ahead is not types.none:
+                    soon = builder.add(step, ahead_)
+                    for each in columns:
+                        vectors.prefetch(builder, vectors.at(builder, each, soon, kind.size))
+                weights = [kind.columns(builder, vectors.at(builder, each, step, kind.size)) for each in columns]
+                add_products(builder, kind, inputs, index, weights, totals)
+            for target, row_totals in zip(targets, totals, strict=True):
+                for vector, total in enumerate(row_totals):
+                    place = vectors.at(builder, target, builder.add(column_, INT64(vector * LANES)), 4)
+                    vectors.store(builder, builder.load(total), place)
+            return context.get_dummy_value()
+
+        return types.void(x, first, w, start, pitch, ahead, stride, steps, sums, row, column), generate
+
+    return multiply
+
+
+def add_products(builder: ir.IRBuilder, kind: Any, inputs: Any, index: Any, weights: Any, totals: Any) -> None:
+    """Add one step of a tile: each row's input times the weights of all columns."""
+    for row_inputs, row_totals in zip(inputs, totals, strict=True):
+        value = vectors.splat(builder, vectors.load(builder, vectors.at(builder, row_inputs, index, 4), kind.inputs))
+        for total, column_weights in zip(row_totals, weights, strict=True):
+            builder.store(kind.add(builder, builder.load(total), value, column_weights), total)
+
+
+@intrinsic
+def rescale(context, y, row, column, weights, row_scale, scale, offset, bias):
+    """Turn the sums y of a `tile` with such weights into outputs: (y - offset) * (row_scale * scale) + bias.
+
+    Works on y[row, column + l] for l < LANES; scale, offset and bias are indexed by column.
+    """
+
+    def generate(context, builder, signature, arguments):
+        arrays = {0: y, 5: scale, 6: offset, 7: bias}
+        y_array, *of_columns = (
+            context.make_array(type_)(context, builder, arguments[place]) for place, type_ in arrays.items()
+        )
+        _, row_, column_, _, row_scale_, *_ = arguments
+        [target] = vectors.rows(builder, y_array, row_, 1)
+        place = vectors.at(builder, target, column_, 4)
+        scales, offsets, biases = (
+            vectors.load(builder, vectors.at(builder, each.data, column_, 4), FLOATS) for each in of_columns
+        )
+        sums = vectors.load(builder, place, KINDS[weights.dtype].sums)
+        if sums.type is INTS:
+            sums = builder.sitofp(sums, FLOATS)
+        factor = builder.fmul(vectors.splat(builder, row_scale_), scales)
+        vectors.store(builder, vectors.multiply_add(builder, builder.fsub(sums, offsets), factor, biases), place)
+        return context.get_dummy_value()
+
+    return types.void(y, row, column, weights, row_scale, scale, offset, bias), generate
