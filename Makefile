@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 # torch's usual wheel for Linux is a CUDA build of gigabytes. Without an NVIDIA driver the CPU build is enough.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test check bench audit up clean
+.PHONY: install demo test generate check bench audit up clean
 
 install: $(VENV)/installed
 
@@ -50,6 +50,9 @@ up: .env
 	@umask 077; secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }; \
 		sed -e "s/^GRAFANA_PASSWORD=$$/&$$(secret)/" -e "s/^API_KEY=$$/&$$(secret)/" deploy/env.example > $@
 	@echo 'Made .env with the settings of docker-compose.yml'
+
+generate: install
+	$(BIN)/python -m tools.generate
 
 check: install
 	$(BIN)/ruff check

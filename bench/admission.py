@@ -15,7 +15,7 @@ from statistics import quantiles
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from florence2.config import GenerationOptions
+from florence2.contract import GenerationOptions
 from florence2.engine.scheduler import Scheduler
 from florence2.engine.sequence import Request, Sequence
 from florence2.errors import Cancelled

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from florence2.config import GenerationDefaults, GenerationOptions, ImageConfig, ModelConfig, TextConfig, TokenConfig
+from florence2.config import GenerationDefaults, ImageConfig, ModelConfig, TextConfig, TokenConfig
 from florence2.engine.bart import LanguageModel
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
@@ -28,7 +28,7 @@ BASE = ModelConfig(
     image=ImageConfig(768, 768, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3, tokens=24 * 24 + 1),
     text=TextConfig(51328, 768, 6, 6, 12, 12, 3072, 3072, max_positions=1024, scale_embedding=False),
     tokens=TokenConfig(bos=0, pad=1, eos=2, decoder_start=2, first_location=50269, known=51289),
-    generation=GenerationDefaults(3, 3, 1.0, True, forced_bos=0, forced_eos=2),
+    generation=GenerationDefaults(forced_bos=0, forced_eos=2),
     banned_phrases=(),
     source="random weights, base geometry",
 )
@@ -72,7 +72,7 @@ def request(config: ModelConfig, seed: int, **options: int) -> Request:
     random = np.random.default_rng(seed)
     features = random.standard_normal((config.image.tokens, config.text.d_model), dtype=np.float32)
     prompt = [0, *random.integers(4, 50000, PROMPT_TOKENS - 2).tolist(), 2]
-    return Request(features, prompt, GenerationOptions.resolve(config, **options))
+    return Request(features, prompt, config.generation_options(**options))
 
 
 def decoder_bytes(tensors: dict[str, torch.Tensor]) -> int:

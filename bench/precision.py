@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from florence2.config import GenerationOptions
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
 from florence2.engine.weights import build_language_model, create_backend
@@ -42,7 +41,7 @@ def questions(
     """Task, expected answer and request, for every task of every scene."""
     model, processor = architecture.load(path)
     model.eval()
-    options = GenerationOptions.resolve(checkpoint.config, num_beams=beams, max_new_tokens=150)
+    options = checkpoint.config.generation_options(num_beams=beams, max_new_tokens=150)
     for seed in seeds:
         scene = scenes.make_scene(seed)
         examples = scenes.make_examples(scene, seed)

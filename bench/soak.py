@@ -27,7 +27,6 @@ import torch
 
 from florence2.config import (
     GenerationDefaults,
-    GenerationOptions,
     ImageConfig,
     ModelConfig,
     TextConfig,
@@ -99,7 +98,7 @@ def tiny_config() -> ModelConfig:
         image=ImageConfig(32, 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 3, tokens=5),
         text=TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=48, scale_embedding=False),
         tokens=TokenConfig(bos=0, pad=1, eos=2, decoder_start=2, first_location=20, known=37),
-        generation=GenerationDefaults(3, 3, 1.0, True, forced_bos=0, forced_eos=2),
+        generation=GenerationDefaults(forced_bos=0, forced_eos=2),
         banned_phrases=(),
         source="random weights",
     )
@@ -152,8 +151,7 @@ class EngineSoak:
         """Mostly ordinary; 3 % each late and cancelled, 2 % each failing in their prefill and refused."""
         kind = self.chance.choices(("good", "late", "gone", "prefill", "refused"), (90, 3, 3, 2, 2))[0]
         prompts = {"prefill": [0, 9, 2], "refused": [0, -1, 2]}
-        options = GenerationOptions.resolve(
-            self.config,
+        options = self.config.generation_options(
             num_beams=self.chance.choice((1, 1, 1, 3)),
             max_new_tokens=self.chance.randint(1, 4) if kind == "good" else 48,
         )

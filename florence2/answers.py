@@ -69,7 +69,7 @@ class BoxesAndPolygons(_Lists):
 
 Answer: TypeAlias = TextAnswer | Boxes | Quads | Polygons | BoxesAndPolygons
 
-_SHAPES: dict[Grammar, type[Boxes] | type[Quads] | type[Polygons] | type[BoxesAndPolygons]] = {
+SHAPES: dict[Grammar, type[Boxes] | type[Quads] | type[Polygons] | type[BoxesAndPolygons]] = {
     Grammar.LABELLED_BOXES: Boxes,
     Grammar.BARE_BOXES: Boxes,
     Grammar.GROUNDING: Boxes,
@@ -84,6 +84,6 @@ def answer_from_json(grammar: Grammar, value: Any) -> Answer:
     try:
         if grammar is Grammar.TEXT and isinstance(value, str):
             return TextAnswer(value)
-        return _SHAPES[grammar](**value)
+        return SHAPES[grammar](**value)
     except (KeyError, TypeError) as error:
         raise InternalError(f"the server's answer is not of the form {grammar.value}") from error

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from florence2.contract import OPTIONS, GenerationOptions
 from florence2.errors import CheckpointError, InvalidOption
 
 FILE_NAME = "florence2.json"
@@ -61,15 +61,11 @@ class TokenConfig:
 
 
 @dataclass(frozen=True)
-class GenerationDefaults:
-    """The checkpoint's defaults of what a request may set, and its forced tokens."""
+class GenerationDefaults(GenerationOptions):
+    """The checkpoint's own value of each generation option, and the tokens that it forces."""
 
-    num_beams: int
-    no_repeat_ngram_size: int
-    length_penalty: float
-    early_stopping: bool
-    forced_bos: int | None
-    forced_eos: int | None
+    forced_bos: int | None = None
+    forced_eos: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,24 @@ class ModelConfig:
     def max_new_tokens(self) -> int:
         """The last generated token is never fed back, so exactly all positions can be generated."""
         return self.text.max_positions
+
+    def generation_options(self, **given: Any) -> GenerationOptions:
+        """Return the options of a request: what is given, and the checkpoint's value for what is left out or None.
+
+        Raises InvalidOption on a value out of range.
+        """
+        given = {keyword: value for keyword, value in given.items() if value is not None}
+        defaults = {option.keyword: getattr(self.generation, option.keyword) for option in OPTIONS}
+        options = GenerationOptions(**(defaults | given))
+        for option in OPTIONS:
+            option.check(getattr(options, option.keyword), self.max_new_tokens)
+        if options.max_new_tokens > self.max_new_tokens:
+            options = dataclasses.replace(options, max_new_tokens=self.max_new_tokens)
+        if options.min_new_tokens > options.max_new_tokens:
+            raise InvalidOption(
+                f"MIN_NEW_TOKENS must be at most MAX_NEW_TOKENS, {options.max_new_tokens}, not {options.min_new_tokens}"
+            )
+        return options
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -117,51 +131,6 @@ class ModelConfig:
         mean, std = ((r, g, b) for r, g, b in (config.image.mean, config.image.std))  # JSON knows no tuples
         image = dataclasses.replace(config.image, mean=mean, std=std)
         return dataclasses.replace(config, image=image, banned_phrases=tuple(config.banned_phrases))
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """One request's options, complete and within range. Build it with `resolve`."""
-
-    max_new_tokens: int
-    num_beams: int
-    no_repeat_ngram_size: int
-    length_penalty: float
-    early_stopping: bool
-
-    MAX_BEAMS = 16
-    LENGTH_PENALTIES = (-2.0, 10.0)  # below, transformers prefers an empty answer to any real one
-
-    @classmethod
-    def resolve(
-        cls,
-        config: ModelConfig,
-        *,
-        max_new_tokens: int | None = None,
-        num_beams: int | None = None,
-        no_repeat_ngram_size: int | None = None,
-        length_penalty: float | None = None,
-        early_stopping: bool | None = None,
-    ) -> GenerationOptions:
-        """Fills what the caller left out from the checkpoint. Raises InvalidOption on a value out of range."""
-        defaults = config.generation
-        options = cls(
-            config.max_new_tokens if max_new_tokens is None else max_new_tokens,
-            defaults.num_beams if num_beams is None else num_beams,
-            defaults.no_repeat_ngram_size if no_repeat_ngram_size is None else no_repeat_ngram_size,
-            defaults.length_penalty if length_penalty is None else length_penalty,
-            defaults.early_stopping if early_stopping is None else early_stopping,
-        )
-        _require_range("MAX_NEW_TOKENS", options.max_new_tokens, 1, config.max_new_tokens)
-        _require_range("NUM_BEAMS", options.num_beams, 1, cls.MAX_BEAMS)
-        _require_range("NO_REPEAT_NGRAM_SIZE", options.no_repeat_ngram_size, 0, config.max_new_tokens)
-        _require_range("LENGTH_PENALTY", options.length_penalty, *cls.LENGTH_PENALTIES)
-        return options
-
-
-def _require_range(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise InvalidOption(f"{name} must be between {low} and {high}, not {value}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -26,11 +26,15 @@ REGION = re.compile(r"\s*[-+.\deE]+\s*(,\s*[-+.\deE]+\s*){3}")
 class Options(TypedDict, total=False):
     """What every request takes by name. What is left out, or None, is as the checkpoint or the client has it."""
 
-    max_new_tokens: int | None  # cuts the answer off there
-    num_beams: int | None  # 1 is greedy
-    no_repeat_ngram_size: int | None  # 0 allows repetition
-    length_penalty: float | None  # above 0 favours long answers
-    early_stopping: bool | None  # end the search at enough hypotheses
+    # generated: options
+    max_new_tokens: int | None  # generate at most this many tokens; more than the model's positions means all of them
+    num_beams: int | None  # beams of the search; 1 is greedy
+    no_repeat_ngram_size: int | None  # let no sequence of this many tokens occur twice; 0 turns the rule off
+    length_penalty: float | None  # with beams, favor longer answers if above 0 and shorter ones if below
+    early_stopping: bool | None  # with beams, stop as soon as there are as many answers as beams
+    min_new_tokens: int | None  # generate at least this many tokens
+    repetition_penalty: float | None  # make generated tokens less likely to come again if above 1, more likely if below
+    # end of generated: options
     timeout: float | None  # seconds for all of it, retries included
     max_side: int | None  # pictures with a longer side are scaled down before they are sent
 

@@ -19,7 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration
 
-from florence2.config import GenerationOptions, ModelConfig
+from florence2.config import ModelConfig
+from florence2.contract import GenerationOptions
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
@@ -104,7 +105,7 @@ def questions(checkpoint: Checkpoint) -> list[Case]:
     config, cases = checkpoint.config, list[Case]()
     for picture, task in enumerate(ASKED):
         prompt = checkpoint.tokenizer.encode(f"<s>{TASKS[task].prompt}</s>", add_special_tokens=False).ids
-        usual = GenerationOptions.resolve(config, max_new_tokens=min(NEW_TOKENS, config.max_new_tokens))
+        usual = config.generation_options(max_new_tokens=min(NEW_TOKENS, config.max_new_tokens))
         free = replace(usual, num_beams=1, no_repeat_ngram_size=0)
         cases += [Case(picture, prompt, free), Case(picture, prompt, usual)]
     return cases

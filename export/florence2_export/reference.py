@@ -6,6 +6,7 @@ Shapes: B pictures, T image tokens, D = d_model, P prompt tokens, N generated to
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, Florence2ForConditionalGeneration, GenerationConfig
 
-from florence2.config import GenerationOptions, ModelConfig
+from florence2.config import ModelConfig
+from florence2.contract import GenerationOptions
 from florence2_export.checkpoint import Checkpoint
 
 
@@ -79,12 +81,8 @@ def reference_tokens(
     """transformers' answer without the start token. features: [T, D]; padding rows of the embedding never win."""
     tokens = config.tokens
     generation = GenerationConfig(
+        **dataclasses.asdict(options),  # they have transformers' names
         do_sample=False,
-        max_new_tokens=options.max_new_tokens,
-        num_beams=options.num_beams,
-        no_repeat_ngram_size=options.no_repeat_ngram_size,
-        length_penalty=options.length_penalty,
-        early_stopping=options.early_stopping,
         bos_token_id=tokens.bos,
         pad_token_id=tokens.pad,
         eos_token_id=tokens.eos,

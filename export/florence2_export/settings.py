@@ -5,6 +5,7 @@ Called by `checkpoint`. What files say twice and differently is settled here, an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,9 @@ from florence2.config import (
     TokenConfig,
     read_json,
 )
+from florence2.contract import GenerationOptions
 from florence2.errors import CheckpointError
 from florence2_export import layouts
-
-# Florence-2's own, for checkpoints that say nothing.
-STOCK_GENERATION: Mapping[str, Any] = {
-    "num_beams": 3,
-    "no_repeat_ngram_size": 3,
-    "length_penalty": 1.0,
-    "early_stopping": True,
-}
 
 
 def read_model_config(
@@ -49,7 +43,7 @@ def read_model_config(
             image=image_config(read_image_processor(directory), architecture, notes),
             text=text,
             tokens=tokens,
-            generation=generation_defaults(sources, tokens),
+            generation=generation_defaults(sources, tokens, text.max_positions),
             banned_phrases=banned_phrases(directory),
             source=name,
         )
@@ -151,17 +145,19 @@ def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
     )
 
 
-def generation_defaults(sources: list[Mapping[str, Any]], tokens: TokenConfig) -> GenerationDefaults:
-    """The first of `sources` that sets a value wins, then Florence-2's own; forced tokens are the tokenizer's."""
-    values = {key: _first(sources, key, stock) for key, stock in STOCK_GENERATION.items()}
-    return GenerationDefaults(
-        num_beams=int(values["num_beams"]),
-        no_repeat_ngram_size=int(values["no_repeat_ngram_size"]),
-        length_penalty=float(values["length_penalty"]),
-        early_stopping=values["early_stopping"] is True,
-        forced_bos=tokens.bos,
-        forced_eos=tokens.eos,
-    )
+def generation_defaults(
+    sources: list[Mapping[str, Any]], tokens: TokenConfig, max_positions: int
+) -> GenerationDefaults:
+    """Return the first value that one of `sources` has for each option, else Florence-2's; the tokenizer forces tokens.
+
+    The limit on new tokens is always that of the positions: checkpoints carry transformers' 20 or 1024 for it.
+    """
+    given = {
+        keyword: type(stock)(_first(sources, keyword, stock))
+        for keyword, stock in dataclasses.asdict(GenerationOptions()).items()
+    }
+    given |= {"max_new_tokens": max_positions, "early_stopping": _first(sources, "early_stopping", True) is True}
+    return GenerationDefaults(**given, forced_bos=tokens.bos, forced_eos=tokens.eos)
 
 
 def _first(sources: list[Mapping[str, Any]], key: str, otherwise: Any) -> Any:

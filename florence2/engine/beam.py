@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
-from florence2.config import GenerationOptions, ModelConfig, TokenConfig
+from florence2.config import ModelConfig, TokenConfig
+from florence2.contract import GenerationOptions
 
 NEVER = -1e9  # transformers' score of a beam that must not be chosen
 LOWEST = -3e38  # about the lowest float32

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from florence2 import config as config_module
-from florence2.config import GenerationOptions, ModelConfig
+from florence2.config import ModelConfig
 from florence2.engine.backend import Backend, Span
 from florence2.engine.beam import Candidate, Generation, start_search
 from florence2.engine.scheduler import Scheduler
@@ -45,7 +45,7 @@ class Engine:
         self.prefill_seconds = prefill_seconds
         self._prefilling: deque[Sequence] = deque()
         # A first step, since backends compile it: better now than at the first request.
-        greedy = start_search(GenerationOptions.resolve(config, num_beams=1), config, top)
+        greedy = start_search(config.generation_options(num_beams=1), config, top)
         with torch.inference_mode():
             backend.step([greedy], [Span(range(1), slot=0, position=0, encoder_length=1)])
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from florence2.config import GenerationOptions
+from florence2.contract import GenerationOptions
 from florence2.engine.beam import Generation, Search
 from florence2.errors import Florence2Error
 

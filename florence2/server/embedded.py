@@ -110,9 +110,11 @@ class EmbeddedServer:
             triton = self._find_triton()
             served = self.repository.resolve() if self._model_control else mirror(self._folder, self.repository)
             if self._stream:
-                from florence2.server.twins import write_twins  # beware: make install imports us without protobuf
+                from florence2.server.streaming import (
+                    write_streaming_models,  # beware: make install imports us without protobuf
+                )
 
-                write_twins(self.repository, served)
+                write_streaming_models(self.repository, served)
             require_shared_memory(expected_processes(served, triton))
             self._process = self._launch(triton, served)
             undo.callback(self._end_process)

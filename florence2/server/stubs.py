@@ -26,7 +26,7 @@ def model_processes(folder: Path) -> dict[int, str]:
 
 def expected_processes(repository: Path, triton: Installation) -> int:
     """One for each instance of a version's model. Raises ServerError for a configuration that cannot be read."""
-    from florence2.server.twins import read_config  # beware: make install imports us without protobuf
+    from florence2.server.streaming import read_config  # beware: make install imports us without protobuf
 
     processes = 0
     for path in repository.glob("*/config.pbtxt"):

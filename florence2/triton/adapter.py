@@ -18,7 +18,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from florence2 import errors
-from florence2.config import GenerationOptions, ModelConfig
+from florence2.config import ModelConfig
+from florence2.contract import OPTIONS, GenerationOptions
 from florence2.engine.metrics import Kind, Metric, Sample, Series
 from florence2.triton.admission import NO_TICKET, Tickets
 
@@ -88,20 +89,15 @@ def text(request: Any, name: str) -> str | None:
 
 
 def generation_options(request: Any, config: ModelConfig, *, greedy: bool = False) -> GenerationOptions:
-    """The five option tensors of the contract. Raises InvalidOption, in a `greedy` model on more than one beam."""
-    num_beams = scalar(request, "NUM_BEAMS")
-    if greedy and num_beams not in (None, 1):
-        raise errors.InvalidOption(
-            f"an answer that is streamed has one beam; leave NUM_BEAMS out or set it to 1, not {num_beams}"
-        )
-    return GenerationOptions.resolve(
-        config,
-        max_new_tokens=scalar(request, "MAX_NEW_TOKENS"),
-        num_beams=1 if greedy else num_beams,
-        no_repeat_ngram_size=scalar(request, "NO_REPEAT_NGRAM_SIZE"),
-        length_penalty=scalar(request, "LENGTH_PENALTY"),
-        early_stopping=scalar(request, "EARLY_STOPPING"),
-    )
+    """Return the options of a request. Raises InvalidOption, in a `greedy` model also on more than one beam."""
+    given = {option.keyword: scalar(request, option.name) for option in OPTIONS}
+    if greedy:
+        if given["num_beams"] not in (None, 1):
+            raise errors.InvalidOption(
+                f"a streamed answer has one beam; leave NUM_BEAMS out or set it to 1, not {given['num_beams']}"
+            )
+        given["num_beams"] = 1
+    return config.generation_options(**given)
 
 
 def strings(*values: str) -> np.ndarray:
@@ -132,16 +128,9 @@ def error_response(error: Exception) -> Any:
     if not isinstance(error, errors.Florence2Error):
         pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
         error = errors.InternalError("the server failed on this request; see its log")
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), _code(error)))
-
-
-def _code(error: errors.Florence2Error) -> int:
-    codes = {
-        errors.InvalidRequest: pb_utils.TritonError.INVALID_ARG,
-        errors.Unavailable: pb_utils.TritonError.UNAVAILABLE,
-        errors.Cancelled: pb_utils.TritonError.CANCELLED,
-    }
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), pb_utils.TritonError.INTERNAL)
+    # The Python backend's constants are named after the statuses, but for one.
+    status = getattr(pb_utils.TritonError, error.status.removesuffix("UMENT"))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_message, status))
 
 
 class Reply:

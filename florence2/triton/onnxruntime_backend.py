@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from florence2.errors import InternalError
 from florence2.triton.onnx_session import open_session
 
 
@@ -51,8 +52,8 @@ class TritonPythonModel:
             return self._response(request, self.session.run(feed))
         except Exception as error:
             pb_utils.Logger.log_error(f"onnxruntime: {error}")
-            reason = pb_utils.TritonError("onnxruntime could not run the model", pb_utils.TritonError.INTERNAL)
-            return pb_utils.InferenceResponse(error=reason)
+            reason = InternalError("the vision encoder failed on this request; see the server's log").wire_message
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, pb_utils.TritonError.INTERNAL))
 
     def _feed(self, request: Any) -> dict[str, np.ndarray]:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}

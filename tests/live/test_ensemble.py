@@ -19,14 +19,14 @@ from PIL import Image
 from transformers import Florence2ForConditionalGeneration
 from tritonclient.utils import InferenceServerException
 
+from florence2.contract import OPTIONS
 from florence2.tasks import TASKS
 from tests.reference import DEMO, processor
 from tests.unit.test_model_repository import CONTRACT_OUTPUTS
 from tools.toy_model import evaluate, scenes
 
 SEEDS = (900_001, 900_002)  # no scene of training, evaluation or the demo
-TYPES = {"MAX_NEW_TOKENS": "INT32", "NUM_BEAMS": "INT32", "NO_REPEAT_NGRAM_SIZE": "INT32",
-         "LENGTH_PENALTY": "FP32", "EARLY_STOPPING": "BOOL"}  # fmt: skip
+TYPES = {option.name: option.type for option in OPTIONS}
 DTYPES = {"INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
 DEFAULT_LIMIT = 512
 
@@ -200,41 +200,63 @@ def test_coordinates_are_of_the_picture_as_it_is_seen(server):
 GOOD = png(scenes.make_scene(SEEDS[0]).draw(64))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "named"),
-    [
-        ((b"", "<OD>"), {}, "picture|image"),
-        ((b"junk", "<OD>"), {}, "picture|image"),
-        ((b"https://example.com/street.jpg", "<OD>"), {}, "address"),
-        ((GOOD[: len(GOOD) // 2], "<OD>"), {}, "picture|image"),
-        ((GOOD, ""), {}, "TASK|task"),
-        ((GOOD, b"\xff\xfe"), {}, "UTF-8"),
-        ((GOOD, "<OD>", "a dog"), {}, "<OD>"),
-        ((GOOD, "<OPEN_VOCABULARY_DETECTION>"), {}, "<OPEN_VOCABULARY_DETECTION>"),
-        ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "  "), {}, "<OPEN_VOCABULARY_DETECTION>"),
-        ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "a </s> b"), {}, "</s>"),
-        ((GOOD, "<REGION_TO_OCR>", "here"), {}, "region"),
-        ((GOOD, "<REGION_TO_OCR>", "1,2,3"), {}, "region"),
-        ((GOOD, "<REGION_TO_OCR>", "30,30,10,10"), {}, "corner"),
-        ((GOOD, "<REGION_TO_OCR>", "1000,1000,2000,2000"), {}, "picture|region"),
-        ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "dog " * 3000), {}, "token|long"),
-        ((GOOD, "<OD>"), {"NUM_BEAMS": 0}, "NUM_BEAMS"),
-        ((GOOD, "<OD>"), {"NUM_BEAMS": 10_000}, "NUM_BEAMS"),
-        ((GOOD, "<OD>"), {"MAX_NEW_TOKENS": 0}, "MAX_NEW_TOKENS"),
-        ((GOOD, "<OD>"), {"MAX_NEW_TOKENS": 513}, "MAX_NEW_TOKENS"),
-        ((GOOD, "<OD>"), {"NO_REPEAT_NGRAM_SIZE": -1}, "NO_REPEAT_NGRAM_SIZE"),
-        ((GOOD, "<OD>"), {"LENGTH_PENALTY": float("nan")}, "LENGTH_PENALTY"),
-        ((GOOD, "<OD>"), {"LENGTH_PENALTY": float("inf")}, "LENGTH_PENALTY"),
-        ((GOOD, "<OD>"), {"LENGTH_PENALTY": -5.0}, "LENGTH_PENALTY"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_mistake_is_named_and_costs_nobody_anything(server, arguments, options, named):
-    """INVALID_ARGUMENT, one sentence, no traceback or path."""
+MISTAKES = [
+    ((b"", "<OD>"), {}, "INVALID_IMAGE", "picture|image"),
+    ((b"junk", "<OD>"), {}, "INVALID_IMAGE", "picture|image"),
+    ((b"https://example.com/street.jpg", "<OD>"), {}, "INVALID_IMAGE", "address"),
+    ((GOOD[: len(GOOD) // 2], "<OD>"), {}, "INVALID_IMAGE", "picture|image"),
+    ((GOOD, ""), {}, "INVALID_PROMPT", "TASK|task"),
+    ((GOOD, b"\xff\xfe"), {}, "INVALID_PROMPT", "UTF-8"),
+    ((GOOD, "<OD>", "a dog"), {}, "INVALID_PROMPT", "<OD>"),
+    ((GOOD, "<OPEN_VOCABULARY_DETECTION>"), {}, "INVALID_PROMPT", "<OPEN_VOCABULARY_DETECTION>"),
+    ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "  "), {}, "INVALID_PROMPT", "<OPEN_VOCABULARY_DETECTION>"),
+    ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "a </s> b"), {}, "INVALID_PROMPT", "</s>"),
+    ((GOOD, "<REGION_TO_OCR>", "here"), {}, "INVALID_PROMPT", "region"),
+    ((GOOD, "<REGION_TO_OCR>", "1,2,3"), {}, "INVALID_PROMPT", "region"),
+    ((GOOD, "<REGION_TO_OCR>", "30,30,10,10"), {}, "INVALID_PROMPT", "corner"),
+    ((GOOD, "<REGION_TO_OCR>", "1000,1000,2000,2000"), {}, "INVALID_PROMPT", "picture|region"),
+    ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "dog " * 3000), {}, "INVALID_PROMPT", "token|long"),
+    ((GOOD, "<OD>"), {"NUM_BEAMS": 0}, "INVALID_OPTION", "NUM_BEAMS"),
+    ((GOOD, "<OD>"), {"NUM_BEAMS": 10_000}, "INVALID_OPTION", "NUM_BEAMS"),
+    ((GOOD, "<OD>"), {"MAX_NEW_TOKENS": 0}, "INVALID_OPTION", "MAX_NEW_TOKENS"),
+    ((GOOD, "<OD>"), {"MIN_NEW_TOKENS": 9, "MAX_NEW_TOKENS": 8}, "INVALID_OPTION", "MIN_NEW_TOKENS"),
+    ((GOOD, "<OD>"), {"NO_REPEAT_NGRAM_SIZE": -1}, "INVALID_OPTION", "NO_REPEAT_NGRAM_SIZE"),
+    ((GOOD, "<OD>"), {"REPETITION_PENALTY": 0.0}, "INVALID_OPTION", "REPETITION_PENALTY"),
+    ((GOOD, "<OD>"), {"LENGTH_PENALTY": float("nan")}, "INVALID_OPTION", "LENGTH_PENALTY"),
+    ((GOOD, "<OD>"), {"LENGTH_PENALTY": float("inf")}, "INVALID_OPTION", "LENGTH_PENALTY"),
+    ((GOOD, "<OD>"), {"LENGTH_PENALTY": -5.0}, "INVALID_OPTION", "LENGTH_PENALTY"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "code", "named"), MISTAKES, ids=[row[2] for row in MISTAKES])
+def test_a_mistake_is_named_and_costs_nobody_anything(server, arguments, options, code, named):
+    """INVALID_ARGUMENT, the code and one sentence, no traceback or path."""
     status, message = refused(server, *arguments, **options)
     assert status == "StatusCode.INVALID_ARGUMENT"
+    assert f"{code}: " in message
     assert any(word in message for word in named.split("|")), message
     assert "Traceback" not in message and ".py" not in message and "/1/" not in message
+
+
+def test_more_new_tokens_than_positions_means_all_of_them(server):
+    """A client need not know how many positions the checkpoint has."""
+    most = ask(server, GOOD, "<CAPTION>", MAX_NEW_TOKENS=2**31 - 1)
+    assert most["RESULT"] == ask(server, GOOD, "<CAPTION>")["RESULT"]
+
+
+@pytest.mark.parametrize("model", ["florence2_ensemble/generate", "florence2_ensemble/infer"])
+def test_the_code_comes_over_http_too(server, model):
+    """Triton's generate extension answers every error with the same status."""
+    image = base64.b64encode(b"junk").decode()
+    if model.endswith("generate"):
+        body = {"IMAGE": image, "TASK": "<OD>"}
+    else:
+        inputs = {"IMAGE": image, "TASK": "<OD>"}.items()
+        body = {"inputs": [{"name": k, "shape": [1], "datatype": "BYTES", "data": [v]} for k, v in inputs]}
+    request = urllib.request.Request(f"{server.http_url}/v2/models/{model}", json.dumps(body).encode())
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    assert "INVALID_IMAGE: " in json.load(caught.value)["error"]
 
 
 def test_bad_requests_in_a_crowd_cost_the_good_ones_nothing(server):

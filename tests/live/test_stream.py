@@ -206,7 +206,7 @@ def test_the_client_yields_results_up_to_the_final_one(url, collected):
     [
         ((b"junk", "od"), {}, InvalidRequest, "the picture is damaged"),
         ((PICTURE, "od", "superfluous"), {}, InvalidRequest, "<OD> takes no text"),
-        ((PICTURE, "od"), {"num_beams": 3}, InvalidRequest, "an answer that is streamed has one beam"),
+        ((PICTURE, "od"), {"num_beams": 3}, InvalidRequest, "a streamed answer has one beam"),
         ((PICTURE, "od"), {"length_penalty": float("inf")}, InvalidRequest, "LENGTH_PENALTY must be|not a finite"),
         ((PICTURE, LONG), {"timeout": 0.001}, DeadlineExceeded, "no answer within 0.001|time limit"),
         ((PICTURE, "od"), {"model": "other_ensemble"}, ModelNotFound, "no model other_stream, so"),

@@ -8,11 +8,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 NAMES = sorted(path.parent.name for path in REPOSITORY.glob("*/config.pbtxt"))
-# Only a stream's postprocess is told whether more is to come (florence2.server.twins): here the wire would have Triton
-# wait for postprocess when an output of the decoder is asked for alone.
-FOR_THE_TWIN = {"FINISH_REASON"}
-# An ensemble that took it would pass for somebody who calls preprocess alone.
-FOR_DIRECT_CALLERS = {"PROMPT"}
+# Wired only where the answer is streamed, and only for clients that call a model by itself: see the contract.
+STREAMS_ONLY = {"FINISH_REASON"}
+DIRECT_ONLY = {"PROMPT"}
 
 CONTRACT_INPUTS = {
     "IMAGE": ("TYPE_STRING", [1], False),
@@ -23,6 +21,8 @@ CONTRACT_INPUTS = {
     "NO_REPEAT_NGRAM_SIZE": ("TYPE_INT32", [1], True),
     "LENGTH_PENALTY": ("TYPE_FP32", [1], True),
     "EARLY_STOPPING": ("TYPE_BOOL", [1], True),
+    "MIN_NEW_TOKENS": ("TYPE_INT32", [1], True),
+    "REPETITION_PENALTY": ("TYPE_FP32", [1], True),
 }
 CONTRACT_OUTPUTS = {
     "RESULT": ("TYPE_STRING", [1], False),
@@ -81,10 +81,7 @@ def test_every_wire_of_the_ensemble_joins_equal_tensors():
     for step in ensemble.ensemble_scheduling.step:
         model = read(step.model_name)
         inputs, outputs = signature(model.input), signature(model.output)
-        assert (
-            set(step.input_map) == set(inputs) - FOR_THE_TWIN
-            and set(step.output_map) == set(outputs) - FOR_DIRECT_CALLERS
-        )
+        assert set(step.input_map) == set(inputs) - STREAMS_ONLY and set(step.output_map) == set(outputs) - DIRECT_ONLY
         for tensor, wire in step.input_map.items():
             kind, dims, optional = inputs[tensor]
             assert wires[wire][:2] == (kind, dims), f"{step.model_name}.{tensor} <- {wire}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from florence2.errors import (
+    ERROR_CODES,
     Cancelled,
     ConnectionFailed,
     DeadlineExceeded,
@@ -46,6 +47,8 @@ STREAMED = (
     (re.compile("caller cancelled"), "CANCELLED"),
     (re.compile("failed on this|stopped working|Stub process|server failed"), "INTERNAL"),
 )
+# How our own models begin their messages.
+CODED = re.compile(rf"({'|'.join(ERROR_CODES)}): (.*)")
 # What Triton writes before a model's own sentence.
 PREFIXES = re.compile(
     r"^(\[request id: [^\]]*\] "
@@ -56,8 +59,11 @@ PREFIXES = re.compile(
 
 def triton_error(status: str, message: str) -> Florence2Error:
     """The exception for a status name (gRPC's) and Triton's message."""
+    sentence = clean_sentence(message)
+    if coded := CODED.match(sentence):
+        return ERROR_CODES[coded[1]](coded[2])
     kind = Unavailable if NOT_LOADED.search(message) else ERRORS.get(status, InternalError)
-    return kind(clean_sentence(message))
+    return kind(sentence)
 
 
 def streamed_error(message: str) -> Florence2Error:

@@ -20,7 +20,7 @@ TYPES = {"TYPE_STRING": "string", "TYPE_INT32": "integer", "TYPE_FP32": "number"
 PYTHON = {"string": str, "integer": int, "number": (int, float), "array": list}
 
 
-@pytest.mark.parametrize(("name", "contract"), [("Question", CONTRACT_INPUTS), ("Answer", CONTRACT_OUTPUTS)])
+@pytest.mark.parametrize(("name", "contract"), [("Request", CONTRACT_INPUTS), ("Response", CONTRACT_OUTPUTS)])
 def test_fields_are_the_contracts(name, contract):
     """Every tensor with its type; what is not optional is required."""
     fields = SCHEMAS[name]["properties"]
@@ -28,13 +28,13 @@ def test_fields_are_the_contracts(name, contract):
     for tensor, (kind, dims, _) in contract.items():
         field = fields[tensor] if dims == [1] else fields[tensor]["items"]
         assert field["type"] == TYPES[kind]
-    if name == "Question":
+    if name == "Request":
         assert SCHEMAS[name]["required"] == [tensor for tensor, (*_, optional) in contract.items() if not optional]
 
 
 def test_tasks_are_the_codes():
     """All tokens are named as examples of TASK."""
-    assert SCHEMAS["Question"]["properties"]["TASK"]["examples"] == list(TASKS)
+    assert SCHEMAS["Request"]["properties"]["TASK"]["examples"] == list(TASKS)
 
 
 def ask(server, question):
@@ -54,9 +54,9 @@ def test_the_example_is_answered_as_described(server):
     example = ASK["requestBody"]["content"]["application/json"]["example"]
     status, answer = ask(server, example)
     assert status == 200
-    for name, field in SCHEMAS["Answer"]["properties"].items():
+    for name, field in SCHEMAS["Response"]["properties"].items():
         assert isinstance(answer[name], PYTHON[field["type"]])
-    assert answer["FINISH_REASON"] in SCHEMAS["Answer"]["properties"]["FINISH_REASON"]["enum"]
+    assert answer["FINISH_REASON"] in SCHEMAS["Response"]["properties"]["FINISH_REASON"]["enum"]
     status, answer = ask(server, example | {"IMAGE": "AAAA"})
     assert str(status) in ASK["responses"]
     assert isinstance(answer["error"], str)

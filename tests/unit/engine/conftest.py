@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bench.soak import tiny_config
-from florence2.config import GenerationOptions, ModelConfig
+from florence2.config import ModelConfig
 from florence2.engine.bart import LanguageModel
 from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.engine import Engine
@@ -42,6 +42,6 @@ def make_request(config: ModelConfig):
         random = np.random.default_rng(seed)
         features = random.standard_normal((config.image.tokens, config.text.d_model)).astype(np.float32)
         prompt = [0, *random.integers(3, config.tokens.known, 1 + seed % 7).tolist(), 2]
-        return Request(features, prompt, GenerationOptions.resolve(config, **options))
+        return Request(features, prompt, config.generation_options(**options))
 
     return make

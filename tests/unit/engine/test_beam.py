@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor
 
-from florence2.config import GenerationOptions
 from florence2.engine.beam import Candidate, repeating_tokens, start_search
 from florence2.engine.scoring import top
 
@@ -24,7 +23,7 @@ def test_size_zero_bans_nothing():
 
 
 def search(config, **options):
-    return start_search(GenerationOptions.resolve(config, **options), config, top)
+    return start_search(config.generation_options(**options), config, top)
 
 
 def test_the_first_token_is_forced_to_bos_and_the_last_to_eos(config):

@@ -17,7 +17,6 @@ from transformers import (
     GenerationConfig,
 )
 
-from florence2.config import GenerationOptions
 from florence2.engine.backend import Backend
 from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.cuda.backend import CudaBackend
@@ -119,7 +118,7 @@ def reference(request, tmp_path_factory) -> Reference:
 def request_of(reference: Reference, seed: int, **options) -> Request:
     config = reference.checkpoint.config
     prompt = np.random.default_rng(seed).integers(4, config.tokens.first_location, 3 + seed % 11).tolist()
-    complete = GenerationOptions.resolve(config, **{"max_new_tokens": MAX_NEW_TOKENS, **options})
+    complete = config.generation_options(**{"max_new_tokens": MAX_NEW_TOKENS, **options})
     return Request(reference.features(seed), [0, *prompt, 2], complete)
 
 
@@ -193,6 +192,6 @@ def test_padding_rows_of_the_embedding_are_never_generated(tmp_path):
     assert checkpoint.config.tokens.known == 1674
     features = np.random.default_rng(0).standard_normal((37, 128)).astype(np.float32)
     for beams in (1, 3):
-        options = GenerationOptions.resolve(checkpoint.config, num_beams=beams, max_new_tokens=30)
+        options = checkpoint.config.generation_options(num_beams=beams, max_new_tokens=30)
         [generation] = engine.generate([Request(features, [0, 9, 2], options)])
         assert max(generation.tokens) < 1674

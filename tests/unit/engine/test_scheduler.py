@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from florence2.config import GenerationOptions
+from florence2.contract import GenerationOptions
 from florence2.engine.scheduler import Scheduler
 from florence2.engine.sequence import Request, Sequence
 from florence2.errors import Cancelled, QueueFull

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from florence2.config import GenerationOptions
+from florence2.contract import GenerationOptions
 from florence2.engine import worker as worker_module
 from florence2.engine.beam import Generation
 from florence2.engine.scheduler import Scheduler
