@@ -17,7 +17,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' && '$(PYTHON)' -c '$(SUPPORTED)' || { \
 		echo 'Python 3.10, 3.11 or 3.12 is needed; name one with: make install PYTHON=/path/to/python3.12'; exit 1; }
-	@'$(PYTHON)' -c 'import sys; from florence2.server.wheel import what_is_missing as ask; sys.exit(ask())'
+	@'$(PYTHON)' -I florence2/server/machine.py
 	@echo "Creating $(VENV) with $$('$(PYTHON)' --version)"
 	@'$(PYTHON)' -m venv $(VENV)
 	@if [ "$$(uname -sm)" = 'Linux x86_64' ] && [ ! -e /proc/driver/nvidia/version ] \

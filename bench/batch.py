@@ -20,7 +20,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 
 MOST_GROWTH_MIB = 32.0  # 10,000 keys of answers take 3
 SECONDS_BETWEEN_SAMPLES = 0.5
@@ -40,7 +41,10 @@ def main() -> int:
     parser.add_argument("repository", type=Path)
     parser.add_argument("--pictures", type=int, default=10_000)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, EmbeddedServer(options.repository, "127.0.0.1", 0, 0, 0) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedServer(ServingOptions.on_free_ports(options.repository)) as server,
+    ):
         pictures = Path(folder) / "pictures"
         make_pictures(pictures, options.pictures)
         problems = measure(server.grpc_url, pictures, Path(folder) / "answers.jsonl", options.pictures)

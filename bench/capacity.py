@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.load import Caller, Kind, parse_mix
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 from florence2.server.stubs import model_processes
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -94,9 +95,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=8)
     parser.add_argument("--beams", type=int, default=3)
     options = parser.parse_args()
-    with EmbeddedServer(
-        options.repository, http_port=0, grpc_port=0, metrics_port=0, report=lambda line: None
-    ) as server:
+    with EmbeddedServer(ServingOptions.on_free_ports(options.repository), report=lambda line: None) as server:
         asyncio.run(measure(server, options))
 
 

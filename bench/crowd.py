@@ -24,7 +24,8 @@ import numpy as np
 from bench import hostile
 from bench.soak_live import Sample, sample
 from florence2.errors import Florence2Error
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 from florence2_client.transports.base import open_async_transport, parse_url
 
 ALLOWED = {"answered", "Unavailable", "still waiting"}
@@ -93,9 +94,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
-    with EmbeddedServer(
-        options.repository, http_port=0, grpc_port=0, metrics_port=0, report=lambda line: None
-    ) as server:
+    with EmbeddedServer(ServingOptions.on_free_ports(options.repository), report=lambda line: None) as server:
         asyncio.run(crowd([server.grpc_url, server.http_url], 2, 60))  # the first answers take memory of their own
         outcomes, before, most, waiting, late = asyncio.run(watched(server, options.clients, options.seconds))
         server._hurry = True  # whoever still waits is not waited for

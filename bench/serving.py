@@ -84,7 +84,7 @@ class Serving:
         return [
             process
             for process, command in commands.items()
-            if command[0].endswith((b"/tritonserver", STUB)) and any(mark in word for word in command)
+            if command[0].endswith((b"/tritonserver", STUB.encode())) and any(mark in word for word in command)
         ]
 
 

@@ -31,7 +31,8 @@ import numpy as np
 from bench import hostile
 from bench.soak import MEMORY_SLACK, usage_of
 from florence2.errors import Florence2Error
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 from florence2.tasks import TASKS, TaskInput
 from florence2_client import AsyncClient
 from florence2_client.transports.base import open_async_transport, parse_url
@@ -286,7 +287,7 @@ def main() -> int:
     options = parser.parse_args()
     seconds, taken = 60 * options.minutes, list[Sample]()
     with EmbeddedServer(
-        options.repository, http_port=0, grpc_port=0, metrics_port=0, cache_mib=CACHE_MIB, report=_log, stream=True
+        ServingOptions.on_free_ports(options.repository, cache_mib=CACHE_MIB, stream=True), report=_log
     ) as server:
         print(f"{'minutes':>7} {'requests':>9} {'wrong':>6} {'MiB':>7} {'shm MiB':>8} {'threads':>8} {'fds':>5}")
         start = time.monotonic()

@@ -16,7 +16,8 @@ from pathlib import Path
 from PIL import Image
 
 from florence2.errors import Florence2Error
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 from florence2.tasks import TASKS
 from florence2_client import Client, Result
 from florence2_export.pipeline import export_checkpoint
@@ -49,7 +50,7 @@ def run() -> None:
         export()
     with ExitStack() as stack:
         with step(2, "Starting Triton Inference Server"):
-            server = stack.enter_context(EmbeddedServer(REPOSITORY, "127.0.0.1", 0, 0, 0, report=detail))
+            server = stack.enter_context(EmbeddedServer(ServingOptions.on_free_ports(REPOSITORY), report=detail))
         with step(3, f"Running {len(TASKS)} tasks on {IMAGE.relative_to(ROOT)} over {server.grpc_url}"):
             results = run_all(server.grpc_url)
         with step(4, "Drawing the answers"):

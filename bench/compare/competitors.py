@@ -19,7 +19,8 @@ from tritonclient.utils import np_to_triton_dtype
 
 from bench.compare import generate
 from bench.compare.checkpoint import export
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 
 BEAMS = 3  # the published checkpoints' default
 STATIC_BATCH = Path(__file__).parents[1] / "static_batch"
@@ -139,7 +140,7 @@ def this_server(repository: Path, precision: str, every_number_of_callers: bool 
 @contextlib.contextmanager
 def _served(repository: Path, model: str, shape: list[int]) -> Iterator[Ask]:
     with (
-        EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, report=lambda _line: None) as server,
+        EmbeddedServer(ServingOptions.on_free_ports(repository), report=lambda _line: None) as server,
         asking(server.grpc_url, model, shape) as ask,
     ):
         yield ask

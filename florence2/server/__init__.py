@@ -1,18 +1,15 @@
-"""The embedded server: the real tritonserver of the nvidia-pytriton wheel, started and stopped by Python alone.
+"""The embedded server: the real tritonserver of the nvidia-pytriton wheel, started and stopped from Python.
 
-wheel.py       finds tritonserver, the Python backend's stub for this interpreter and libpython
-installation.py a tritonserver ready to be started: the wheel's when assembled, or that of NVIDIA's container
-folder.py      assembles the private folder that a server runs in: backends, libraries, a mirror of the repository
-addresses.py   ports: free ones, and clear words about taken ones
-log.py         reads tritonserver's log: progress, real errors, reasons of failure
-supervisor.py  the small process between us and tritonserver that leaves nothing behind, whoever is killed
-launch.py      what tritonserver is started with: command line, environment, shared memory
-embedded.py    EmbeddedServer, which puts the others together
-stubs.py       which processes the models have, and whether they live
-foreground.py  serve, an EmbeddedServer until Ctrl-C; starts another one when something of it has died
+options.py       ServingOptions: what is served, where and how
+machine.py       what this machine must have; `make install` runs it first
+installation.py  find a tritonserver: the wheel's, or that of NVIDIA's container
+folder.py        assemble the private folder of one run: backends, libraries, a mirror of the repository
+addresses.py     choose ports, and name those that are taken
+launch.py        command line, environment and shared memory of tritonserver
+supervisor.py    the small process between us and tritonserver that cleans up, whatever is killed
+log.py           read tritonserver's log: progress, real errors, reasons of failure
+streaming.py     derive the models that stream answers
+stubs.py         the processes of Python models: how many there will be, which there are, and whether they live
+embedded.py      EmbeddedServer, which puts these together
+foreground.py    serve: an EmbeddedServer until Ctrl-C, started again when a process of it dies
 """
-
-from florence2.server.embedded import EmbeddedServer
-from florence2.server.foreground import serve
-
-__all__ = ["EmbeddedServer", "serve"]

@@ -1,4 +1,4 @@
-"""Where a server listens. EmbeddedServer checks it before loading models, so a taken port costs nobody any time."""
+"""Where a server listens. EmbeddedServer checks it before it loads models, so a taken port is reported at once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from florence2.errors import ServerError
 
-# The kernel hands out ports for outgoing connections from 32768 on; below, nobody takes one by accident between our
-# looking and tritonserver's binding.
+# The kernel gives outgoing connections ports from 32768 on; a lower one is not taken by accident between our check and
+# tritonserver's bind.
 FREE_PORTS = range(15000, 32000)
 
 
@@ -26,22 +26,22 @@ class Addresses:
 
     @property
     def client_host(self) -> str:
-        """Where a client on this machine finds it: 0.0.0.0 is for listening only."""
+        """The address for clients on this machine: 0.0.0.0 is only for listening."""
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host
 
     @property
     def is_loopback(self) -> bool:
-        """Whether nobody but this machine can connect."""
+        """Whether only this machine can connect."""
         return ipaddress.ip_address(self.host).is_loopback
 
 
 def choose_addresses(host: str, http_port: int, grpc_port: int, metrics_port: int) -> Addresses:
-    """Replaces each port 0 by a free one. Raises ServerError when the host or a port cannot be had."""
+    """Return the addresses, with a free port for each 0. Raise ServerError if the host or a port cannot be used."""
     try:
         address = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
         _bind(address, 0)
     except OSError as error:
-        raise ServerError(f"cannot listen on {host}: it is no IPv4 address or name of this machine") from error
+        raise ServerError(f"cannot listen on {host}: this machine has no such IPv4 address or name") from error
     chosen: list[int] = []
     for option, port in (("--http-port", http_port), ("--grpc-port", grpc_port), ("--metrics-port", metrics_port)):
         if port in chosen:
@@ -73,7 +73,7 @@ def _free_port(host: str, taken: list[int]) -> int:
 
 
 def _bind(host: str, port: int) -> None:
-    """As tritonserver binds: a port whose last connections are still closing is free."""
+    """Bind like tritonserver, for which a port is free whose last connections are still closing."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))

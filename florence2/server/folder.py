@@ -2,9 +2,9 @@
 
 backends/python/       NVIDIA's Python backend with the stub of this Python version
 backends/onnxruntime/  our stand-in; a real C++ backend of that name would need no change in the repository
-lib/                   libpython, alone: the rest of its folder must not come before the system's libraries
-repository/            a mirror of the model repository. The stub writes __pycache__ beside every model.py and cannot
-                       be told not to, so code is copied; weights, which may be gigabytes, are linked
+lib/                   only libpython: the rest of its folder must not come before the system's libraries
+repository/            a mirror of the model repository. The stub always writes __pycache__ next to every model.py, so
+                       code is copied; weights, which may be gigabytes, are linked
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from pathlib import Path
 
 from florence2 import triton
 from florence2.errors import ServerError
-from florence2.server.installation import Installation
-from florence2.server.wheel import Wheel
+from florence2.server.installation import Installation, Wheel
 
 STAND_IN = Path(triton.__file__).with_name("onnxruntime_backend.py")
 NEEDS_ONNX_FILE = re.compile(r'^\s*backend\s*:\s*"onnxruntime"', re.MULTILINE)
 
 
 def assemble(folder: Path, wheel: Wheel) -> Installation:
-    """Fills the empty `folder`. Tritonserver refuses backends that are links, so those are copies (3 MB)."""
+    """Fill the empty `folder` from the wheel. Tritonserver refuses links as backends, so they are copied (3 MB)."""
     python_backend = folder / "backends" / "python"
     shutil.copytree(wheel.python_backend, python_backend, ignore=shutil.ignore_patterns("__pycache__"))
     stub = shutil.copy(wheel.stub, python_backend)
@@ -40,14 +39,14 @@ def assemble(folder: Path, wheel: Wheel) -> Installation:
 
 
 def mirror(folder: Path, repository: Path) -> Path:
-    """The mirror of a model repository in `folder`."""
+    """Make a mirror of a model repository in `folder` and return its path."""
     for model in models_of(repository):
         copy_code_and_link_data(model, folder / "repository" / model.name)
     return folder / "repository"
 
 
 def models_of(repository: Path) -> list[Path]:
-    """The folders of all models. Raises ServerError when this is no repository that can be served."""
+    """Return the folders of all models. Raise ServerError if this is not a repository that can be served."""
     how = f"florence2 export CHECKPOINT --repository {repository}"
     if not repository.is_dir():
         raise ServerError(f"there is no model repository {repository}; make it with: {how}")
@@ -57,13 +56,15 @@ def models_of(repository: Path) -> list[Path]:
     for model in models:
         config = (model / "config.pbtxt").read_text(encoding="utf-8")
         if NEEDS_ONNX_FILE.search(config) and not list(model.glob("*/model.onnx")):
-            raise ServerError(f"{repository} holds no weights, it is not exported yet; make a repository with: "
-                              "florence2 export CHECKPOINT --repository DIR")  # fmt: skip
+            raise ServerError(
+                f"{repository} holds no weights, it is not exported yet; make a repository with: "
+                "florence2 export CHECKPOINT --repository DIR"
+            )
     return models
 
 
 def copy_code_and_link_data(source: Path, target: Path) -> None:
-    """Code and configs are copied, all other files are links; empty folders count (an ensemble's version)."""
+    """Copy code and configs, and link all other files. Empty folders are made too: an ensemble's version is one."""
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path.name == "__pycache__":

@@ -1,4 +1,4 @@
-"""Reads tritonserver's log line by line and keeps what a person should see.
+"""Read tritonserver's log line by line and keep what a person should see.
 
 Lines look like `E1122 04:29:36.964754 6808 model_lifecycle.cc:642] "failed to load 'm' version 1: Internal: reason"`,
 the message quoted with \\n and \\" escaped. Lines without such a head come from the models or are rows of tables.
@@ -15,8 +15,8 @@ LOADED = re.compile(r"successfully loaded '(?P<model>.+)'$")
 FAILED = re.compile(r"failed to load '(?P<model>.+?)' version \d+: (?:Internal: )?(?P<reason>.*)", re.DOTALL)
 POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<model>.+?)': (?P<reason>.*)", re.DOTALL)
 
-# Of no consequence: said on every machine without an NVIDIA driver, or when a client keeps an idle connection open
-# while the server stops.
+# Harmless: logged on every machine without an NVIDIA driver, or when a client keeps an idle connection open while the
+# server stops.
 HARMLESS = (
     "CudaDriverHelper has not been initialized",
     "Unable to allocate pinned system memory",
@@ -26,7 +26,7 @@ HARMLESS = (
     "DCGM unable to start",
     "Exit timeout expired",
 )
-# What another line says better.
+# Another line says these better.
 REPEATED = ("ERROR: Failed to create instance", "which has no loaded version", "that are not available or ambiguous")
 # Tables of settings, empty lines, and tracebacks that come again with the failure itself.
 NOISE = re.compile(r"[+|]|$|Signal \(|error: creating server: |At:$|  .+\(\d+\): \S+$")
@@ -35,12 +35,13 @@ DEAD_STUB = re.compile(r"Stub process '\S+' is not healthy")
 
 @dataclass
 class LogReader:
-    """Feed it every line; it returns what to show, or None. Collects why models could not be loaded."""
+    """Collects why models could not be loaded, from every line of the log."""
 
     failures: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     def read(self, line: str) -> str | None:
+        """Return what to show of a line, or None."""
         line = line.rstrip()
         head = HEAD.match(line)
         if head is None:
@@ -64,7 +65,7 @@ class LogReader:
             return message
         reason, _, traceback = match["reason"].partition("\n\nAt:\n")
         if DEAD_STUB.match(reason):
-            reason = "its process died, perhaps for want of memory"
+            reason = "its process died, perhaps because memory ran out"
         self.failures.append(f"{match['model']} cannot be loaded: {' '.join(reason.split())}")
         return f"{match['model']}: failed\n{traceback}".rstrip()
 

@@ -1,33 +1,34 @@
-"""The processes of Python models: how many a repository asks for, and those of a running tritonserver, found by their
-command lines. Triton does not notice when one dies.
+"""The stubs, which are the processes of Python models: how many a repository needs, and those of a running server.
 
-Called by EmbeddedServer, and by tests that kill them.
+Triton does not notice when one dies, so EmbeddedServer watches them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from florence2.server.installation import Installation
+import psutil
 
-STUB = b"triton_python_backend_stub"
+from florence2.server.installation import STUB, Installation
+from florence2.server.streaming import read_config
 
 
 def model_processes(folder: Path) -> dict[int, str]:
-    """Process id -> model, of the server that runs in `folder`."""
+    """Return process id -> model for the server that runs in `folder`."""
     repository = folder / "repository"
     found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        words = _command(process)
-        if len(words) > 1 and words[0].endswith(STUB) and Path(words[1].decode()).is_relative_to(repository):
-            found[int(process.name)] = Path(words[1].decode()).relative_to(repository).parts[0]
+    for process in psutil.process_iter(["cmdline"]):
+        command: list[str] = process.info["cmdline"] or []  # None for a process that may not be looked at
+        if len(command) > 1 and command[0].endswith(STUB) and Path(command[1]).is_relative_to(repository):
+            found[process.pid] = Path(command[1]).relative_to(repository).parts[0]
     return found
 
 
 def expected_processes(repository: Path, triton: Installation) -> int:
-    """One for each instance of a version's model. Raises ServerError for a configuration that cannot be read."""
-    from florence2.server.streaming import read_config  # beware: make install imports us without protobuf
+    """Return the number of processes: one for each instance of each served version of a model that runs in Python.
 
+    Raise ServerError if a configuration cannot be read.
+    """
     processes = 0
     for path in repository.glob("*/config.pbtxt"):
         config = read_config(path)
@@ -39,12 +40,8 @@ def expected_processes(repository: Path, triton: Installation) -> int:
 
 
 def is_alive(process: int) -> bool:
-    """Whether it is still a model's process; a dead one that nobody waited for has no command line."""
-    return _command(Path(f"/proc/{process}"))[0].endswith(STUB)
-
-
-def _command(process: Path) -> list[bytes]:
+    """Return whether it is still a model's process. A dead one that was not waited for has no command line."""
     try:
-        return (process / "cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return [b""]
+        return bool(command := psutil.Process(process).cmdline()) and command[0].endswith(STUB)
+    except psutil.Error:
+        return False

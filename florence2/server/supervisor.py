@@ -1,12 +1,11 @@
-"""The process between us and tritonserver. It leaves nothing behind, whoever is killed and however.
+"""The process between us and tritonserver. It leaves nothing behind, whichever process is killed and however.
 
     we are killed            our end of its standard input closes, and it stops tritonserver
     tritonserver is killed   it kills the orphaned stubs, which ignore SIGTERM
-    it is killed             the kernel kills tritonserver, the stubs follow by themselves, and we remove the rest
+    it is killed             the kernel kills tritonserver, the stubs end by themselves, and we remove the rest
 
-Run by EmbeddedServer as `python -I supervisor.py FOLDER SHM_PREFIX STOP_SECONDS COMMAND...`, with nothing but the
-standard library.
-Exits with tritonserver's exit code, or 128 + N when signal N ended it.
+EmbeddedServer runs it as `python -I supervisor.py FOLDER SHM_PREFIX STOP_SECONDS COMMAND...`, so it imports only the
+standard library. It exits with tritonserver's exit code, or 128 + N if signal N ended it.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def run(command: list[str], folder: Path, shm_prefix: str, stop_seconds: float) -> int:
-    """Runs `command` until it ends, standard input closes or SIGTERM arrives; then removes all it left.
+    """Run `command` until it ends, standard input closes or SIGTERM arrives, then remove everything it left.
 
-    The second SIGTERM kills what the first asked to stop.
+    A second SIGTERM kills what the first one asked to stop. Return the exit code.
     """
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphaned stubs become our children
@@ -63,33 +62,33 @@ def run(command: list[str], folder: Path, shm_prefix: str, stop_seconds: float) 
 
 
 def _prepare(libc: ctypes.CDLL) -> None:
-    """Runs in the child before it becomes tritonserver."""
+    """Tie the child to us and enlarge its stack, before it becomes tritonserver."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (STACK if hard == resource.RLIM_INFINITY else min(STACK, hard), hard))
 
 
 def _close_to_other_users(shm_prefix: str) -> None:
-    """Triton lets all users of the machine read the shared memory through which callers' pictures go."""
+    """Take the shared memory from other users, whom Triton lets read the images of clients in it."""
     for region in SHARED_MEMORY.glob(f"{shm_prefix}*"):
         with contextlib.suppress(FileNotFoundError):
             region.chmod(0o600)
 
 
 def remove_leftovers(folder: Path, shm_prefix: str) -> None:
-    """Removes a dead server's folder and its shared memory. Does no harm when they are gone already."""
+    """Remove a dead server's folder and its shared memory, if they are still there."""
     for region in SHARED_MEMORY.glob(f"{shm_prefix}*"):
         region.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _input_closed() -> bool:
-    """Nothing is ever written to our standard input, so it becomes readable only by being closed."""
+    """Return whether standard input is closed. Nothing is ever written to it, so only that makes it readable."""
     return bool(select.select([0], [], [], POLL_SECONDS)[0])
 
 
 def _kill_group(group: int) -> None:
-    """Stubs stay in tritonserver's process group. Waits for them, so that their memory is free when we return."""
+    """Kill the stubs, which stay in tritonserver's process group, and wait until their memory is free."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     _wait_until(_no_children_left, KILL_SECONDS)
@@ -110,7 +109,7 @@ def _wait_until(done: Callable[[], bool], seconds: float) -> None:
 
 
 def _exit_code(status: int) -> int:
-    """As a shell reports it."""
+    """Return the exit code as a shell reports it."""
     return 128 - status if status < 0 else status
 
 

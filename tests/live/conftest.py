@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, stream=True) as running:
+    with EmbeddedServer(ServingOptions.on_free_ports(repository, stream=True)) as running:
         yield running

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 from florence2_client import Client, Question
 from florence2_client.cli.health import check_health
 
@@ -26,7 +27,7 @@ def second(repository):
     """Another server of the same repository, and the way to stop it before the tests end."""
     with contextlib.ExitStack() as stack:
         replica = EmbeddedServer(
-            repository, http_port=0, grpc_port=0, metrics_port=0, drain_seconds=30, connection_age=CONNECTION_AGE
+            ServingOptions.on_free_ports(repository, drain_seconds=30, connection_age=CONNECTION_AGE)
         )
         yield stack.enter_context(replica), stack.close
 

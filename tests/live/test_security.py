@@ -18,7 +18,8 @@ import tritonclient.grpc as triton
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
 ENSEMBLE = "/v2/models/florence2_ensemble"
@@ -34,7 +35,7 @@ def log() -> list[str]:
 @pytest.fixture(scope="module")
 def server(repository, log):
     """One of its own: its log is read, and a hostile request would end it for the others."""
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, report=log.append) as running:
+    with EmbeddedServer(ServingOptions.on_free_ports(repository), report=log.append) as running:
         yield running
         assert running._process.poll() is None, "something that was sent ended the server"
 

@@ -12,7 +12,8 @@ import pytest
 
 from florence2.engine.scheduler import Scheduler
 from florence2.errors import DeadlineExceeded, InternalError, QueueFull, Unavailable
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 from florence2.server.stubs import model_processes
 from florence2_client import cli
 from florence2_client.cli.health import check_health
@@ -104,7 +105,7 @@ def test_a_dead_or_hanging_process_is_noticed_and_named(repository):
 
     Hurt from the last stage to the first, since a probe names the first that fails.
     """
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with EmbeddedServer(ServingOptions.on_free_ports(repository)) as server:
         assert check_health(server.grpc_url, timeout=20).alive
         for stage, hurt in (("postprocess", signal.SIGKILL), ("decoder", signal.SIGSTOP),
                             ("vision", signal.SIGKILL), ("preprocess", signal.SIGKILL)):  # fmt: skip

@@ -13,11 +13,11 @@ import pytest
 import tritonclient.grpc as triton
 
 from florence2.errors import ServerError
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
 from florence2.server.folder import assemble, mirror
-from florence2.server.installation import Installation, find_installation
+from florence2.server.installation import Installation, find_installation, find_wheel
+from florence2.server.options import ServingOptions
 from florence2.server.stubs import expected_processes, model_processes
-from florence2.server.wheel import find_wheel
 from tests.live.server.test_embedded import onnx_model, python_model
 
 MODEL = """name: "%s" backend: "%s" instance_group [ { count: %d } ]"""
@@ -43,7 +43,7 @@ def _folder(path: Path) -> Path:
 def test_a_container_s_tritonserver_serves_and_is_watched(container: Path, tmp_path: Path):
     """Its own backends and caches are used, its model processes are found, and a dead one is noticed."""
     repository = python_model(tmp_path / "repository")
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, tritonserver=container) as server:
+    with EmbeddedServer(ServingOptions.on_free_ports(repository, tritonserver=container)) as server:
         client = triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
         x = triton.InferInput("X", [2], "FP32")
         x.set_data_from_numpy(np.array([1, 2], np.float32))
@@ -64,7 +64,7 @@ def _tritonserver(server: EmbeddedServer) -> int:
 def test_what_an_installation_lacks_is_named(container: Path):
     """`--tritonserver /opt` is an easy mistake."""
     assert find_installation(container).tritonserver == container / "bin" / "tritonserver"
-    with pytest.raises(ServerError, match=r"/opt is no complete installation of Triton, it lacks bin/tritonserver"):
+    with pytest.raises(ServerError, match=r"/opt is not a complete installation of Triton: it lacks bin/tritonserver"):
         find_installation(container.parent)
     shutil.rmtree(container / "backends" / "onnxruntime")
     with pytest.raises(ServerError, match="it lacks backends/onnxruntime"):

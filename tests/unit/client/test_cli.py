@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from florence2.errors import ConnectionFailed, InternalError, InvalidRequest
+from florence2.server.options import ServingOptions
 from florence2.tasks import TASKS
 from florence2_client import cli
 from florence2_client.cli import console
@@ -242,13 +243,9 @@ def test_help_is_printed(capsys, arguments):
 def test_serve_hands_over_to_the_server(monkeypatch, tmp_path):
     """`serve` passes its flags on and returns the server's exit code."""
     calls = []
-    fake = types.ModuleType("florence2.server")
-    fake.serve = lambda repository, **flags: calls.append((repository, flags)) or 5
-    monkeypatch.setitem(sys.modules, "florence2.server", fake)
+    monkeypatch.setattr("florence2.server.foreground.serve", lambda options: calls.append(options) or 5)
     assert cli.main(["serve", "--repository", str(tmp_path), "--host", "0.0.0.0", "--http-port", "0"]) == 5
-    flags = {"host": "0.0.0.0", "http_port": 0, "grpc_port": 8001, "metrics_port": 8002, "model_control": False}
-    flags |= {"cache_mib": 256, "stream": False, "tritonserver": None, "drain_seconds": 10, "connection_age": None}
-    assert calls == [(tmp_path, flags)]
+    assert calls == [ServingOptions(tmp_path, host="0.0.0.0", http_port=0)]
 
 
 def test_export_without_its_packages_says_what_to_install(monkeypatch, capsys):

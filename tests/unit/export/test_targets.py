@@ -7,7 +7,8 @@ import tritonclient.http
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from florence2.errors import CheckpointError
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 from florence2_client import cli
 from florence2_export import repository, targets
 
@@ -89,7 +90,7 @@ def test_the_real_server_takes_the_gpu_configuration(tmp_path, exported):
     shutil.move(tmp_path / "florence2_vision", served / "florence2_vision")
     for file in (exported[0] / "florence2_vision" / "1").iterdir():
         shutil.copy(file, served / "florence2_vision" / "1")
-    with EmbeddedServer(served, http_port=0, grpc_port=0, metrics_port=0, report=lambda line: None) as server:
+    with EmbeddedServer(ServingOptions.on_free_ports(served), report=lambda line: None) as server:
         client = tritonclient.http.InferenceServerClient(server.http_url.removeprefix("http://"))
         seen = client.get_model_config("florence2_vision")
         (ran,) = client.get_inference_statistics("florence2_vision")["model_stats"]

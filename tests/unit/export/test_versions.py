@@ -14,7 +14,8 @@ import tritonclient.grpc as triton
 from safetensors.torch import load_file, save_file
 
 from florence2.errors import CheckpointError, ServerError
-from florence2.server import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 from florence2_client.cli.info import ask_server
 from florence2_export import installation, repository
 from florence2_export.parity import draw_pictures
@@ -150,7 +151,7 @@ class Callers:
 def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(served, checkpoint, tmp_path):
     """Under continuous requests: every answer is wholly of the old or of the new version, and none is missing."""
     draw_pictures(checkpoint.config.image, 1)[0].save(tmp_path / "picture.png")
-    with EmbeddedServer(served, http_port=0, grpc_port=0, metrics_port=0, model_control=True) as server:
+    with EmbeddedServer(ServingOptions.on_free_ports(served, model_control=True)) as server:
         callers = Callers(server.http_url, (tmp_path / "picture.png").read_bytes())
         control = triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
         old = callers.ask()
@@ -192,4 +193,4 @@ def wait_until(done, seconds: float = 30) -> None:
 def test_model_control_is_for_this_machine_alone(served):
     """Triton's load request can bring files with it, which Triton then runs."""
     with pytest.raises(ServerError, match=r"listen on 127\.0\.0\.1"):
-        EmbeddedServer(served, host="0.0.0.0", http_port=0, grpc_port=0, metrics_port=0, model_control=True).__enter__()
+        EmbeddedServer(ServingOptions.on_free_ports(served, host="0.0.0.0", model_control=True)).__enter__()

@@ -9,7 +9,7 @@ import pytest
 from florence2.errors import ServerError
 from florence2.server import folder
 from florence2.server.folder import assemble, models_of
-from florence2.server.wheel import find_wheel
+from florence2.server.installation import find_wheel
 
 
 @pytest.fixture

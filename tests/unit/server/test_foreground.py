@@ -1,9 +1,12 @@
 """`serve` starts a dead server again, but not for ever."""
 
+from dataclasses import replace
+
 import pytest
 
 from florence2.errors import ServerError
 from florence2.server import foreground
+from florence2.server.options import ServingOptions
 
 
 class Dying:
@@ -11,10 +14,10 @@ class Dying:
 
     started: list[tuple[int, int, int]]
     grpc_url = http_url = metrics_url = "somewhere"
-    ports = (1, 2, 3)
 
-    def __init__(self, repository, host, *ports, **_settings):
-        self.started.append(ports)
+    def __init__(self, options, report):
+        self.started.append((options.http_port, options.grpc_port, options.metrics_port))
+        self.options = replace(options, http_port=1, grpc_port=2, metrics_port=3)
 
     def __enter__(self):
         return self
@@ -30,8 +33,8 @@ def test_a_server_that_keeps_dying_is_given_up(monkeypatch, tmp_path, capsys):
     """Five deaths in a short while are a fault that a restart does not cure; the ports stay the same till then."""
     Dying.started = []
     monkeypatch.setattr(foreground, "EmbeddedServer", Dying)
-    with pytest.raises(ServerError, match="a process of florence2_decoder died; that was the 5th time"):
-        foreground.serve(tmp_path, http_port=0, grpc_port=0, metrics_port=0)
+    with pytest.raises(ServerError, match="florence2_decoder died; that was the 5th time within 5 minutes"):
+        foreground.serve(ServingOptions.on_free_ports(tmp_path))
     assert Dying.started == [(0, 0, 0), *[(1, 2, 3)] * 4]
     assert capsys.readouterr().out.count("a process of florence2_decoder died. Starting again") == 4
 
@@ -39,4 +42,4 @@ def test_a_server_that_keeps_dying_is_given_up(monkeypatch, tmp_path, capsys):
 def test_a_server_that_cannot_start_is_not_tried_again(tmp_path):
     """There is no repository, and a second attempt would find none either."""
     with pytest.raises(ServerError, match="holds no models"):
-        foreground.serve(tmp_path, http_port=0, grpc_port=0, metrics_port=0)
+        foreground.serve(ServingOptions.on_free_ports(tmp_path))

@@ -1,0 +1,46 @@
+"""ServingOptions: how a model repository is served, from the command line to the launcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from florence2.errors import ServerError
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """What is served, where, and how. A port of 0 takes a free one. Raise ServerError if options contradict each other.
+
+    `cache_mib` MiB of memory keep the features of images, so that an image is encoded once; 0 switches the cache off.
+    `stream` adds the streaming models, which have a language model of their own.
+    `model_control` lets clients load models again; Triton then works on the repository itself, not on a mirror.
+    `drain_seconds` is what running requests get when the server stops.
+    `connection_age` is the time in seconds after which gRPC clients reconnect, so that they find new servers of the
+    same name; requests that are running are answered first. None means never.
+    `tritonserver` is an installation to use instead of the wheel's, such as /opt/tritonserver in NVIDIA's container.
+    """
+
+    repository: Path = Path("build/model_repository")  # where `florence2 export` writes
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    cache_mib: int = 256  # features of 145 images with Florence-2-base, of 109 with large
+    stream: bool = False
+    model_control: bool = False
+    drain_seconds: int = 10  # container managers kill after 10 to 30
+    connection_age: int | None = None
+    tritonserver: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.stream and self.model_control:
+            raise ServerError("streaming models are derived at start, which model control rules out; leave out one")
+        if self.drain_seconds < 0 or (self.connection_age is not None and self.connection_age < 1):
+            raise ServerError("a time to drain is at least 0 seconds, and the age of a connection at least 1")
+
+    @classmethod
+    def on_free_ports(cls, repository: Path, **options: Any) -> ServingOptions:
+        """Return options for a server that does not need well-known ports, as for a demo or a test."""
+        return cls(Path(repository), **{"http_port": 0, "grpc_port": 0, "metrics_port": 0, **options})
