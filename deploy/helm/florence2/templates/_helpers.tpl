@@ -28,14 +28,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ .Values.modelStore.pvc.existingClaim | default (printf "%s-models" (include "florence2.fullname" .)) }}
 {{- end }}
 
-{{/* Another checkpoint or precision is another folder: nothing changes under a server that runs. */}}
+{{/* Each checkpoint and precision has its own folder, so files never change under a running server. */}}
 {{- define "florence2.path" -}}
 {{- if .Values.modelStore.path }}{{ .Values.modelStore.path }}
 {{- else if .Values.export.enabled }}{{ regexReplaceAll "[^A-Za-z0-9.]+" (list .Values.export.checkpoint .Values.export.revision (include "florence2.target" .) .Values.export.precision | compact | join "-") "-" }}
 {{- else }}model_repository{{ end }}
 {{- end }}
 
-{{/* Not a subPath of the volume: Kubernetes would make the folder first, as root, and the export could not write it. */}}
+{{/* Not a subPath of the volume: Kubernetes would create the folder as root, and the export could not write to it. */}}
 {{- define "florence2.repository" -}}
 /models/{{ if eq .Values.modelStore.type "pvc" }}{{ include "florence2.path" . }}{{ else }}repository{{ end }}
 {{- end }}
@@ -44,7 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ if .Values.gpu.count }}gpu{{ else }}cpu{{ end }}
 {{- end }}
 
-{{/* As the image's own user, writing to volumes alone. */}}
+{{/* Run as the image's user, with only volumes writable. */}}
 {{- define "florence2.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 10001
@@ -60,14 +60,14 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Exit code 0 also when it is too busy to answer in time: who stops a busy server makes it worse (docs/adr/0004). */}}
+{{/* Exit code 0 also if the server is too busy to answer in time: restarting a busy server is worse (docs/adr/0004). */}}
 {{- define "florence2.probe" -}}
 exec:
   command: [florence2, health, --model, {{ .Values.server.name }}_ensemble, --timeout, {{ .Values.probes.timeoutSeconds | quote }}]
 timeoutSeconds: {{ add .Values.probes.timeoutSeconds 10 }}
 {{- end }}
 
-{{/* Requests in the pods: before the encoder, waiting for rows, and in the batch. LABELS select, BY groups. */}}
+{{/* Requests in the pods: in front of the encoder, waiting for rows, and in the batch. LABELS select, BY groups. */}}
 {{- define "florence2.requests" -}}
 sum(florence2_waiting_requests{ {{- .labels -}} }) + sum(florence2_live_requests{ {{- .labels -}} }) + sum(nv_inference_pending_request_count{model=~"{{ .name }}_(preprocess|vision)",{{ .labels }}})
 {{- end }}
