@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -59,10 +59,15 @@ class Generation:
 
 @dataclass(frozen=True)
 class Constraint:
-    """What the next token of a hypothesis may be: the `forced` one if there is one, else all but the `banned` ones."""
+    """What the next token of a hypothesis may be: the `forced` one if there is one, else all but the `banned` ones.
+
+    First the scores x of the `penalized` tokens become x * penalty if x < 0, else x / penalty.
+    """
 
     forced: int | None
     banned: list[int]
+    penalized: Collection[int] = ()  # each token once
+    penalty: float = 1.0
 
 
 class Search(ABC):
@@ -95,8 +100,17 @@ class Search(ABC):
         forced = self._forced_token()
         if forced is not None:
             return [Constraint(forced, [])] * len(self.running)
-        size = self.options.no_repeat_ngram_size
-        return [Constraint(None, repeating_tokens(hypothesis.tokens, size)) for hypothesis in self.running]
+        size, penalty = self.options.no_repeat_ngram_size, self.options.repetition_penalty
+        too_early = [self.tokens.eos] if self.length <= self.options.min_new_tokens else []
+        return [
+            Constraint(
+                None,
+                banned=repeating_tokens(hypothesis.tokens, size) + too_early,
+                penalized=() if penalty == 1 else set(hypothesis.tokens),
+                penalty=penalty,
+            )
+            for hypothesis in self.running
+        ]
 
     def _forced_token(self) -> int | None:
         if self.length == self.max_length - 1 and self.forced_eos is not None:

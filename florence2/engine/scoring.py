@@ -89,7 +89,13 @@ def _best_continuations(
 
 
 def _apply(constraints: Sequence[Constraint], scores: Tensor) -> None:
-    """Make forced tokens certain and banned ones impossible in scores [R, V], in place."""
+    """Apply the rules to scores [R, V], in place: penalties, banned tokens, forced tokens, in transformers' order."""
+    penalized = [(row, token) for row, constraint in enumerate(constraints) for token in constraint.penalized]
+    if penalized:
+        places = torch.tensor(penalized, device=scores.device).unbind(1)
+        penalties = torch.tensor([constraint.penalty for constraint in constraints], device=scores.device)[places[0]]
+        chosen = scores[places]
+        scores[places] = torch.where(chosen < 0, chosen * penalties, chosen / penalties)
     rows = [row for row, constraint in enumerate(constraints) for _ in constraint.banned]
     banned = [token for constraint in constraints for token in constraint.banned]
     if banned:

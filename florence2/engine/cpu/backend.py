@@ -122,6 +122,7 @@ def batch_of(searches: Sequence[Search], spans: Sequence[Span]) -> Batch:
     """Return what the kernels need of the live requests."""
     constraints = [constraint for search in searches for constraint in search.constraints()]
     banned = [token for constraint in constraints for token in constraint.banned]
+    penalized = [token for constraint in constraints for token in constraint.penalized]
     return Batch(
         tokens=np.array([token for search in searches for token in search.last_tokens]),
         rows=np.array([row for span in spans for row in span.rows]),
@@ -136,6 +137,9 @@ def batch_of(searches: Sequence[Search], spans: Sequence[Span]) -> Batch:
         forced=np.array([-1 if each.forced is None else each.forced for each in constraints]),
         banned=np.array(banned, np.int64),
         banned_starts=_starts(len(each.banned) for each in constraints),
+        penalized=np.array(penalized, np.int64),
+        penalized_starts=_starts(len(each.penalized) for each in constraints),
+        penalties=np.array([each.penalty for each in constraints], np.float32),
     )
 
 

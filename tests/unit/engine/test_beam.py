@@ -63,3 +63,24 @@ def test_only_the_first_candidates_may_finish(config):
     assert parents == [0, 0]
     assert beams.last_tokens == [7, 8]
     assert beams.finished == []
+
+
+@pytest.mark.parametrize("at_least", [0, 1, 4])
+def test_eos_is_banned_until_there_are_enough_tokens(config, at_least):
+    """The forced `<s>` counts as one of them, and no other token is banned."""
+    greedy = search(config, num_beams=1, no_repeat_ngram_size=0, min_new_tokens=at_least)
+    greedy.advance([Candidate(0.0, 0, 0, 0.0)])
+    for generated in range(1, 7):
+        assert greedy.constraints()[0].banned == ([2] if generated < at_least else [])
+        greedy.advance([Candidate(0.0, 0, 5, 0.0)])
+
+
+def test_each_hypothesis_is_penalized_for_its_own_tokens(config):
+    """The start token is one of them; without a penalty there is nothing to do."""
+    beams = search(config, num_beams=2, max_new_tokens=20, repetition_penalty=1.5)
+    beams.advance([Candidate(0.0, 0, 0, 0.0), Candidate(-1e9, 1, 0, 0.0), *[Candidate(-2e9, 0, 5, -2e9)] * 2])
+    beams.advance([Candidate(score, 0, token, score) for score, token in ((-1, 7), (-2, 8), (-3, 5), (-4, 9))])
+    assert [(set(each.penalized), each.penalty) for each in beams.constraints()] == [({2, 0, 7}, 1.5), ({2, 0, 8}, 1.5)]
+    free = search(config, num_beams=1)
+    free.advance([Candidate(0.0, 0, 0, 0.0)])
+    assert not free.constraints()[0].penalized

@@ -35,6 +35,12 @@ OPTIONS = [
 ]
 
 
+RULES = [
+    dict(num_beams=beams, no_repeat_ngram_size=ngram, min_new_tokens=at_least, repetition_penalty=penalty)
+    for beams, ngram, at_least, penalty in itertools.product((1, 2, 5), (0, 3), (0, 5, 40), (0.7, 1.0, 1.3, 4.0))
+]
+
+
 @dataclass
 class Reference:
     """transformers' model and the engine, on the same weights."""
@@ -75,6 +81,8 @@ class Reference:
                 max_new_tokens=options.max_new_tokens,
                 num_beams=options.num_beams,
                 no_repeat_ngram_size=options.no_repeat_ngram_size,
+                min_new_tokens=options.min_new_tokens,
+                repetition_penalty=options.repetition_penalty,
                 **(flags if options.num_beams > 1 else {}),
                 suppress_tokens=self.untrained or None,
                 return_dict_in_generate=True,
@@ -135,6 +143,15 @@ def test_every_combination_of_options_in_one_busy_batch(reference, backend):
     requests = [request_of(reference, seed, **options) for seed, options in enumerate(OPTIONS)]
     engine = reference.engine(backend)
     for request, generation in zip(requests, engine.generate(requests), strict=True):
+        assert_equal(reference, request, generation)
+
+
+@pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
+def test_at_least_so_many_tokens_and_a_penalty_on_repetitions(reference, backend):
+    """Both rules together with the ban on n-grams, for requests that share a batch with others of other rules."""
+    requests = [request_of(reference, seed, **options) for seed, options in enumerate(RULES)]
+    for request, generation in zip(requests, reference.engine(backend).generate(requests), strict=True):
+        assert len(generation.tokens) > request.options.min_new_tokens - 1
         assert_equal(reference, request, generation)
 
 

@@ -23,8 +23,15 @@ class Search:
         self.last_tokens = [7] * beams
         banned = random.choice([0, 3])
         forced = int(random.integers(vocabulary)) if random.random() < 0.2 else None
+        penalty = float(random.choice([1.0, 0.7, 1.3]))
+        penalized = 0 if penalty == 1 else 20
         self._constraints = [
-            Constraint(forced, [] if forced else random.integers(vocabulary, size=banned).tolist())
+            Constraint(
+                forced,
+                [] if forced else random.integers(vocabulary, size=banned).tolist(),
+                [] if forced else random.choice(vocabulary, penalized, replace=False).tolist(),
+                penalty,
+            )
             for _ in range(beams)
         ]
 

@@ -32,16 +32,31 @@ def apply_rules(r, greedy, vocabulary, batch, scratch):
     """Apply the rules of row r to the logits of a greedy search, or to the log-probs of a beam search."""
     logits = scratch.logits[r, :vocabulary]
     banned = batch.banned[batch.banned_starts[r] : batch.banned_starts[r + 1]]
+    penalized = batch.penalized[batch.penalized_starts[r] : batch.penalized_starts[r + 1]]
     if batch.forced[r] >= 0:  # its log-prob is 0
         logits[:] = -np.inf
         logits[batch.forced[r]] = 0
         scratch.largest[r] = scratch.log_sums[r] = 0
         return
     if greedy:
+        penalize(logits, penalized, batch.penalties[r])
         ban(logits, banned)
-    scratch.largest[r] = maximum(logits)
-    scratch.log_sums[r] = np.log(sum_of_exps(logits, scratch.largest[r]))
+    largest = maximum(logits)
+    log_sum = np.log(sum_of_exps(logits, largest))
+    if len(penalized) and not greedy:
+        for i in range(len(logits)):
+            logits[i] = (logits[i] - largest) - log_sum
+        largest, log_sum = np.float32(0), log_sum - log_sum  # NaN, which means a broken row, stays NaN
+        penalize(logits, penalized, batch.penalties[r])
+    scratch.largest[r], scratch.log_sums[r] = largest, log_sum
     ban(logits, banned)
+
+
+@compiled
+def penalize(scores, tokens, penalty):
+    """Make tokens less likely if the penalty is above 1, and more likely below."""
+    for token in tokens:
+        scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
 
 
 @compiled

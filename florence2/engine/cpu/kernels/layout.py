@@ -83,6 +83,9 @@ class Batch(NamedTuple):
     forced: Integers  # [R], the only token that may come next, or -1
     banned: Integers  # tokens that must not come next, row by row
     banned_starts: Integers  # [R + 1], of each row's banned tokens
+    penalized: Integers  # tokens whose scores are penalized, row by row
+    penalized_starts: Integers  # [R + 1], of each row's penalized tokens
+    penalties: Floats  # [R]
 
 
 class Scratch(NamedTuple):
