@@ -22,7 +22,7 @@ def model(config) -> LanguageModel:
     return LanguageModel(config).eval().requires_grad_(False)
 
 
-def test_a_row_takes_what_the_documents_say(model, config):
+def test_a_row_takes_the_documented_memory(model, config):
     """All four tensors over all rows."""
     backend = CudaBackend(model, config, 4)
     cache = backend.cache
@@ -34,7 +34,7 @@ def test_a_row_takes_what_the_documents_say(model, config):
 
 @pytest.mark.parametrize(("budget", "rows"), [(99.5, 24), (13.2, 13), (0.1, 1)])
 def test_rows_are_chosen_from_a_budget(model, config, budget, rows):
-    """As many as fit, never more than requested, never none. The budget is in rows of this model."""
+    """The number that fits, never more than requested, never none. The budget is in rows of this model."""
     memory_bytes = int(budget * bytes_per_row(config.text, FLOATS))
     assert create_backend(model, config, 24, memory_bytes).rows == rows
 

@@ -44,7 +44,7 @@ def test_embedding(dtype):
 
 
 def test_layer_norm_after_a_sum():
-    """As torch's, with the numbers of the second of two layers."""
+    """The same as torch's, with the parameters of the second of two layers."""
     torch.manual_seed(0)
     x, change, weight, bias = torch.randn(ROWS, 19) * 5, torch.randn(ROWS, 32), torch.randn(2, 19), torch.randn(2, 19)
     expected = F.layer_norm(x + change[:, :19], (19,), weight[1], bias[1])
@@ -56,7 +56,7 @@ def test_layer_norm_after_a_sum():
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_gelu(threads):
-    """As torch's, over the whole range in which it is neither 0 nor x; threads share the columns."""
+    """The same as torch's, over the range in which it is neither 0 nor x; threads share the columns."""
     x = torch.linspace(-12, 12, ROWS * 9 * LANES).view(ROWS, 9 * LANES)
     ours = x.numpy().copy()
     for thread in range(threads):
@@ -66,7 +66,7 @@ def test_gelu(threads):
 
 @pytest.mark.parametrize("length", [1, 15, 16, 45])
 def test_softmax(length):
-    """As torch's over the first scores; what follows them is not touched."""
+    """The same as torch's over the first scores; what follows them is not touched."""
     torch.manual_seed(0)
     scores = torch.randn(ROWS, 48) * 20
     ours = scores.numpy().copy()
@@ -128,7 +128,7 @@ def test_threads_wait_for_each_other():
 @pytest.mark.parametrize("vnni", [True, False])
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 4), (6, 4)])
 def test_sums_of_bytes_are_exact(monkeypatch, rows, width, vnni):
-    """With the CPU's instruction for it, where it has one, and without; up to the largest sums there are."""
+    """With the CPU's instruction for it, where it has one, and without; up to the largest possible sums."""
     monkeypatch.setattr(elements, "HAS_VNNI", elements.HAS_VNNI and vnni)
     multiply = tile(rows, width)
 
@@ -149,7 +149,7 @@ def test_sums_of_bytes_are_exact(monkeypatch, rows, width, vnni):
 @pytest.mark.parametrize("ahead", [None, 64])
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 4), (6, 4)])
 def test_sums_of_bfloats_are_right(monkeypatch, rows, width, ahead):
-    """As right as sums in float32, and the same to the last bit without the CPU's instruction."""
+    """They are as exact as sums in float32, and the same to the last bit without the CPU's instruction."""
 
     def run(x, w, sums):
         multiply = tile(rows, width)

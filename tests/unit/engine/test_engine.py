@@ -1,4 +1,4 @@
-"""The engine's rounds: prefill in pieces between the steps, padded steps, lower precisions."""
+"""The engine's steps: prefill in pieces between them, both backends, lower precisions."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from florence2_export.language import language_tensors
 
 @pytest.fixture
 def requests(make_request):
-    """Different lengths, beams and prompts, so that they join, leave and find their slots in disorder."""
+    """Requests of different lengths, beams and prompts, so that they join and leave in any order."""
     kinds = [(1, 30), (3, 9), (2, 48), (1, 3), (3, 20), (5, 48), (1, 48), (2, 5)]
     return [make_request(seed, num_beams=beams, max_new_tokens=limit) for seed, (beams, limit) in enumerate(kinds)]
 
@@ -35,7 +35,7 @@ def test_padded_steps_come_in_few_shapes(make_engine, requests):
 
 
 def test_live_requests_get_a_token_between_the_pieces_of_a_prefill(make_engine, config, make_request):
-    """With no time to spare, prefill does one layer a round, and decoding goes on."""
+    """With no time to spare, each step prefills one layer, and decoding goes on."""
     engine = make_engine(prefill_seconds=0)
     first = engine.add(make_request(1, num_beams=1, max_new_tokens=48))
     while first.search.length < 3:
@@ -47,11 +47,11 @@ def test_live_requests_get_a_token_between_the_pieces_of_a_prefill(make_engine, 
         engine.step()
         rounds += 1
         assert first.search.length == length + 1 or first.done
-    assert rounds == config.text.encoder_layers + 1  # its keys and values come with one more round
+    assert rounds == config.text.encoder_layers + 1  # its keys and values come with one more step
 
 
-def test_with_nobody_to_hold_up_prefill_is_one_round(make_engine, make_request):
-    """Nobody waits for a token, so there is no reason to stop."""
+def test_prefill_is_not_split_when_no_request_is_decoded(make_engine, make_request):
+    """No request waits for a token, so there is no reason to stop."""
     engine = make_engine(prefill_seconds=0)
     sequence = engine.add(make_request(1, num_beams=1))
     engine.step()
@@ -59,7 +59,7 @@ def test_with_nobody_to_hold_up_prefill_is_one_round(make_engine, make_request):
 
 
 def test_prefill_is_first_come_first_served(make_engine, make_request):
-    """Who was admitted first decodes first, whatever rows it got."""
+    """The request that was admitted first decodes first, whatever rows it got."""
     engine = make_engine(prefill_seconds=0)
     first, second = (engine.add(make_request(seed, num_beams=2)) for seed in (1, 2))
     engine.step()
@@ -67,14 +67,14 @@ def test_prefill_is_first_come_first_served(make_engine, make_request):
 
 
 def test_a_prefill_that_fails_midway_frees_its_rows_and_its_slot(make_engine, make_request, monkeypatch):
-    """The neighbour keeps its answer."""
+    """The neighbor keeps its answer."""
 
     def fail(*_arguments):
         yield
         raise MemoryError
 
     engine = make_engine(prefill_seconds=0)
-    neighbour = engine.add(make_request(1, num_beams=1, max_new_tokens=20))
+    neighbor = engine.add(make_request(1, num_beams=1, max_new_tokens=20))
     engine.step()
     monkeypatch.setattr(engine.backend, "prefill", fail)
     victim = engine.add(make_request(2))
@@ -82,11 +82,11 @@ def test_a_prefill_that_fails_midway_frees_its_rows_and_its_slot(make_engine, ma
         engine.step()
         engine.scheduler.check()
     assert isinstance(victim.outcome, InternalError)
-    assert isinstance(neighbour.outcome, Generation)
+    assert isinstance(neighbor.outcome, Generation)
 
 
 def test_numbers_out_of_range_leave_nothing_behind(make_engine, make_request, requests):
-    """Whoever gets that request's rows and slot next answers as on a new engine, with longer neighbours beside it."""
+    """The next owners of those rows and slots answer as on a new engine, next to longer requests."""
     engine = make_engine(rows=8)
     poison = [make_request(seed, num_beams=beams) for seed, beams in ((6, 3), (13, 2), (20, 3))]
     for request in poison:
@@ -110,7 +110,7 @@ def test_a_lower_precision_scores_alike(config, make_request, precision):
     )
     requests = [make_request(seed, num_beams=1, max_new_tokens=3) for seed in range(6)]
     answers = rounded.generate(requests)
-    alone = [rounded.generate([request])[0] for request in requests]
-    assert [answer.tokens for answer in answers] == [answer.tokens for answer in alone]
+    single = [rounded.generate([request])[0] for request in requests]
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in single]
     for answer, truth in zip(answers, exact.generate(requests), strict=True):
         assert answer.log_probs[1] == pytest.approx(truth.log_probs[1], abs=0.1)

@@ -1,4 +1,4 @@
-"""The engine's tokens and scores are transformers' own, for every combination of options, alone and in company.
+"""The engine's tokens and scores are those of transformers, for all combinations of options, in a batch or not.
 
 Checkpoints with random weights are the harder test: their answers wander, repeat themselves and end anywhere.
 """
@@ -59,7 +59,7 @@ class Reference:
         return Engine(backend(model, config, 24), config)
 
     def features(self, seed: int) -> np.ndarray:
-        """Features of a random picture, float32 [image tokens, d_model]."""
+        """Return the features of a random image, float32 [image tokens, d_model]."""
         image = self.checkpoint.config.image
         random = torch.Generator().manual_seed(seed)
         pixels = torch.randn(1, 3, image.height, image.width, generator=random)
@@ -67,7 +67,7 @@ class Reference:
             return self.model.get_image_features(pixels).pooler_output[0].numpy()
 
     def generate(self, request: Request) -> tuple[list[int], float | None]:
-        """transformers' tokens without the start token, and its sequences_scores (None for greedy)."""
+        """Return transformers' tokens without the start token, and its sequences_scores (None for greedy)."""
         image_ids = [self.model.config.image_token_id] * self.checkpoint.config.image.tokens
         features = torch.from_numpy(request.image_features)[None]
         embed = self.model.get_input_embeddings()
@@ -93,7 +93,7 @@ class Reference:
 
 
 def random_checkpoint(directory: Path, seed: int, **text) -> Path:
-    """A checkpoint of another geometry with the demo's tokenizer; large weights make its answers varied."""
+    """Write a checkpoint of another geometry with the demo's tokenizer; large weights make its answers varied."""
     config = Florence2Config.from_pretrained(DEMO)
     for key, value in text.items():
         setattr(config.text_config, key, value)
@@ -139,7 +139,7 @@ def assert_equal(reference: Reference, request: Request, generation) -> None:
 
 @pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
 def test_every_combination_of_options_in_one_busy_batch(reference, backend):
-    """All at once: they queue, join late, leave early, and each gets what transformers gives it alone."""
+    """All at once: they queue, join late, leave early, and each gets transformers' answer to it."""
     requests = [request_of(reference, seed, **options) for seed, options in enumerate(OPTIONS)]
     engine = reference.engine(backend)
     for request, generation in zip(requests, engine.generate(requests), strict=True):
@@ -175,9 +175,9 @@ def test_a_sequence_that_fills_every_position(reference):
 
 
 def test_a_late_request_changes_nothing_for_the_early_one(reference):
-    """The invariants hold after every step, and both answers are what they are alone."""
+    """The invariants hold after every step, and both answers are the same without the other request."""
     early, late = (request_of(reference, seed, num_beams=3) for seed in (1, 2))
-    alone = [reference.engine().generate([request])[0] for request in (early, late)]
+    single = [reference.engine().generate([request])[0] for request in (early, late)]
     engine = reference.engine()
     sequences = [engine.add(early)]
     for step in range(200):
@@ -185,7 +185,7 @@ def test_a_late_request_changes_nothing_for_the_early_one(reference):
             sequences.append(engine.add(late))
         engine.step()
         engine.scheduler.check()
-    assert [sequence.outcome.tokens for sequence in sequences] == [generation.tokens for generation in alone]
+    assert [sequence.outcome.tokens for sequence in sequences] == [generation.tokens for generation in single]
 
 
 def test_log_probs_are_transformers_transition_scores(reference):
@@ -199,7 +199,7 @@ def test_log_probs_are_transformers_transition_scores(reference):
 
 
 def test_padding_rows_of_the_embedding_are_never_generated(tmp_path):
-    """Published checkpoints pad the vocabulary; here every padding row, and `<image>`, is made a favourite."""
+    """Published checkpoints pad the vocabulary; here every padding row, and `<image>`, gets the highest logits."""
     directory = random_checkpoint(tmp_path, 2, vocab_size=1675 + 45)
     checkpoint = read_checkpoint(str(directory))
     tensors = language_tensors(checkpoint.weights)

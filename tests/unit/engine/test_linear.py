@@ -49,8 +49,8 @@ def test_int8_rounds_weights_and_inputs_and_nothing_else():
 
 
 @torch.inference_mode()
-def test_int8_rows_do_not_depend_on_their_neighbours():
-    """A row with huge numbers beside it gets the very same result."""
+def test_int8_rows_do_not_depend_on_their_neighbors():
+    """A row next to huge numbers gets exactly the same result."""
     torch.manual_seed(0)
     project = pack(int8_layer(64, 40)[0])
     x = torch.randn(1, 64)
@@ -69,6 +69,6 @@ def test_int8_is_close_to_the_exact_layer():
 
 @torch.inference_mode()
 def test_not_a_number_stays_one():
-    """The engine tells the caller by it."""
+    """The engine recognizes a broken request by it."""
     project = pack(int8_layer(16, 8)[0])
     assert project(torch.full((1, 16), torch.nan)).isnan().all()

@@ -1,4 +1,4 @@
-"""The table of metrics is what the document says, and the recorder gives everything away once."""
+"""The table of metrics is the documented one, and the recorder returns each sample once."""
 
 from pathlib import Path
 
@@ -44,12 +44,12 @@ def test_names_follow_prometheus():
     ids=lambda value: type(value).__name__,
 )
 def test_every_end_has_a_name(error, name):
-    """What a caller was told decides."""
+    """What the client was told decides."""
     assert metrics.outcome_name(error) == name
 
 
 def test_tasks_are_a_bounded_set_of_labels():
-    """Fifteen names and one for everything else, whatever callers write."""
+    """Fifteen names and one for everything else, whatever clients send."""
     labels = {metrics.task_label(key) for key in (*TASKS, None, "", "<od>", "what is this?", "<OD> ")}
     assert labels == {task.name for task in TASKS.values()} | {"other"}
 
@@ -73,4 +73,4 @@ def test_a_request_counts_in_the_stages_it_reached():
         ("time_to_first_token_seconds", (), 7.0),
         ("time_per_token_seconds", (), 1.0),
     ])  # fmt: skip
-    assert recorder.take() == [], "what was taken is not given again"
+    assert recorder.take() == [], "a sample is returned once"

@@ -1,4 +1,4 @@
-"""Admission and rows, under random arrivals and departures, without a tensor."""
+"""Admission, rows and slots, under random arrivals and departures, without a tensor."""
 
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.scheduler = Scheduler(rows=ROWS, max_waiting=5)
         self.head: Sequence | None = None  # the head of the queue since it was refused rows
-        self.in_its_way: set[Sequence] = set()  # who was live then
+        self.in_its_way: set[Sequence] = set()  # what was live then
 
     @rule(beams=st.integers(1, ROWS))
     def arrive(self, beams):
@@ -46,7 +46,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not queue or self.scheduler.live, "an empty cache has room for the head"
         else:
             passed = queue[: queue.index(admitted)]
-            assert all(len(admitted.rows) < waiting.request.options.num_beams for waiting in passed), "nobody passes"
+            assert all(len(admitted.rows) < waiting.request.options.num_beams for waiting in passed), (
+                "a smaller one passes only"
+            )
         if queue and admitted is not queue[0] and self.head is not queue[0]:
             self.head, self.in_its_way = queue[0], set(self.scheduler.live) - {admitted}
 
@@ -58,15 +60,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.scheduler.live or self.scheduler.waiting)
     @rule(data=st.data())
     def leave(self, data):
-        everybody = [*self.scheduler.live, *self.scheduler.waiting]
-        leaver = data.draw(st.sampled_from(range(len(everybody))))
-        everybody[leaver].finish(Cancelled("gone"))
-        assert self.scheduler.retire() == [everybody[leaver]]
+        present = [*self.scheduler.live, *self.scheduler.waiting]
+        leaver = data.draw(st.sampled_from(present))
+        leaver.finish(Cancelled("gone"))
+        assert self.scheduler.retire() == [leaver]
 
     @precondition(lambda self: self.head in self.scheduler.waiting)
     @rule()
     def those_in_its_way_end(self):
-        """Then the head fits at once, whoever has been admitted meanwhile: that is the bound of its wait."""
+        """Then the head fits at once, whatever has been admitted meanwhile: that bounds its wait."""
         for live in self.in_its_way & set(self.scheduler.live):
             live.finish(Cancelled("over"))
         self.scheduler.retire()
@@ -77,7 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.check()
 
     def teardown(self):
-        """Whatever happened, everybody who waits is admitted once the live ones leave."""
+        """Whatever happened, all waiting requests are admitted once the live ones leave."""
         while not self.scheduler.idle:
             while self.scheduler.admit():
                 pass
@@ -92,7 +94,7 @@ TestScheduler.settings = settings(max_examples=100, stateful_step_count=50, dead
 
 
 def admitted(scheduler: Scheduler, *beams: int) -> list[Sequence]:
-    """Newcomers with so many beams, all of whom fit."""
+    """Return new requests with so many beams, which must all fit."""
     for count in beams:
         scheduler.add(sequence(count))
     return [scheduler.admit() for _ in beams]
@@ -118,13 +120,13 @@ def test_rows_that_the_head_cannot_use_are_not_left_idle():
 
 
 def test_the_head_waits_where_others_have_been_at_it_the_longest():
-    """Nobody knows who ends first; who began first is the better guess."""
+    """Which request ends first is unknown; the one that began first is the better guess."""
     scheduler = Scheduler(rows=7, max_waiting=4)
     young, old = admitted(scheduler, 3, 3)
     young.search.length, old.search.length = 2, 90
     scheduler.add(sequence(4))
     scheduler.add(sequence(1))
-    assert scheduler.admit() is None, "the head waits for the old one's rows and the free one beside them"
+    assert scheduler.admit() is None, "the head waits for the old one's rows and the free one next to them"
     old.finish(Cancelled("over"))
     scheduler.retire()
     assert scheduler.admit().rows == range(3, 7)
@@ -143,8 +145,8 @@ def test_a_head_that_gives_up_leaves_its_rows_to_the_next():
     assert len(scheduler.admit().rows) == 1
 
 
-def test_everybody_who_waits_can_be_sent_away():
-    """After a failed step that was nobody's: live requests stay, the queue is empty."""
+def test_all_waiting_requests_can_be_dismissed():
+    """After a failed step with no live request: live requests stay, the queue is empty."""
     scheduler = Scheduler(rows=2, max_waiting=4)
     [live] = admitted(scheduler, 2)
     for _ in range(3):
@@ -155,11 +157,11 @@ def test_everybody_who_waits_can_be_sent_away():
 
 
 def test_a_reservation_does_not_move():
-    """Or the head could wait for a new crowd each time. Here another place looks better a moment later."""
+    """Or the head could wait for new requests each time. Here other rows look better a moment later."""
     scheduler = Scheduler(rows=7, max_waiting=4)
     first, second = admitted(scheduler, 3, 3)
     scheduler.add(sequence(4))
-    assert scheduler.admit() is None, "it waits for the first three rows and the one behind them"
+    assert scheduler.admit() is None, "it waits for the first three rows and the one after them"
     first.search.length, second.search.length = 2, 90
     scheduler.add(sequence(1))
     assert scheduler.admit().rows == range(6, 7)

@@ -40,13 +40,13 @@ class Search:
 
 
 def compiled_candidates(searches: list[Search], logits: np.ndarray, known: int) -> list[list[tuple]]:
-    """What `choose` leaves behind; three threads share the requests, one after the other."""
+    """Return what `choose` finds; three threads share the requests, one after the other."""
     rows, vocabulary = logits.shape
     starts = itertools.accumulate((len(search.running) for search in searches), initial=0)
     spans = [Span(range(a, b), 0, 0, 1) for a, b in itertools.pairwise(starts)]
     batch = batch_of(searches, spans)
     scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
-        logits=np.pad(logits, ((0, 0), (0, 7)), constant_values=99),  # whatever lies behind is not looked at
+        logits=np.pad(logits, ((0, 0), (0, 7)), constant_values=99),  # what follows is not looked at
         largest=np.zeros(rows, np.float32),
         log_sums=np.zeros(rows, np.float32),
         best_sums=np.zeros(2 * rows, np.float32),
@@ -87,8 +87,8 @@ def test_it_chooses_what_torch_does(seed):
 
 
 @pytest.mark.parametrize("beam", [0, 1, 2])
-def test_a_beam_of_nan_is_told(beam):
-    """The engine answers such a request with an error, by the score of its first candidate."""
+def test_nan_in_a_beam_is_reported(beam):
+    """The engine recognizes such a request by the score of its first candidate."""
     random = np.random.default_rng(0)
     searches = [search for _ in range(99) if len((search := Search(random, 500)).running) == 3][:2]
     logits = random.standard_normal((6, 500)).astype(np.float32)
@@ -99,7 +99,7 @@ def test_a_beam_of_nan_is_told(beam):
 
 @pytest.mark.parametrize("seed", range(50))
 def test_the_top_is_torch_s(seed):
-    """Whether scores are equal, or only as float32, or never there, or all different."""
+    """Whether scores are equal, or only in float32, or -inf, or all different."""
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 17))
     different = random.standard_normal(3 * count)

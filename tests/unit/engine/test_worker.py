@@ -30,7 +30,7 @@ class Client:
         self._answered.set()
 
     def wait(self):
-        assert self._answered.wait(10), "nobody may wait for ever"
+        assert self._answered.wait(10), "every job gets an answer"
         return self.outcomes[0]
 
 
@@ -42,13 +42,13 @@ def worker(engine):
 
 
 def slow_down(engine, monkeypatch, seconds=0.02):
-    """A step that takes its time, so that requests overlap."""
+    """Make steps take a while, so that requests overlap."""
     step = engine.step
     monkeypatch.setattr(engine, "step", lambda: (time.sleep(seconds), step())[1])
 
 
-def test_requests_that_overlap_get_the_answers_they_get_alone(worker, engine, make_request):
-    """Batching changes nothing for the caller, and each is answered once."""
+def test_requests_that_overlap_do_not_change_each_other_s_answers(worker, engine, make_request):
+    """Batching changes nothing for clients, and each is answered once."""
     options = [(1, 48), (3, 48), (2, 7), (1, 3)]
     clients = [
         Client(make_request(seed, num_beams=beams, max_new_tokens=limit)) for seed, (beams, limit) in enumerate(options)
@@ -58,12 +58,12 @@ def test_requests_that_overlap_get_the_answers_they_get_alone(worker, engine, ma
     together = [client.wait() for client in clients]
     worker.stop()
     assert [len(client.outcomes) for client in clients] == [1] * 4
-    alone = [engine.generate([client.job.request])[0] for client in clients]
-    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+    single = [engine.generate([client.job.request])[0] for client in clients]
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in single]
 
 
 def test_a_short_request_overtakes_a_long_one(worker, engine, make_request, monkeypatch):
-    """In-flight batching: who comes late and asks little does not wait for the others."""
+    """In-flight batching: a late, short request does not wait for the others."""
     slow_down(engine, monkeypatch)
     never_end(engine, monkeypatch)
     long, short = Client(make_request(1, num_beams=1)), Client(make_request(2, num_beams=1, max_new_tokens=2))
@@ -76,7 +76,7 @@ def test_a_short_request_overtakes_a_long_one(worker, engine, make_request, monk
 
 
 def never_end(engine, monkeypatch):
-    """Greedy searches go on until they must stop."""
+    """Make greedy searches go on until they must stop."""
     find = engine.backend.step
 
     def go_on(searches, spans):
@@ -90,19 +90,19 @@ def never_end(engine, monkeypatch):
 
 
 def test_a_deadline_ends_a_request_and_no_other(worker, engine, make_request, monkeypatch):
-    """The late one is told so; its neighbour is answered."""
+    """The late one gets an error that says so; its neighbor is answered."""
     slow_down(engine, monkeypatch)
     never_end(engine, monkeypatch)
     late = Client(make_request(1, num_beams=1), deadline=time.monotonic() + 0.1)
-    neighbour = Client(make_request(2, num_beams=1))
+    neighbor = Client(make_request(2, num_beams=1))
     worker.submit(late.job)
-    worker.submit(neighbour.job)
+    worker.submit(neighbor.job)
     assert isinstance(late.wait(), DeadlineExceeded)
-    assert isinstance(neighbour.wait(), Generation)
+    assert isinstance(neighbor.wait(), Generation)
 
 
-def test_a_caller_who_goes_away_frees_the_batch(worker, engine, make_request, monkeypatch):
-    """`cancelled` is asked until it says yes, and never again after the answer."""
+def test_a_canceled_request_frees_its_rows(worker, engine, make_request, monkeypatch):
+    """`cancelled` is polled until it is true, and never again after the answer."""
     slow_down(engine, monkeypatch)
     never_end(engine, monkeypatch)
     asked = []
@@ -110,19 +110,19 @@ def test_a_caller_who_goes_away_frees_the_batch(worker, engine, make_request, mo
     worker.submit(gone.job)
     assert isinstance(gone.wait(), Cancelled)
     assert asked == [0]
-    worker.submit((neighbour := Client(make_request(2, num_beams=6, max_new_tokens=2))).job)
-    assert isinstance(neighbour.wait(), Generation), "all six rows are free"
+    worker.submit((neighbor := Client(make_request(2, num_beams=6, max_new_tokens=2))).job)
+    assert isinstance(neighbor.wait(), Generation), "all six rows are free"
 
 
-def test_a_caller_who_cannot_be_asked_is_served(worker, make_request):
-    """Trouble with asking is no cancellation, and harms nobody."""
+def test_a_request_is_answered_when_polling_fails(worker, make_request):
+    """An error of the poll is not a cancellation, and concerns no other request."""
     client = Client(make_request(1), cancelled=lambda: 1 / 0, next_poll=0)
     worker.submit(client.job)
     assert isinstance(client.wait(), Generation)
 
 
 def test_a_step_that_fails_for_no_request_ends_the_engine(worker, engine, make_request, monkeypatch):
-    """It would fail again and again; whoever waits is told instead."""
+    """It would fail again and again; waiting requests get an error instead."""
     monkeypatch.setattr(engine.scheduler, "admit", lambda: 1 / 0)
     victim = Client(make_request(1))
     worker.submit(victim.job)
@@ -143,7 +143,7 @@ def test_a_full_queue_refuses_at_once(worker, engine, make_request, monkeypatch)
 
 
 def test_a_failed_step_costs_the_batch_but_not_the_engine(worker, engine, make_request, monkeypatch):
-    """Out of memory, say: the live ones are told, the next one is served."""
+    """Out of memory, for example: the live requests get errors, the next one is answered."""
     step = engine.backend.step
     monkeypatch.setattr(engine.backend, "step", lambda *args: 1 / 0)
     victim = Client(make_request(1))
@@ -155,23 +155,23 @@ def test_a_failed_step_costs_the_batch_but_not_the_engine(worker, engine, make_r
     assert isinstance(survivor.wait(), Generation)
 
 
-def test_a_failed_prefill_costs_that_request_alone(worker, engine, make_request, monkeypatch):
-    """The neighbour in the batch never notices."""
+def test_a_failed_prefill_costs_that_request_only(worker, engine, make_request, monkeypatch):
+    """The neighbor in the batch never notices."""
     slow_down(engine, monkeypatch)
     prefill = engine.backend.prefill
     monkeypatch.setattr(
         engine.backend, "prefill", lambda x, ids, slot: 1 / 0 if len(ids) == 3 else prefill(x, ids, slot)
     )
-    neighbour, victim = Client(make_request(1)), Client(make_request(7))
+    neighbor, victim = Client(make_request(1)), Client(make_request(7))
     assert len(victim.job.request.prompt_ids) == 3
-    worker.submit(neighbour.job)
+    worker.submit(neighbor.job)
     worker.submit(victim.job)
     assert isinstance(victim.wait(), InternalError)
-    assert isinstance(neighbour.wait(), Generation)
+    assert isinstance(neighbor.wait(), Generation)
 
 
-def test_a_dead_engine_answers_everybody_and_refuses_the_rest(worker, engine, make_request, monkeypatch):
-    """Even SystemExit inside the thread leaves nobody waiting."""
+def test_a_dead_engine_answers_all_and_refuses_the_rest(worker, engine, make_request, monkeypatch):
+    """Even SystemExit inside the thread leaves no request waiting."""
 
     def die():
         raise SystemExit
@@ -186,8 +186,8 @@ def test_a_dead_engine_answers_everybody_and_refuses_the_rest(worker, engine, ma
             time.sleep(0.01)
 
 
-def test_stop_answers_whoever_is_left(engine, make_request, monkeypatch):
-    """Shutdown loses nobody."""
+def test_stop_answers_all_that_are_left(engine, make_request, monkeypatch):
+    """Shutdown loses no request."""
     slow_down(engine, monkeypatch, 0.1)
     worker = Worker(engine)
     clients = [Client(make_request(seed)) for seed in range(4)]
@@ -200,7 +200,7 @@ def test_stop_answers_whoever_is_left(engine, make_request, monkeypatch):
 
 
 def test_an_answer_that_cannot_be_sent_harms_no_other(worker, make_request):
-    """The sender goes on after a caller's connection broke."""
+    """The sender goes on after a client's connection broke."""
     broken = Job(make_request(1), lambda outcome: 1 / 0)
     client = Client(make_request(2))
     worker.submit(broken)
@@ -208,7 +208,7 @@ def test_an_answer_that_cannot_be_sent_harms_no_other(worker, make_request):
     assert isinstance(client.wait(), Generation)
 
 
-def test_hostile_requests_are_refused_before_they_reach_the_engine(worker, make_request, config):
+def test_invalid_requests_are_refused_before_they_reach_the_engine(worker, make_request, config):
     """Direct calls to the decoder model can hold anything."""
     import dataclasses
 
@@ -229,45 +229,45 @@ def test_hostile_requests_are_refused_before_they_reach_the_engine(worker, make_
             worker.submit(Client(request).job)
 
 
-def test_an_answer_so_far_is_told_until_the_answer_and_never_after(worker, engine, make_request, monkeypatch):
+def test_partial_answers_are_sent_until_the_answer_and_never_after(worker, engine, make_request, monkeypatch):
     """Each is a longer beginning of the answer, unfinished; the answer comes last, and counts once."""
     slow_down(engine, monkeypatch)
-    told = []
+    partial = []
     client = Client(
-        make_request(1, num_beams=1, max_new_tokens=40), follow=lambda news: told.append((news, client.outcomes[:]))
+        make_request(1, num_beams=1, max_new_tokens=40), follow=lambda part: partial.append((part, client.outcomes[:]))
     )
     worker.submit(client.job)
     answer = client.wait()
     worker.stop()
-    assert len(told) > 1 and not any(before for _, before in told)
-    assert all(news.tokens == answer.tokens[: len(news.tokens)] and news.finish_reason == "" for news, _ in told)
-    lengths = [len(news.tokens) for news, _ in told]
+    assert len(partial) > 1 and not any(before for _, before in partial)
+    assert all(part.tokens == answer.tokens[: len(part.tokens)] and part.finish_reason == "" for part, _ in partial)
+    lengths = [len(part.tokens) for part, _ in partial]
     assert lengths == sorted(set(lengths)) and lengths[-1] < len(answer.tokens)
 
 
-def test_news_that_leaves_slowly_is_replaced_and_not_piled_up(worker, engine, make_request, monkeypatch):
-    """The engine goes on, and who could not be told in between hears the newest."""
+def test_partial_answers_that_leave_slowly_are_replaced_and_not_queued(worker, engine, make_request, monkeypatch):
+    """The engine goes on, and a slow client gets the newest one."""
     monkeypatch.setattr("florence2.engine.worker.FOLLOW_SECONDS", 0.0)
     slow_down(engine, monkeypatch, 0.005)
-    told, waiting = [], []
+    partial, waiting = [], []
 
-    def follow(news):
-        told.append(len(news.tokens))
-        time.sleep(0.05)
+    def follow(part):
+        partial.append(len(part.tokens))
+        time.sleep(0.2)
         waiting.append(worker._outbox.qsize())
 
     client = Client(make_request(1, num_beams=1, max_new_tokens=40), follow=follow)
     worker.submit(client.job)
     answer = client.wait()
-    assert len(told) < len(answer.tokens) / 2
-    assert max(waiting) <= 2, "one piece of news and the answer"
+    assert len(partial) < len(answer.tokens) / 2
+    assert max(waiting) <= 2, "one partial answer and the answer"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
-def test_news_that_cannot_be_sent_costs_nobody_the_answer(worker, make_request, error):
-    """A broken stream is its reader's trouble."""
+def test_a_partial_answer_that_cannot_be_sent_costs_no_answer(worker, make_request, error):
+    """A broken stream concerns its client only."""
 
-    def follow(_news):
+    def follow(_part):
         raise error
 
     client = Client(make_request(1, num_beams=1), follow=follow)
@@ -275,17 +275,17 @@ def test_news_that_cannot_be_sent_costs_nobody_the_answer(worker, make_request, 
     assert isinstance(client.wait(), Generation)
 
 
-def test_a_stream_that_ends_in_an_error_hears_nothing_after_it(worker, engine, make_request, monkeypatch):
-    """A deadline, told by the sender in the middle of a step."""
+def test_nothing_follows_an_error_on_a_stream(worker, engine, make_request, monkeypatch):
+    """The error is a deadline, sent in the middle of a step."""
     slow_down(engine, monkeypatch, 0.03)
     never_end(engine, monkeypatch)
-    late_news = []
+    late = []
     client = Client(
         make_request(1, num_beams=1),
         deadline=time.monotonic() + 0.3,
-        follow=lambda news: late_news.append(news) if client.outcomes else None,
+        follow=lambda part: late.append(part) if client.outcomes else None,
     )
     worker.submit(client.job)
     assert isinstance(client.wait(), DeadlineExceeded)
     time.sleep(0.2)
-    assert not late_news
+    assert not late

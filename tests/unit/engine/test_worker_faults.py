@@ -22,13 +22,13 @@ ROWS, WAITING = 6, 8
 
 @dataclass
 class Plan:
-    """What a request asks, and what goes wrong with it."""
+    """A request, and what goes wrong with it."""
 
     beams: int
     tokens: int
-    trouble: str = ""  # add, prefill, step, die, late, gone, unanswerable, cannot be asked
+    trouble: str = ""  # add, prefill, step, die, late, gone, unanswerable, cannot be polled
     outcomes: list = field(default_factory=list)
-    asked_after_answer: int = 0
+    polled_after_answer: int = 0
 
     def expected(self) -> Generation:
         return Generation(tuple(range(self.tokens)), (0.0,) * self.tokens, float(self.beams), "stop")
@@ -99,8 +99,8 @@ def job_of(plan: Plan) -> Job:
             raise OSError("the connection broke")
 
     def cancelled():
-        plan.asked_after_answer += len(plan.outcomes)
-        if plan.trouble == "cannot be asked":
+        plan.polled_after_answer += len(plan.outcomes)
+        if plan.trouble == "cannot be polled":
             raise OSError("the server is gone")
         return plan.trouble == "gone"
 
@@ -112,11 +112,11 @@ def job_of(plan: Plan) -> Job:
 def wait_for_answers(plans):
     end = time.monotonic() + 10
     while not all(plan.outcomes for plan in plans):
-        assert time.monotonic() < end, "nobody may wait for ever"
+        assert time.monotonic() < end, "every job gets an answer"
         time.sleep(0.0005)
 
 
-TROUBLES = ["", "", "", "add", "prefill", "step", "late", "gone", "unanswerable", "cannot be asked"]
+TROUBLES = ["", "", "", "add", "prefill", "step", "late", "gone", "unanswerable", "cannot be polled"]
 ALLOWED = {
     "add": InternalError, "prefill": InternalError, "step": InternalError, "late": DeadlineExceeded, "gone": Cancelled,
 }  # fmt: skip
@@ -125,7 +125,7 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def quick_polls(monkeypatch):
     monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(worker_module, "WAITING_POLL_SECONDS", 0.001)
 
@@ -141,21 +141,21 @@ def submit(worker, plan) -> bool:
 
 @quick
 @given(st.lists(st.tuples(plans, st.floats(0, 0.001)), max_size=25))
-def test_everybody_is_answered_once_and_by_their_own_fate(arrivals):
+def test_every_request_is_answered_once_and_by_its_own_fate(arrivals):
     """A request's answer depends on its own troubles, and on a step that failed while it was in the batch."""
     engine = Engine()
     worker = Worker(engine)
-    everybody = [plan for plan, _ in arrivals]
+    all_plans = [plan for plan, _ in arrivals]
     for plan, pause in arrivals:
         submit(worker, plan)
         time.sleep(pause)
-    wait_for_answers(everybody)
+    wait_for_answers(all_plans)
     worker.stop()
     assert engine.broken is None
     assert engine.scheduler.idle, "no row is lost"
-    for plan in everybody:
+    for plan in all_plans:
         [outcome] = plan.outcomes
-        assert plan.asked_after_answer == 0
+        assert plan.polled_after_answer == 0
         if isinstance(outcome, QueueFull):
             continue
         if isinstance(outcome, InternalError) and id(plan) in engine.hurt:
@@ -165,36 +165,36 @@ def test_everybody_is_answered_once_and_by_their_own_fate(arrivals):
 
 @quick
 @given(st.lists(plans, min_size=1, max_size=12), st.sampled_from(["stop", "die"]), st.floats(0, 0.003))
-def test_everybody_is_answered_once_when_the_engine_ends(everybody, end, when):
-    """Stopped or dead in the middle: nobody is forgotten, nobody told twice, and newcomers hear at once."""
+def test_every_request_is_answered_once_when_the_engine_ends(all_plans, end, when):
+    """Stopped or dead in the middle: no job is forgotten or answered twice, and new ones are refused at once."""
     engine = Engine()
     worker = Worker(engine)
-    callers = [threading.Thread(target=submit, args=(worker, plan)) for plan in everybody]
-    for caller in callers:
-        caller.start()
+    threads = [threading.Thread(target=submit, args=(worker, plan)) for plan in all_plans]
+    for thread in threads:
+        thread.start()
     time.sleep(when)
     if end == "die":
-        everybody.append(Plan(1, 9, "die"))
-        while not submit(worker, everybody[-1]):  # the queue was full
-            everybody[-1].outcomes.clear()
+        all_plans.append(Plan(1, 9, "die"))
+        while not submit(worker, all_plans[-1]):  # the queue was full
+            all_plans[-1].outcomes.clear()
             time.sleep(0.001)
     else:
         worker.stop()
-    for caller in callers:
-        caller.join()
+    for thread in threads:
+        thread.join()
     if end == "die":
         late = Plan(1, 9, "die")  # the first may have gone with a step that failed
         while submit(worker, late):
             wait_for_answers([late])
             late = Plan(1, 9, "die")
-    wait_for_answers(everybody)
+    wait_for_answers(all_plans)
     worker.stop()
-    assert all(len(plan.outcomes) == 1 and not plan.asked_after_answer for plan in everybody)
+    assert all(len(plan.outcomes) == 1 and not plan.polled_after_answer for plan in all_plans)
     assert not submit(worker, Plan(1, 1))
 
 
 def test_a_stop_does_not_wait_for_a_long_step(monkeypatch):
-    """Callers are told at once; what the step brings afterwards is for nobody."""
+    """Clients get an error at once; what the step brings afterwards is dropped."""
     monkeypatch.setattr(worker_module, "STOP_SECONDS", 0.1)
     engine, plan, running, release = Engine(), Plan(1, 1), threading.Event(), threading.Event()
     step = engine.step
@@ -211,7 +211,7 @@ def test_a_stop_does_not_wait_for_a_long_step(monkeypatch):
 
 @pytest.mark.parametrize("trouble", ["late", "gone", "too long"])
 def test_time_runs_out_even_while_a_step_hangs(trouble):
-    """The caller hears in time; the rows are freed when the step is over."""
+    """The client gets an error in time; the rows are freed when the step is over."""
     engine, running, release = Engine(), threading.Event(), threading.Event()
     step = engine.step
     engine.step = lambda: (running.set(), release.wait(10), step())[2]
@@ -222,15 +222,15 @@ def test_time_runs_out_even_while_a_step_hangs(trouble):
     assert running.is_set() and not release.is_set()
     assert type(plan.outcomes[0]) is (Cancelled if trouble == "gone" else DeadlineExceeded)
     release.set()
-    neighbour = Plan(ROWS, 3)
-    submit(worker, neighbour)
-    wait_for_answers([neighbour])
+    neighbor = Plan(ROWS, 3)
+    submit(worker, neighbor)
+    wait_for_answers([neighbor])
     worker.stop()
-    assert neighbour.outcomes == [neighbour.expected()] and len(plan.outcomes) == 1 and engine.scheduler.idle
+    assert neighbor.outcomes == [neighbor.expected()] and len(plan.outcomes) == 1 and engine.scheduler.idle
 
 
 def test_a_full_queue_refuses_even_while_a_step_runs():
-    """Those who are on their way to the engine count as well: memory stays bounded however long a step takes."""
+    """Jobs on their way to the engine count as well: memory stays bounded however long a step takes."""
     engine, running, release = Engine(), threading.Event(), threading.Event()
     step = engine.step
     engine.step = lambda: (running.set(), release.wait(10), step())[2]
@@ -262,10 +262,10 @@ def test_the_recorder_counts_every_request_once():
     published = []
     engine = Engine()
     worker = Worker(engine, publish=published.extend)
-    everybody = [Plan(1, 5), Plan(2, 7), Plan(3, 9, "prefill"), Plan(1, 10**9, "gone"), Plan(1, 4, "unanswerable")]
-    for plan in everybody:
+    all_plans = [Plan(1, 5), Plan(2, 7), Plan(3, 9, "prefill"), Plan(1, 10**9, "gone"), Plan(1, 4, "unanswerable")]
+    for plan in all_plans:
         submit(worker, plan)
-    wait_for_answers(everybody)
+    wait_for_answers(all_plans)
     worker.stop()
     totals: dict[tuple, float] = {}
     for (metric, labels), value in published:
@@ -281,7 +281,7 @@ def test_the_recorder_counts_every_request_once():
     assert observed.count(("queue",)) == 5 and observed.count(("decode",)) >= 3
 
 
-def test_a_publisher_that_fails_costs_nobody_an_answer():
+def test_a_publisher_that_fails_costs_no_answer():
     """Metrics are worth less than answers."""
     worker, plan = Worker(Engine(), publish=lambda samples: 1 / 0), Plan(1, 3)
     submit(worker, plan)
