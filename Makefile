@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 # torch's usual wheel for Linux is a CUDA build of gigabytes. Without an NVIDIA driver the CPU build is enough.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test generate check bench audit up clean
+.PHONY: install demo test stress generate check bench audit up clean
 
 install: $(VENV)/installed
 
@@ -34,6 +34,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -q -m 'not stress'
+
+# Takes some eighty minutes; docs/load.md says how to make it shorter.
+stress: install
+	$(BIN)/python -m pytest -s tests/stress
 
 # Takes some twenty minutes on two cores; writes the tables and the plot of README and docs/benchmarks.md.
 bench: install

@@ -1,13 +1,14 @@
-"""Which order of admission? Simulates the decoder with other schedulers in its place; docs/adr/0002 has figures.
+"""Simulate the decoder with several orders of admission; docs/adr/0002 has the figures.
 
     python -m bench.admission
 
-Time is that of a cost model, not of this machine: a step costs STEP + ROW * rows seconds, an admission PREFILL on top.
-The policies differ in `Scheduler.admit` alone; the rest is the engine's own code.
+Time is that of a cost model, not of this machine: a step costs STEP + ROW * rows seconds, an admission PREFILL more.
+The policies differ only in `Scheduler.admit`; the rest is the engine's own code.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,18 +50,18 @@ class Plan:
 
 
 class Reserving(Scheduler):
-    """What the engine does: others pass the head of the queue only into rows that it does not wait for."""
+    """The engine's policy: requests pass the head of the queue only into rows that it does not wait for."""
 
 
 class FirstCome(Scheduler):
-    """Nobody passes the head of the queue."""
+    """No request passes the head of the queue."""
 
     def _reserve_for(self, head: Sequence) -> range:
         return range(self.rows)
 
 
 class Compacting(FirstCome):
-    """First come, first served, with the live rows moved together whenever somebody waits: no gaps, at no cost."""
+    """First come, first served, with the live rows moved together whenever a request waits: no gaps, at no cost."""
 
     def admit(self) -> Sequence | None:
         start = 0
@@ -70,18 +71,18 @@ class Compacting(FirstCome):
         return super().admit()
 
 
-class WhoeverFits(Scheduler):
-    """The first of the queue that fits, whatever those before it wait for."""
+class FirstThatFits(Scheduler):
+    """The first request of the queue that fits, whatever the ones before it wait for."""
 
     def _reserve_for(self, head: Sequence) -> range:
         return range(0)
 
 
-POLICIES = (Reserving, FirstCome, Compacting, WhoeverFits)
+POLICIES = (Reserving, FirstCome, Compacting, FirstThatFits)
 
 
 def plans(mix: list[Kind], rate: float, seed: int) -> Iterator[Plan]:
-    """Poisson arrivals; the same for every policy."""
+    """Yield Poisson arrivals, the same for every policy."""
     chance, clock = random.Random(seed), 0.0
     for _ in range(REQUESTS):
         clock += chance.expovariate(rate)
@@ -90,7 +91,7 @@ def plans(mix: list[Kind], rate: float, seed: int) -> Iterator[Plan]:
 
 
 def simulate(scheduler: Scheduler, arrivals: Iterator[Plan]) -> tuple[list[Plan], float]:
-    """All plans with their times of admission, and when the last one ended."""
+    """Return all plans with their times of admission, and when the last one ended."""
     waiting, done, clock = list(arrivals)[::-1], [], 0.0
     while waiting or not scheduler.idle:
         if scheduler.idle:
@@ -117,12 +118,13 @@ def sequence_of(plan: Plan) -> Sequence:
 
 
 def capacity(mix: list[Kind]) -> float:
-    """Requests a second that the engine finishes when everybody is there from the start."""
+    """Return the requests per second that the engine finishes when all of them wait from the start."""
     done, end = simulate(Reserving(ROWS, REQUESTS), plans(mix, 1e9, seed=1))
     return len(done) / end
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{ROWS} rows, {REQUESTS} requests; waiting time for rows in seconds, by beams and tokens\n")
     for name, mix in MIXES.items():
         full = capacity(mix)

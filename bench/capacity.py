@@ -1,90 +1,72 @@
-"""What a request costs a server, by stage: processor seconds and memory. docs/capacity.md plans with them.
+"""Measure what a request costs a server, by stage: processor seconds and memory. docs/capacity.md plans with them.
 
     python -m bench.capacity build/model_repository --mix caption:20 --requests 24
     python -m bench.capacity build/model_repository --mix caption:20=0.7,od:200=0.3 --requests 24
 
-Starts an embedded server and keeps so many requests of the mix in flight, each with another picture. Processor seconds
-hold on a machine that has other work too, where answers a second do not.
+Starts an embedded server and keeps requests of the mix in flight, each with a different image. Processor seconds are
+comparable even on a machine that does other work, unlike responses per second. Memory is the most during the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
-from bench.load import Caller, Kind, parse_mix
+import psutil
+
+from bench.harness import MIB, ClosedLoop, Peak, embedded_server, processes_in, shared_memory
+from bench.load import Kind, Sender, parse_mix
 from florence2.server.embedded import EmbeddedServer
-from florence2.server.options import ServingOptions
 from florence2.server.stubs import model_processes
 
-TICKS = os.sysconf("SC_CLK_TCK")
-MIB = 2**20
-TRITON = "tritonserver"
+
+def processes_by_stage(server: EmbeddedServer) -> dict[str, list[psutil.Process]]:
+    """Return a server's processes by model, and Triton's own as tritonserver."""
+    models = model_processes(server._folder)
+    found = defaultdict(list)
+    for process in processes_in(server._folder):
+        found[models.get(process.pid, "tritonserver")].append(process)
+    return dict(sorted(found.items()))
 
 
-class Use(NamedTuple):
-    """Of one process so far."""
-
-    seconds: float  # of processors
-    resident: int  # bytes, at most so far
+def processor_seconds(processes: list[psutil.Process]) -> float:
+    times = [process.cpu_times() for process in processes]
+    return sum(time.user + time.system for time in times)
 
 
-def uses(server: EmbeddedServer) -> dict[str, list[Use]]:
-    """By model; Triton's own under its name."""
-    processes = model_processes(server._folder)
-    found: dict[str, list[Use]] = defaultdict(list)
-    for process, model in processes.items():
-        found[model].append(_use(process))
-    found[TRITON].append(
-        _use(int(Path(f"/proc/{next(iter(processes))}/stat").read_text().rpartition(")")[2].split()[1]))
-    )
-    return found
+def resident_memory(processes: list[psutil.Process]) -> float:
+    return sum(process.memory_info().rss for process in processes) / MIB
 
 
-def _use(process: int) -> Use:
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    high = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return Use((int(fields[11]) + int(fields[12])) / TICKS, int(high.split()[1]) * 1024)
-
-
-async def keep_asking(caller: Caller, mix: list[Kind], requests: int, in_flight: int) -> dict[str, int]:
-    """How they ended."""
-    chance, outcomes = random.Random(0), defaultdict(int)
-    shares = [kind.share for kind in mix]
-    waiting = iter(chance.choices(mix, shares, k=requests))
-
-    async def one_after_the_other() -> None:
-        for kind in waiting:
-            outcomes[await caller.ask(kind.name, kind.tokens)] += 1
-
-    await asyncio.gather(*(one_after_the_other() for _ in range(in_flight)))
-    return dict(outcomes)
+async def keep_in_flight(sender: Sender, mix: list[Kind], requests: int, in_flight: int) -> ClosedLoop:
+    """Send requests of the mix, so many at a time."""
+    kinds = iter(random.Random(0).choices(mix, [kind.share for kind in mix], k=requests))
+    loop = ClosedLoop([lambda: sender.send(*next(kinds)[:2])] * in_flight, requests)
+    await loop.run()
+    return loop
 
 
 async def measure(server: EmbeddedServer, options: argparse.Namespace) -> None:
-    async with Caller(server.grpc_url, beams=options.beams) as caller:
-        await keep_asking(caller, options.mix, 2, 2)  # the first are slower
-        before, start = uses(server), time.monotonic()
-        outcomes = await keep_asking(caller, options.mix, options.requests, options.in_flight)
-        took, after = time.monotonic() - start, uses(server)
-    total = 0.0
+    """Print what a request costs this server."""
+    async with Sender(server.grpc_url, beams=options.beams) as sender:
+        await keep_in_flight(sender, options.mix, 2, 2)  # the first requests are slower
+        stages, start = processes_by_stage(server), time.monotonic()
+        before = [processor_seconds(processes) for processes in stages.values()]
+        with Peak(lambda: [resident_memory(processes) for processes in stages.values()]) as memory:
+            loop = await keep_in_flight(sender, options.mix, options.requests, options.in_flight)
+        took = time.monotonic() - start
+        after = [processor_seconds(processes) for processes in stages.values()]
+    costs = [(now - then) / options.requests for now, then in zip(after, before, strict=True)]
     print(f"{'':24} {'processes':>9} {'processor s a request':>22} {'MiB':>7}")
-    for model, now in after.items():
-        seconds = sum(use.seconds for use in now) - sum(use.seconds for use in before[model])
-        total += seconds / options.requests
-        memory = sum(use.resident for use in now) / MIB
-        print(f"{model:24} {len(now):9d} {seconds / options.requests:22.3f} {memory:7.0f}")
-    shared = sum(path.stat().st_blocks * 512 for path in Path("/dev/shm").glob(f"{server._shm_prefix}*")) / MIB
-    print(f"{'/dev/shm':24} {'':9} {'':22} {shared:7.0f}")
-    print(
-        f"{total:.2f} processor seconds a request; {outcomes} in {took:.0f} s, {options.requests / took:.2f} a second"
-    )
+    for (stage, processes), cost, mib in zip(stages.items(), costs, memory.values, strict=True):
+        print(f"{stage:24} {len(processes):9d} {cost:22.3f} {mib:7.0f}")
+    print(f"{'/dev/shm':24} {'':9} {'':22} {shared_memory(server):7.0f}")
+    print(f"{sum(costs):.2f} processor seconds a request; {dict(loop.outcomes())} in {took:.0f} s, "
+          f"{options.requests / took:.2f} a second")  # fmt: skip
 
 
 def main() -> None:
@@ -95,7 +77,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=8)
     parser.add_argument("--beams", type=int, default=3)
     options = parser.parse_args()
-    with EmbeddedServer(ServingOptions.on_free_ports(options.repository), report=lambda line: None) as server:
+    with embedded_server(options.repository) as server:
         asyncio.run(measure(server, options))
 
 

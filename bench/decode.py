@@ -1,8 +1,7 @@
-"""One decode step of the engine against what no step can be faster than: reading its weights once, and for 24 rows
-multiplying by them.
+"""Measure a decode step of the engine against its lower bounds: reading the weights once and, for 24 rows, multiplying.
 
-`python -m bench.decode`: base geometry with random weights, since speed does not depend on them. Every figure of a
-table comes from one run on one machine; compare ratios, not milliseconds. The thread settings are the server's.
+`python -m bench.decode` uses base geometry with random weights, since speed does not depend on them. All figures of a
+table come from one run on one machine; compare ratios, not milliseconds. The thread settings are the server's.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ WARM_UP, STEPS = 8, 24
 
 
 def bart_config(text: TextConfig) -> dict[str, Any]:
-    """The same sizes as transformers' `text_config`."""
+    """Return the sizes as transformers' `text_config`."""
     return dict(
         model_type="bart",
         vocab_size=text.vocab_size,
@@ -56,7 +55,7 @@ def bart_config(text: TextConfig) -> dict[str, Any]:
 
 
 def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Float32, named as in a native checkpoint."""
+    """Return float32 weights, named as in a native checkpoint."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in LanguageModel(config).state_dict().items()}
     random = torch.Generator().manual_seed(0)
@@ -76,7 +75,7 @@ def request(config: ModelConfig, seed: int, **options: int) -> Request:
 
 
 def decoder_bytes(tensors: dict[str, torch.Tensor]) -> int:
-    """What a step has to read of the weights: the decoder's layers and the head."""
+    """Return the bytes of weights that a step reads: the decoder's layers and the head."""
     head = "lm_head.weight" if "lm_head.weight" in tensors else "shared.weight"
     prefill_only = ("encoder_attn.k_proj", "encoder_attn.v_proj", "embed_positions")
     read = [
@@ -88,13 +87,13 @@ def decoder_bytes(tensors: dict[str, torch.Tensor]) -> int:
 
 
 def read_seconds(size: int) -> float:
-    """Time to stream `size` bytes from memory with the same threads: the best of several, as a floor should be."""
+    """Return the time to stream `size` bytes from memory with the same threads, the best of several."""
     block = torch.zeros(max(size, 256 * 2**20) // 8, dtype=torch.int64)
     return min(_seconds(block.max) for _ in range(7)) * size / block.nbytes
 
 
 def multiply_seconds(parameters: int, rows: int, precision: str) -> float:
-    """At the rate of large matrix products of this machine with the same threads, the best of several."""
+    """Return the time at the rate of large matrix products with the same threads, the best of several."""
     size = 2048
     if precision == "int8":
         one, other = torch.ones(2, size, size, dtype=torch.int8)
@@ -112,7 +111,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def step_seconds(engine: Engine, requests: int, beams: int) -> float:
-    """The median of some steps with these requests in flight."""
+    """Return the median of some steps with so many requests in flight."""
     length = WARM_UP + STEPS + 2
     sequences = [
         engine.add(request(engine.config, seed, num_beams=beams, max_new_tokens=length)) for seed in range(requests)
@@ -128,7 +127,7 @@ def step_seconds(engine: Engine, requests: int, beams: int) -> float:
 
 
 def prefill_seconds(engine: Engine) -> float:
-    """Of one request, its one decode step included."""
+    """Return the time of one request's prefill and its only decode step."""
     return min(_seconds(lambda: engine.generate([request(BASE, 1, max_new_tokens=1, num_beams=1)])) for _ in range(3))
 
 

@@ -1,11 +1,11 @@
-"""Load on a running server: requests arrive as a Poisson process, whether the answers come or not (open loop).
+"""Send requests to a running server as a Poisson process, whether responses come or not (an open loop).
 
     python -m bench.load --mix caption:20                          captions of 20 tokens
     python -m bench.load --mix caption:20=0.7,od:200=0.3           70 % of those, 30 % detections of 200 tokens
-    python -m bench.load --model florence2_decoder --mix ...       the decoder alone, with random image features
+    python -m bench.load --model florence2_decoder --mix ...       only the decoder, with random image features
 
-Lengths are set by MAX_NEW_TOKENS, so a checkpoint of random weights serves as well. Prints latency by task, and
-throughput; `--json` prints it as one object. Every request sends another picture, so no cache answers.
+MAX_NEW_TOKENS sets the lengths, so random weights serve as well. Prints latency by task, and throughput; `--json`
+prints them as one object. Each request has a different image, so no cache answers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENSEMBLE = "florence2_ensemble"
 
 
 class Kind(NamedTuple):
-    """One task of the mix."""
+    """One task of a mix."""
 
     name: str
     tokens: int
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 
 
 def parse_mix(text: str) -> list[Kind]:
-    """`caption:20=0.7,od:200=0.3`; the share may be left out."""
+    """Read `caption:20=0.7,od:200=0.3`, in which shares are optional."""
     kinds = []
     for part in text.split(","):
         what, _, share = part.partition("=")
@@ -48,13 +48,13 @@ def parse_mix(text: str) -> list[Kind]:
     return kinds
 
 
-class Caller:
-    """Sends requests to one model of a server, by gRPC."""
+class Sender:
+    """Send requests to one model of a server, over gRPC."""
 
     def __init__(self, url: str, model: str = ENSEMBLE, beams: int = 3, side: int = 320) -> None:
         self.url, self.model, self.beams, self.side = url.removeprefix("grpc://"), model, beams, side
 
-    async def __aenter__(self) -> Caller:
+    async def __aenter__(self) -> Sender:
         self._client = triton.InferenceServerClient(self.url)
         self._features: list[int] = []
         if self.model != ENSEMBLE:
@@ -65,8 +65,8 @@ class Caller:
     async def __aexit__(self, *_error: object) -> None:
         await self._client.close()
 
-    async def ask(self, task: str, tokens: int) -> str:
-        """The answer's finish reason, or the status of the refusal."""
+    async def send(self, task: str, tokens: int) -> str:
+        """Send one request and return its finish reason, or the status of its error."""
         tensors = self._tensors(task) | {
             "MAX_NEW_TOKENS": np.array([tokens], np.int32),
             "NUM_BEAMS": np.array([self.beams], np.int32),
@@ -76,26 +76,26 @@ class Caller:
             for name, value in tensors.items()
         ]
         try:
-            answer = await self._client.infer(self.model, inputs)
+            response = await self._client.infer(self.model, inputs)
         except InferenceServerException as error:
             return str(error.status()).removeprefix("StatusCode.")
-        return str(answer.as_numpy("FINISH_REASON")[0].decode())
+        return str(response.as_numpy("FINISH_REASON")[0].decode())
 
     def _tensors(self, task: str) -> dict[str, np.ndarray[Any, Any]]:
         if self._features:
             features = np.random.default_rng().standard_normal(self._features, np.float32)
             return {"IMAGE_FEATURES": features, "PROMPT_IDS": np.array([0, 9, 10, 11, 2], np.int32)}
-        picture = io.BytesIO()
-        Image.new("RGB", (self.side, self.side), tuple(random.randbytes(3))).save(picture, "PNG")
+        image = io.BytesIO()
+        Image.new("RGB", (self.side, self.side), tuple(random.randbytes(3))).save(image, "PNG")
         known = task_from_name(task)
         return {
-            "IMAGE": np.array([picture.getvalue()], np.object_),
+            "IMAGE": np.array([image.getvalue()], np.object_),
             "TASK": np.array([known.token if known else task], np.object_),
         }
 
 
-async def run(caller: Caller, mix: list[Kind], rate: float, seconds: float) -> dict[str, Any]:
-    """Sends for `seconds`, waits for all answers. Latency is counted from when a request was due."""
+async def run(sender: Sender, mix: list[Kind], rate: float, seconds: float) -> dict[str, Any]:
+    """Send for `seconds` and wait for all responses. Latency counts from when a request was due."""
     chance = random.Random(0)
     latencies: dict[str, list[float]] = defaultdict(list)
     outcomes: dict[str, int] = defaultdict(int)
@@ -103,7 +103,7 @@ async def run(caller: Caller, mix: list[Kind], rate: float, seconds: float) -> d
 
     async def one(kind: Kind, due: float) -> None:
         nonlocal tokens
-        outcome = await caller.ask(kind.name, kind.tokens)
+        outcome = await sender.send(kind.name, kind.tokens)
         outcomes[outcome] += 1
         if outcome in ("stop", "length"):
             latencies[f"{kind.name}:{kind.tokens}"].append(time.monotonic() - due)
@@ -132,7 +132,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 def show(report: dict[str, Any]) -> None:
-    print(f"{report['answered_per_second']:.2f} answers/s of {report['rate']:g} asked, {report['outcomes']}")
+    print(f"{report['answered_per_second']:.2f} responses/s of {report['rate']:g} sent, {report['outcomes']}")
     print(f"{'task:tokens':24} {'count':>6} {'p50 s':>8} {'p90 s':>8} {'p99 s':>8}")
     for name, latency in report["latency"].items():
         cells = " ".join(f"{latency[p]:8.3f}" for p in ("p50", "p90", "p99"))
@@ -151,9 +151,9 @@ def main() -> int:
     options = parser.parse_args()
 
     async def measure() -> dict[str, Any]:
-        async with Caller(options.url, options.model, options.beams) as caller:
-            await caller.ask(options.mix[0].name, 1)  # the first answer is slower
-            return await run(caller, options.mix, options.rate, options.seconds)
+        async with Sender(options.url, options.model, options.beams) as sender:
+            await sender.send(options.mix[0].name, 1)  # the first request is slower
+            return await run(sender, options.mix, options.rate, options.seconds)
 
     report = asyncio.run(measure())
     print(json.dumps(report)) if options.json else show(report)

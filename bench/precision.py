@@ -1,7 +1,7 @@
-"""What a precision of the language model costs: answers that change, and the quality of all, on the demo's scenes.
+"""Measure what a precision of the language model costs: answers that change, and quality, on drawn scenes.
 
-`python -m bench.precision --scenes 300`: the bundled checkpoint through the engine, all fifteen tasks, same float32
-image features for every precision. Prints a Markdown table.
+`python -m bench.precision --scenes 300` runs the bundled checkpoint through the engine on all fifteen tasks, with the
+same float32 image features for every precision, and prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def engine_of(checkpoint: Checkpoint, precision: str) -> Engine:
     return Engine(backend, config, max_waiting=GROUP * len(MEASURES))
 
 
-def questions(
+def requests(
     path: Path, checkpoint: Checkpoint, seeds: Sequence[int], beams: int
 ) -> Iterator[tuple[str, str, Request]]:
-    """Task, expected answer and request, for every task of every scene."""
+    """Yield task, expected answer and request for every task of every scene."""
     model, processor = architecture.load(path)
     model.eval()
     options = checkpoint.config.generation_options(num_beams=beams, max_new_tokens=150)
@@ -65,7 +65,7 @@ def compare(path: Path, scene_count: int, beams: int, precisions: Sequence[str])
     scores: dict[str, dict[str, Scores]] = {precision: defaultdict(Scores) for precision in precisions}
     changed, asked = dict.fromkeys(precisions, 0), 0
     for seeds in in_groups(list(range(scene_count)), GROUP):
-        cases = list(questions(path, checkpoint, seeds, beams))
+        cases = list(requests(path, checkpoint, seeds, beams))
         asked += len(cases)
         reference: list[str] = []
         for precision, engine in engines.items():

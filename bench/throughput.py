@@ -1,7 +1,7 @@
-"""The engine with many requests in flight against transformers' `generate` one by one, and how evenly tokens come.
+"""Compare the engine with many requests in flight with transformers' `generate` one by one, and measure token gaps.
 
-`python -m bench.throughput`: base geometry, random weights, 3 beams, same prompts and image features for both. Nothing
-but the language model is measured: its encoder (prefill) and its decoding, together and apart.
+`python -m bench.throughput` uses base geometry, random weights, 3 beams, and the same prompts and image features for
+both. It measures only the language model: its encoder (prefill) and its decoding, together and separately.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LATE_REQUESTS, LATE_EVERY = 6, 15  # tokens of the first request
 
 
 def reference_model(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Florence2ForConditionalGeneration:
-    """transformers' Florence-2 with these weights and a vision encoder that is never asked."""
+    """Return transformers' Florence-2 with these weights and a vision encoder that is never used."""
     text = config.text
     architecture = Florence2Config(
         text_config=bart_config(text),
@@ -47,7 +47,7 @@ def engine_of(weights: dict[str, torch.Tensor], precision: str, **options: float
 
 
 def transformers_rate(weights: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """Tokens a second, with and without the encoder's time."""
+    """Return tokens per second, with and without the encoder's time."""
     model = reference_model(BASE, weights)
     seconds, tokens = dict.fromkeys((1, TOKENS), 0.0), 0
     for seed in range(ONE_BY_ONE):
@@ -62,7 +62,7 @@ def transformers_rate(weights: dict[str, torch.Tensor]) -> tuple[float, float]:
 
 
 def engine_rate(engine: Engine) -> tuple[float, float]:
-    """The same, with all requests in flight."""
+    """Return the same for the engine with all requests in flight."""
     engine.generate([request(BASE, 99, max_new_tokens=4)])
     asked = [request(BASE, seed, num_beams=BEAMS, max_new_tokens=TOKENS) for seed in range(IN_FLIGHT)]
     engine.prefill_seconds = 1e9  # all together first, so that the two parts can be told apart
@@ -78,7 +78,7 @@ def engine_rate(engine: Engine) -> tuple[float, float]:
 
 
 def token_gaps(engine: Engine, prefill_seconds: float) -> list[float]:
-    """Seconds between the tokens of one long request while others come in."""
+    """Return the seconds between the tokens of a long request while others arrive."""
     engine.prefill_seconds = prefill_seconds
     long = engine.add(request(BASE, 1, num_beams=BEAMS, max_new_tokens=LATE_EVERY * (LATE_REQUESTS + 2)))
     gaps, late, last = list[float](), 0, None
@@ -104,15 +104,15 @@ def milliseconds(gaps: Sequence[float]) -> str:
 def report(precisions: Sequence[str]) -> Iterator[str]:
     weights = random_weights(BASE)
     theirs, their_decoding = transformers_rate(weights)
-    yield f"{IN_FLIGHT} requests of {BEAMS} beams and {TOKENS} tokens, tokens a second:\n"
-    yield "| | with prefill | | decoding alone | |"
+    yield f"{IN_FLIGHT} requests of {BEAMS} beams and {TOKENS} tokens, tokens per second:\n"
+    yield "| | with prefill | | decoding only | |"
     yield "|---|---|---|---|---|"
     yield f"| transformers float32, one by one | {theirs:.1f} | 1.0x | {their_decoding:.1f} | 1.0x |"
     for precision in precisions:
         ours, our_decoding = engine_rate(engine_of(weights, precision))
         ratios = f"{ours:.1f} | {ours / theirs:.1f}x | {our_decoding:.1f} | {our_decoding / their_decoding:.1f}x"
         yield f"| engine {precision} | {ratios} |"
-    yield f"\nMilliseconds between the tokens of a request of {BEAMS} beams while {LATE_REQUESTS} others come in:\n"
+    yield f"\nMilliseconds between the tokens of a request of {BEAMS} beams while {LATE_REQUESTS} others arrive:\n"
     yield "| | median | 90 % | 99 % | longest |"
     yield "|---|---|---|---|---|"
     for precision in precisions:

@@ -1,11 +1,11 @@
-"""How fast the vision encoder is, and what each way of running it changes.
+"""Measure the vision encoder's speed, and what each way of running it changes.
 
     python -m bench.vision CHECKPOINT [--batches 1 2] [--rounds 5] [--threads N]    speed and error
     python -m bench.vision --answers 300                                             answers of the bundled checkpoint
 
-Speed: every candidate runs once a round, so that all see the same machine; figures are medians of the rounds, and
-the ratio to transformers the median of the rounds' ratios. The line to reach is the time that this machine's own matrix
-products take for the encoder's operations. Answers: bundled checkpoint, greedy, drawn scenes it was not trained on.
+Speed: every candidate runs once per round, so that all see the same machine. Figures are medians of the rounds, and the
+ratio to transformers is the median of the rounds' ratios. The goal is the time that this machine's matrix products take
+for the encoder's operations. Answers: the bundled checkpoint, greedy, on drawn scenes it was not trained on.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from florence2_export.vision import INPUT, OUTPUT, export_vision
 from tools.toy_model import architecture, evaluate, scenes
 
 Encode = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, 3] -> float32 [B, T, D]
-Seconds = tuple[float, float]  # of the clock, and of all threads together, which other programs disturb less
+Seconds = tuple[float, float]  # elapsed, and of all threads together, which other programs disturb less
 REFERENCE = "transformers float32"
-SIDE = 2048  # of the matrices whose product tells the machine's speed
+SIDE = 2048  # of the matrices whose product measures the machine's speed
 SIZE = 384  # of the drawn scenes
 
 
 def write_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """What `export` writes, and ONNX Runtime's own dynamic int8."""
+    """Write the models that `export` writes, and ONNX Runtime's own dynamic int8."""
     exact, eight, dynamic = files(folder)
     for path, precision in (exact, "float32"), (eight, "int8"):
         path.parent.mkdir()
@@ -88,7 +88,7 @@ def transformers_encoder(checkpoint: Checkpoint) -> Encode:
 
 
 def matrix_products(flops: int) -> dict[str, Callable[[], Seconds]]:
-    """What so many operations take in large matrix products of torch, each measured when it is called."""
+    """Return functions that measure so many operations as large matrix products of torch."""
 
     def seconds(dtype: torch.dtype) -> Seconds:
         a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
@@ -123,8 +123,8 @@ def measure(encoders: dict[str, Encode], pixels: np.ndarray, flops: int, rounds:
             times[name].append(clock(lambda encode=encode: encode(pixels)))
         for name, seconds in matrix_products(flops * len(pixels)).items():
             times[name].append(seconds())
-    yield f"batch of {len(pixels)}, {flops / 1e9:.0f} GFLOP a picture, {rounds} rounds"
-    yield "| | seconds a picture | times as fast | processor seconds | times less | relative error |"
+    yield f"batch of {len(pixels)}, {flops / 1e9:.0f} GFLOP per image, {rounds} rounds"
+    yield "| | seconds per image | times as fast | processor seconds | times less | relative error |"
     yield "|---|---|---|---|---|---|"
     for name, taken in times.items():
         cells = []
@@ -141,17 +141,17 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def compare_answers(count: int, threads: int) -> Iterator[str]:
-    """Transformers answers; only the features come from each candidate in turn."""
+    """Let transformers answer with the features of each candidate in turn."""
     checkpoint = read_checkpoint(str(evaluate.CHECKPOINT))
     model, processor = architecture.load(evaluate.CHECKPOINT)
     drawn = [scenes.make_scene(seed).draw(SIZE) for seed in range(count)]
-    questions = [
+    examples = [
         (seed, task, example)
         for seed in range(count)
         for task, example in scenes.make_examples(scenes.make_scene(seed), seed).items()
     ]
     image = checkpoint.config.image
-    pixels = np.stack([np.asarray(picture.resize((image.width, image.height), image.resample)) for picture in drawn])
+    pixels = np.stack([np.asarray(one.resize((image.width, image.height), image.resample)) for one in drawn])
     with tempfile.TemporaryDirectory() as folder:
         write_files(checkpoint, Path(folder))
         ways = {REFERENCE: transformers_encoder(checkpoint), **candidates(Path(folder), threads)}
@@ -160,32 +160,32 @@ def compare_answers(count: int, threads: int) -> Iterator[str]:
             for name, encode in ways.items()
         }
     scores = {name: defaultdict(evaluate.Scores) for name in features}
-    yield f"{len(questions)} answers about {count} scenes"
-    seeds = [seed for seed, _, _ in questions]
-    pictures, texts = [drawn[seed] for seed in seeds], [example.processor_text for _, _, example in questions]
+    yield f"{len(examples)} answers about {count} scenes"
+    seeds = [seed for seed, _, _ in examples]
+    images, texts = [drawn[seed] for seed in seeds], [example.processor_text for _, _, example in examples]
     reference: list[str] = []
     for name, own in features.items():
-        answers = ask(model, processor, pictures, own[seeds], texts)
+        answers = ask(model, processor, images, own[seeds], texts)
         reference = reference or answers
         yield f"{name}: {sum(a != b for a, b in zip(answers, reference, strict=True))} changed"
-        for answer, (_, task, example) in zip(answers, questions, strict=True):
+        for answer, (_, task, example) in zip(answers, examples, strict=True):
             scores[name][task].answers += 1
             evaluate.MEASURES[task][0](scores[name][task], answer, example.target)
     yield evaluate.table(scores)
 
 
-def ask(model, processor, pictures, features, texts, few: int = 50) -> list[str]:
-    """As the evaluation asks, all tasks together, with these image features [B, T, D] in place of the model's own."""
+def ask(model, processor, images, features, texts, few: int = 50) -> list[str]:
+    """Return the evaluation's answers with these image features [B, T, D] in place of the model's own."""
     answers: list[str] = []
     for start in range(0, len(texts), few):
         part = slice(start, start + few)
         with patch.object(model.model, "get_image_features", given(features[part])):
-            answers += evaluate.ask(model, processor, pictures[part], texts[part], beams=1)
+            answers += evaluate.ask(model, processor, images[part], texts[part], beams=1)
     return answers
 
 
 def given(features):
-    """What `generate` calls for image features; it passes what it finds named in the signature."""
+    """Return a replacement for get_image_features; `generate` passes the arguments that its signature names."""
     return lambda pixel_values, **_options: SimpleNamespace(pooler_output=features)
 
 
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, metavar="SCENES")
     options = parser.parse_args()
     if options.answers and options.checkpoint != str(evaluate.CHECKPOINT):
-        parser.error("answers are measured on the bundled checkpoint, whose scenes have known ones")
+        parser.error("--answers needs the bundled checkpoint, because its scenes have known answers")
     torch.set_num_threads(options.threads)
     if options.answers:
         print(*compare_answers(options.answers, options.threads), sep="\n")
@@ -207,8 +207,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_files(checkpoint, Path(folder))
         encoders = {REFERENCE: transformers_encoder(checkpoint), **candidates(Path(folder), options.threads)}
-        pictures = draw_pictures(checkpoint.config.image, max(options.batches))
-        pixels = np.stack([np.asarray(picture) for picture in pictures])
+        images = draw_pictures(checkpoint.config.image, max(options.batches))
+        pixels = np.stack([np.asarray(image) for image in images])
         flops = count_flops(encoders[REFERENCE], pixels[:1])
         for batch in options.batches:
             print(*measure(encoders, pixels[:batch], flops, options.rounds), "", sep="\n", flush=True)

@@ -14,7 +14,7 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, max_exa
 settings.load_profile("repeatable")
 
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
-SHARED = Path(__file__).parents[2] / "shared"  # real tokenizers, pictures and outputs, on machines that have them
+SHARED = Path(__file__).parents[2] / "shared"  # real tokenizers, images and outputs, on machines that have them
 REAL = SHARED / "checkpoints" / "Florence-2-base"
 CHECKPOINTS = [
     pytest.param(DEMO, id="demo"),

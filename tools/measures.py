@@ -7,10 +7,10 @@ How they are computed:
 - Files to follow one request: the project's modules that are imported, directly or not, by any `model.py` of the model
   repository or by the client's gRPC path, including imports in functions. It counts what a reader may have to open.
 - Files that mention an option or an output: Python, config.pbtxt, Markdown, YAML and JavaScript files with its name in
-  either case, outside of generated blocks. Decision records, the changelog, measured results and tools do not count. A new
-  option or output touches at most as many files.
-- Import cycles: groups of modules that import each other at module level. Hidden ones need an import in a function or for
-  type checkers.
+  either case, outside of generated blocks, of decision records, measured results and tools. A new option or output
+  touches at most as many files.
+- Import cycles: groups of modules that import each other at module level. Hidden ones need an import in a function or
+  for type checkers.
 - Private helpers called once: functions `_name` with a single reference in their module, as a share of all functions.
 """
 
@@ -34,7 +34,7 @@ PACKAGES = ("florence2", "client/florence2_client", "export", "export/florence2_
 PRODUCTION = ("florence2", "client", "export", "model_repository")
 CLIENT_PATHS = ("florence2_client.client", "florence2_client.grpc_transport", "florence2_client.transports.grpc")
 GENERATED = re.compile(r"\bgenerated: (\w+).*?end of generated: \1\b", re.DOTALL)
-HISTORY = re.compile(r"docs/adr/|CHANGELOG|docs/benchmarks|^tools/")
+HISTORY = re.compile(r"docs/adr/|CHANGELOG|docs/benchmarks|(^|/)tools/")
 READS_MEMORY = re.compile(r"VmRSS|VmHWM|statm|smaps|\bmemory_(full_)?info\b|\bru_maxrss\b")
 READS_PROC = re.compile(r"""["']/proc/""")
 LONG = 50  # lines of a function

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.soak import tiny_config
 from florence2.config import ModelConfig
 from florence2.engine.bart import LanguageModel
 from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
+from tests.tiny_model import tiny_config
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def test_a_backend_imports_only_what_it_needs(backend, blocked):
     program = f"""
 import sys
 sys.modules.update(dict.fromkeys({blocked!r}))
-from bench.soak import tiny_config
+from tests.tiny_model import tiny_config
 from florence2.engine.bart import LanguageModel
 from florence2.engine.engine import Engine
 from florence2.engine.{backend}.backend import {backend.title()}Backend

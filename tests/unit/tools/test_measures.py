@@ -15,7 +15,7 @@ FILES = {
     "model_repository/decoder/1/model.py": "import florence2.a\n",
     "model_repository/decoder/config.pbtxt": "# generated: inputs\nNO_REPEAT_NGRAM_SIZE\n# end of generated: inputs\n",
     "tests/test_c.py": "NO_REPEAT_NGRAM_SIZE = 1\n",
-    "README.md": "a picture\n",
+    "README.md": "a picture\n",  # sic
 }
 
 

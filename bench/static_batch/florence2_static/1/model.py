@@ -1,4 +1,4 @@
-"""`generate` on whatever Triton batched: all of a batch wait for its longest answer. Served by bench.compare."""
+"""Run `generate` on the batches that Triton makes: all requests of a batch wait for its longest answer."""
 
 import json
 from collections import defaultdict
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from generate import Generator  # bench/compare/generate.py, put beside this file
+from generate import Generator  # a copy of bench/static_batch/generate.py
 
 
 class TritonPythonModel:
@@ -17,14 +17,14 @@ class TritonPythonModel:
         self.generator = Generator(checkpoint, getattr(torch, precision))
 
     def execute(self, requests):
-        """One padded batch of all tasks for each number of beams, of which `generate` takes one at a time."""
+        """Answer a padded batch of all tasks for each number of beams, since `generate` takes one number."""
         batches = defaultdict(list)
         for number, request in enumerate(requests):
             batches[value(request, "NUM_BEAMS")].append((number, request))
         responses = [None] * len(requests)
         for beams, batch in batches.items():
-            numbers, asked = zip(*batch, strict=True)
-            for number, response in zip(numbers, self.answer(asked, beams), strict=True):
+            numbers, grouped = zip(*batch, strict=True)
+            for number, response in zip(numbers, self.answer(grouped, beams), strict=True):
                 responses[number] = response
         return responses
 

@@ -1,4 +1,4 @@
-"""Clients that behave badly on a connection, until they are cancelled. Used by bench.faults."""
+"""Clients that misbehave on a connection until they are cancelled."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import socket
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-from bench import hostile
 from florence2_client.transports.base import open_async_transport, parse_url
+from tests.stress.images import ENSEMBLE, good
+from tests.stress.images import request as request_tensors
 
-PATH = f"/v2/models/{hostile.ENSEMBLE}"
+PATH = f"/v2/models/{ENSEMBLE}"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
-HALF_A_FRAME = b"\0\4\0\1\4\0\0\0\1" + b"\x83" * 20  # it says 1024 bytes of headers
+HALF_A_FRAME = b"\0\4\0\1\4\0\0\0\1" + b"\x83" * 20  # announces 1024 bytes of headers
 RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds
 
 
@@ -32,28 +33,28 @@ async def connect(url: str, receive_bytes: int | None = None) -> tuple[asyncio.S
     return await asyncio.open_connection(sock=sock)
 
 
-def request(length: int, path: str = f"{PATH}/generate", method: str = "POST") -> bytes:
+def head(length: int, path: str = f"{PATH}/generate", method: str = "POST") -> bytes:
     return f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
 def body() -> bytes:
-    picture = hostile.good(random.Random(), "JPEG")
-    return json.dumps({"IMAGE": base64.b64encode(picture).decode(), "TASK": "<CAPTION>", "MAX_NEW_TOKENS": 8}).encode()
+    image = good(random.Random(), "JPEG")
+    return json.dumps({"IMAGE": base64.b64encode(image).decode(), "TASK": "<CAPTION>", "MAX_NEW_TOKENS": 8}).encode()
 
 
 async def slow_header(http_url: str, _grpc_url: str) -> None:
-    """A letter of the header every half second."""
+    """Send a character of the header every half second."""
     _, writer = await connect(http_url)
-    for letter in request(10) * 1000:
-        writer.write(bytes([letter]))
+    for character in head(10) * 1000:
+        writer.write(bytes([character]))
         await writer.drain()
         await asyncio.sleep(0.5)
 
 
 async def slow_body(http_url: str, _grpc_url: str) -> None:
-    """A megabyte is announced, and comes a byte at a time."""
+    """Announce a megabyte and send a byte every half second."""
     _, writer = await connect(http_url)
-    writer.write(request(10**6))
+    writer.write(head(10**6))
     while True:
         writer.write(b" ")
         await writer.drain()
@@ -61,7 +62,7 @@ async def slow_body(http_url: str, _grpc_url: str) -> None:
 
 
 async def half_a_frame(_http_url: str, grpc_url: str) -> None:
-    """gRPC that stops in the middle of its first headers."""
+    """Stop in the middle of the first gRPC headers."""
     _, writer = await connect(grpc_url)
     writer.write(PREFACE + SETTINGS + HALF_A_FRAME)
     await writer.drain()
@@ -69,11 +70,11 @@ async def half_a_frame(_http_url: str, grpc_url: str) -> None:
 
 
 async def vanishing(http_url: str, _grpc_url: str) -> None:
-    """Asks and resets the connection before the answer, again and again."""
+    """Send a request and reset the connection before the response, every two seconds."""
     while True:
         _, writer = await connect(http_url)
         content = body()
-        writer.write(request(len(content)) + content)
+        writer.write(head(len(content)) + content)
         await writer.drain()
         await asyncio.sleep(random.uniform(0, 0.5))
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -82,24 +83,24 @@ async def vanishing(http_url: str, _grpc_url: str) -> None:
 
 
 async def cancelling(_http_url: str, grpc_url: str) -> None:
-    """Asks by gRPC and cancels, again and again."""
+    """Send a request over gRPC and cancel it, every two seconds."""
     transport = open_async_transport(parse_url(grpc_url))
     while True:
-        asked = hostile.question(hostile.good(random.Random(), "JPEG"), "<CAPTION>")
+        inputs = request_tensors(good(random.Random(), "JPEG"), "<CAPTION>")
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(transport.infer(hostile.ENSEMBLE, asked, None), random.uniform(0.01, 0.5))
+            await asyncio.wait_for(transport.infer(ENSEMBLE, inputs, None), random.uniform(0.01, 0.5))
         await asyncio.sleep(2)
 
 
 async def never_reading(http_url: str, _grpc_url: str) -> None:
-    """Asks ten times on one connection for what is longer than its buffer, and reads none of it."""
+    """Send ten requests on one connection for more than its buffer holds, and read nothing."""
     _, writer = await connect(http_url, receive_bytes=2048)
-    writer.write(request(0, f"{PATH}/config", "GET") * 10)
+    writer.write(head(0, f"{PATH}/config", "GET") * 10)
     await asyncio.sleep(3600)
 
 
-Rude = Callable[[str, str], Awaitable[None]]
-KINDS: dict[str, Rude] = {
+Misbehave = Callable[[str, str], Awaitable[None]]
+KINDS: dict[str, Misbehave] = {
     "slow header": slow_header,
     "slow body": slow_body,
     "half a frame": half_a_frame,

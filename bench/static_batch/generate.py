@@ -1,6 +1,6 @@
-"""Florence-2 by transformers alone: processor, `generate`, post-processing, as its users write it.
+"""Answer with plain transformers: processor, `generate`, post-processing, as its users write it.
 
-Called directly and, put beside its model.py, by the static batch; so it imports nothing of this project.
+The static batch has a copy of this file next to its model.py, so it imports nothing of this project.
 """
 
 import io
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
 
 class OwnLimit(StoppingCriteria):
-    """Each picture of a batch has a limit of its own, as MaxLengthCriteria has one for all."""
+    """A separate limit for each image of a batch, where MaxLengthCriteria has one for all."""
 
     def __init__(self, limits: list[int]) -> None:
         self.limits = torch.tensor(limits)
@@ -34,17 +34,17 @@ class OwnLimit(StoppingCriteria):
 
 
 class Generator:
-    """transformers' model and processor of a checkpoint."""
+    """A checkpoint's model and processor in transformers."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype) -> None:
         self.processor = AutoProcessor.from_pretrained(checkpoint)
         self.model = Florence2ForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).eval()
 
     @torch.inference_mode()
-    def answer(self, pictures: list[bytes], prompts: list[str], limits: list[int], beams: int) -> list[Answer]:
-        """`prompts`: the task, followed by its text if it takes one. `limits`: most new tokens of each."""
-        images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
-        inputs = self.processor(images=images, text=prompts, return_tensors="pt", padding=True).to(self.model.dtype)
+    def answer(self, images: list[bytes], prompts: list[str], limits: list[int], beams: int) -> list[Answer]:
+        """Answer a batch; a prompt is the task followed by its text, if any, and `limits` are the most new tokens."""
+        opened = [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
+        inputs = self.processor(images=opened, text=prompts, return_tensors="pt", padding=True).to(self.model.dtype)
         generated = self.model.generate(
             **inputs,
             num_beams=beams,
@@ -55,7 +55,7 @@ class Generator:
         tokens = (generated[:, 1:] != self.model.generation_config.pad_token_id).sum(1).tolist()
         return [
             Answer(self._parse(text, prompt, image.size), SPECIAL.sub("", text), count)
-            for text, prompt, image, count in zip(texts, prompts, images, tokens, strict=True)
+            for text, prompt, image, count in zip(texts, prompts, opened, tokens, strict=True)
         ]
 
     def _parse(self, text: str, prompt: str, size: tuple[int, int]) -> Any:

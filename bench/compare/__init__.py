@@ -1,1 +1,0 @@
-"""This server beside transformers' `generate`, called directly and on Triton: `python -m bench.compare`."""

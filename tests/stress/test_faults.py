@@ -1,0 +1,146 @@
+"""Processes that die, a signal to stop, a full /dev/shm and misbehaving clients: no request goes without an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.harness import usage_of
+from tests.stress.clients import KINDS, Misbehave
+from tests.stress.conftest import Sizes
+from tests.stress.images import encoded, noise
+from tests.stress.serving import BACK, Load, Serving, under_load, until
+
+LARGE = encoded(noise(random.Random(0), 2000, 1500), "BMP")  # 9 MB
+STAGES = ("decoder", "preprocess", "vision", "postprocess", "tritonserver")
+PRIVATE = "FLORENCE2_PRIVATE_SHM"
+
+
+@pytest.fixture
+def serving(served: Path) -> Iterator[Serving]:
+    with Serving(served) as running:
+        yield running
+
+
+async def kill(serving: Serving, stage: str, clients: int = 8) -> tuple[Load, float | None]:
+    """Kill a process under load; return the load, and the seconds until a new request is answered, if one is."""
+    async with under_load(serving, clients) as load:
+        os.kill(serving.process_of(stage), signal.SIGKILL)
+        killed = time.monotonic()
+        # Requests past the dead stage may still be answered, so the server is back only after it was away.
+        await until(lambda: load.outcomes(killed)["ConnectionFailed"], BACK)
+        away = time.monotonic()
+        await until(lambda: load.answered_since(away), BACK)
+        back = load.answered_since(away)
+    return load, None if back is None else back - killed
+
+
+async def stop(serving: Serving, clients: int = 16) -> tuple[Load, float, float, int]:
+    """Send SIGTERM under load, which goes on for a second.
+
+    Return the load, when the signal was sent, the seconds until the server ended, and its exit code.
+    """
+    async with under_load(serving, clients, warm_up=1.0) as load:
+        signaled = time.monotonic()
+        serving.process.terminate()
+        await asyncio.sleep(1.0)
+        load.stopping = True
+        await until(lambda: serving.process.poll() is not None, BACK)
+        took = time.monotonic() - signaled
+    return load, signaled, took, serving.process.wait()
+
+
+async def fill_shared_memory(
+    serving: Serving, clients: int = 4, seconds: float = 8.0
+) -> tuple[Load, Load, float | None]:
+    """Take all free space of /dev/shm for a while, in which clients send images that need more of it than those before.
+
+    Return the ordinary load, the load of large images, and the seconds from the end of it to the next answer.
+    """
+    filler = Path("/dev/shm/filler")
+    large = Load([serving.grpc_url, serving.http_url], clients, image=LARGE)
+    async with under_load(serving, clients) as load:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        sending = asyncio.create_task(large.run())
+        await asyncio.sleep(seconds)
+        filler.unlink()
+        freed = time.monotonic()
+        await until(lambda: load.answered_since(freed) or serving.process.poll() is not None, BACK)
+        back = load.answered_since(freed)
+        large.stopping = True
+        await sending
+    return load, large, None if back is None else back - freed
+
+
+async def next_to(serving: Serving, misbehave: Misbehave | None, each: int, seconds: float = 10.0) -> Load:
+    """Return the load of four other clients next to `each` clients that misbehave."""
+    async with under_load(serving, 4, warm_up=0.0) as load:
+        load.replies.clear()
+        load.sent = 0
+        urls = serving.http_url, serving.grpc_url
+        crowd = [asyncio.create_task(misbehave(*urls)) for _ in range(each)] if misbehave else []
+        await asyncio.sleep(seconds)
+        for client in crowd:
+            client.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
+    return load
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_process_comes_back(serving: Serving, stage: str) -> None:
+    load, seconds = asyncio.run(kill(serving, stage))
+    print(f"\n{stage}: answers again after {seconds and round(seconds, 1)} s; {dict(load.outcomes())}")
+    assert load.clear and seconds is not None
+
+
+def test_sigterm_answers_the_requests_in_flight(serving: Serving) -> None:
+    load, signaled, took, code = asyncio.run(stop(serving))
+    accepted = Counter(reply.outcome for reply in load.replies if reply.sent < signaled <= reply.received)
+    later = Counter(reply.outcome for reply in load.replies if reply.sent >= signaled)
+    print(f"\nexit code {code} after {took:.1f} s; in flight at SIGTERM: {dict(accepted)}; sent later: {dict(later)}")
+    assert code == 0 and load.clear and set(accepted) == {"answered"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a /dev/shm of its own")
+def test_shared_memory_runs_full(request: pytest.FixtureRequest, served: Path) -> None:
+    """The test runs itself again in a namespace whose /dev/shm has 300 MB."""
+    if PRIVATE not in os.environ:
+        script = 'mount -t tmpfs -o size=300m tmpfs /dev/shm && exec "$@"'
+        command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-m", "pytest", "-qs"]
+        test = f"{__file__}::{request.node.name}"
+        environment = {**os.environ, PRIVATE: "1", "STRESS_REPOSITORY": str(served)}
+        assert subprocess.run([*command, test], env=environment, cwd=request.config.rootpath).returncode == 0
+        return
+    with Serving(served) as serving:
+        load, large, seconds = asyncio.run(fill_shared_memory(serving))
+        code = serving.process.poll()
+    print(f"\nimages as before: {dict(load.outcomes())}; large images: {dict(large.outcomes())}")
+    print(f"answered again {seconds and round(seconds, 1)} s after there was room; exit code {code}")
+    assert load.clear and large.clear
+
+
+def test_other_clients_get_all_their_answers(serving: Serving, sizes: Sizes) -> None:
+    """Next to slow, silent and vanishing clients."""
+    print(f"\n{'misbehaving':14} {'p50 s':>7} {'worst s':>8} {'MiB':>7}")
+    for name, misbehave in {"none": None, **KINDS}.items():
+        load = asyncio.run(next_to(serving, misbehave, sizes.misbehaving))
+        times = [reply.seconds for reply in load.replies if reply.outcome == "answered"]
+        memory = usage_of(serving.processes()).memory
+        print(
+            f"{name:14} {np.median(times):7.3f} {max(times):8.3f} {memory:7.1f}   {dict(load.outcomes())}", flush=True
+        )
+        assert load.clear and set(load.outcomes()) == {"answered"}
