@@ -1,7 +1,7 @@
-"""Encoded picture -> upright RGB picture -> the model's pixels. Called by the preprocess model.
+"""From an encoded image to an upright RGB image and to the model's pixels. The preprocess model calls this.
 
-Pictures come from anybody: whatever Pillow makes of damaged or hostile bytes ends here as InvalidImage, and
-no more pixels are decoded than allowed. Normalisation is not here but in the ONNX graph.
+Images come from untrusted clients: whatever Pillow makes of damaged or hostile bytes ends here as InvalidImage, and no
+more pixels are decoded than allowed. Normalization is part of the ONNX graph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import ExifTags, IcnsImagePlugin, IcoImagePlugin, Image, ImageCms, Unid
 from florence2.config import ImageConfig
 from florence2.errors import InvalidImage
 
-# EPS would run Ghostscript; IPTC and BLP wrap a second picture of a size that their own header does not tell.
+# EPS would run Ghostscript; IPTC and BLP wrap a second image whose size their own header does not state.
 Image.init()
 _FORMATS = tuple(name for name in Image.ID if name not in {"EPS", "IPTC", "BLP"})
 
@@ -34,29 +34,29 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # what undoes each EXIF orientation
+}  # the operation that undoes each EXIF orientation
 
 _TRANSPARENT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"}
 _INTEGER_SCALES = [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
-_FLOAT_SCALES = [1.0, 2.0, 4.0, 8.0, 16.0, *_INTEGER_SCALES]  # past 1: so many stops of high dynamic range
+_FLOAT_SCALES = [1.0, 2.0, 4.0, 8.0, 16.0, *_INTEGER_SCALES]  # above 1: high dynamic range of so many stops
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_=\s-]*")
 _ADDRESS = re.compile(rb"\s*[A-Za-z][A-Za-z0-9+.-]{1,9}://")
-_PLAIN_PNM = re.compile(rb"P[1-7]\s")  # the one picture format that base64's letters can spell
+_PLAIN_PNM = re.compile(rb"P[1-7]\s")  # the only image format whose header base64 can contain
 _URLSAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def encoded_image(data: bytes) -> bytes:
-    """The encoded picture itself, from raw bytes, base64 text or a data URL. Raises InvalidImage.
+    """Return the encoded image from raw bytes, base64 text or a data URL. Raise InvalidImage if the text is damaged.
 
-    Base64 may be of either alphabet, broken into lines, and unpadded.
+    Base64 may use either alphabet, be broken into lines, and lack its padding.
     """
     if data.lstrip()[:5].lower() == b"data:":
         header, _, payload = data.partition(b",")
         payload = urllib.parse.unquote_to_bytes(payload)
         return _from_base64(payload) if header.rstrip().lower().endswith(b";base64") else payload
     if _ADDRESS.match(data):
-        raise InvalidImage("IMAGE is an address, and the server fetches nothing; send the picture itself")
+        raise InvalidImage("IMAGE is a URL, but the server fetches nothing; send the image itself")
     if _BASE64.fullmatch(data) and not _PLAIN_PNM.match(data):
         return _from_base64(data)
     return data
@@ -67,17 +67,17 @@ def _from_base64(text: bytes) -> bytes:
     try:
         return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except binascii.Error as error:
-        raise InvalidImage("the picture's base64 text is damaged or incomplete") from error
+        raise InvalidImage("the image's base64 text is damaged or incomplete") from error
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """The first frame in RGB, turned as EXIF says, transparency over white, deep grey scaled to 8 bits.
+    """Return the first frame in RGB: rotated as EXIF says, transparency over white, deep gray scaled to 8 bits.
 
-    The size in the header is held against `max_pixels` before anything is decoded; Pillow's own limit of 179
-    million stays in force beside it. Raises InvalidImage.
+    The size in the header is checked against `max_pixels` before anything is decoded; Pillow's own limit of 179 million
+    pixels also applies. Raise InvalidImage if the image cannot be decoded or is too large.
     """
     if not data:
-        raise InvalidImage("the picture is empty")
+        raise InvalidImage("the image is empty")
     try:
         with _pillow_warnings:
             _check_icon(data, max_pixels)
@@ -88,22 +88,23 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     except InvalidImage:
         raise
     except UnidentifiedImageError as error:
-        raise InvalidImage("the picture is damaged or not in a format that can be read") from error
+        raise InvalidImage("the image is damaged or not in a format that can be read") from error
     except Image.DecompressionBombError as error:
-        raise InvalidImage("the picture has too many pixels") from error
+        raise InvalidImage("the image has too many pixels") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every built-in exception
-        raise InvalidImage("the picture is damaged or incomplete") from error
+        raise InvalidImage("the image is damaged or incomplete") from error
 
 
 def to_pixels(image: Image.Image, config: ImageConfig) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3], resized as the checkpoint's own processor does it: the aspect is not kept."""
+    """Return uint8 [H, W, 3], resized as the checkpoint's processor does, without keeping the aspect ratio."""
     resized = image.resize((config.width, config.height), Image.Resampling(config.resample))
     return np.asarray(resized, dtype=np.uint8)
 
 
 class _IgnoredWarnings:
-    """Silences Pillow while at least one thread decodes. With `warnings.catch_warnings` alone, threads that
-    overlap would restore one another's filters.
+    """Silence Pillow while at least one thread decodes.
+
+    With `warnings.catch_warnings`, threads that overlap would restore each other's filters.
     """
 
     def __init__(self) -> None:
@@ -132,17 +133,17 @@ _pillow_warnings = _IgnoredWarnings()
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise InvalidImage(f"the picture has {width} x {height} pixels; at most {max_pixels:,} are accepted")
+        raise InvalidImage(f"the image has {width} x {height} pixels; at most {max_pixels:,} are accepted")
 
 
 def _check_icon(data: bytes, max_pixels: int) -> None:
-    """Beware: of ICO and ICNS Pillow decodes a picture inside, whose size need not be what the icon says."""
+    """Raise InvalidImage if an image inside an ICO or ICNS is too large: its size may differ from the icon's header."""
     for content in _icon_contents(data):
         try:
             with Image.open(BytesIO(content), formats=("PNG", "JPEG2000", "DIB")) as image:
                 _check_pixels(image, max_pixels)
         except UnidentifiedImageError:
-            continue  # an old kind, as large as the icon says
+            continue  # an old format, as large as the icon's header says
 
 
 def _icon_contents(data: bytes) -> list[bytes]:
@@ -156,10 +157,10 @@ def _icon_contents(data: bytes) -> list[bytes]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation of a loaded picture (TIFF is turned by Pillow as it loads); 1 if EXIF is damaged."""
+    """Return the EXIF orientation of a loaded image, or 1 if EXIF is damaged. Pillow rotates TIFF while loading."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as various as with damaged pixels, and no reason to refuse the picture
+    except Exception:  # as many kinds as for damaged pixels, and no reason to refuse the image
         return 1
 
 
@@ -173,7 +174,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         return _from_lab(image)
     if image.mode in _TRANSPARENT_MODES and image.has_transparency_data:
-        straight = image.convert("LA") if image.mode == "La" else image  # premultiplied grey converts to nothing else
+        straight = image.convert("LA") if image.mode == "La" else image  # premultiplied gray converts to nothing else
         return _over_white(straight.convert("RGBA"))
     return image.convert("RGB")
 
@@ -187,22 +188,24 @@ def _over_white(image: Image.Image) -> Image.Image:
 def _from_lab(image: Image.Image) -> Image.Image:
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-    assert converted is not None  # None is for in-place conversion alone
+    assert converted is not None  # only in-place conversion returns None
     return converted
 
 
 def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Deep grey as 0..255. White is the smallest usual full scale that holds the brightest value, as 12-bit
-    scans come in 16-bit files; past all of them, or with negative values, the picture's range is stretched.
+    """Return deep gray scaled to 0..255.
+
+    White is the smallest common full scale that contains the brightest value, as 12-bit scans come in 16-bit files.
+    If none does, or with negative values, the image's range is stretched.
     """
     scales = _FLOAT_SCALES if values.dtype.kind == "f" else _INTEGER_SCALES
-    grey = values.astype(np.float32)
-    finite = np.isfinite(grey)
-    low, high = float(grey.min(initial=0.0, where=finite)), float(grey.max(initial=0.0, where=finite))
+    gray = values.astype(np.float32)
+    finite = np.isfinite(gray)
+    low, high = float(gray.min(initial=0.0, where=finite)), float(gray.max(initial=0.0, where=finite))
     white = high if low < 0 else next((scale for scale in scales if high <= scale), high)
     factor = 255 / (white - low)
     with np.errstate(all="ignore"):
-        grey *= factor
-        grey -= low * factor
-    np.nan_to_num(grey, copy=False, nan=0.0)
-    return np.rint(grey.clip(0, 255, out=grey), out=grey).astype(np.uint8)
+        gray *= factor
+        gray -= low * factor
+    np.nan_to_num(gray, copy=False, nan=0.0)
+    return np.rint(gray.clip(0, 255, out=gray), out=gray).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""TASK and TEXT of a request -> what the model reads. Called by the preprocess model.
+"""From TASK and TEXT of a request to the prompt that the model reads. The preprocess model calls this.
 
-The words are those of transformers' `Florence2Processor`; what it lets through and the model cannot make
-sense of (an empty phrase, a control token, half a region) is refused here in one sentence.
+The prompts are those of transformers' `Florence2Processor`. What the processor accepts but the model cannot use
+(an empty phrase, a control token, half a region) is refused here with one sentence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from florence2.locations import region_tokens
 from florence2.tasks import TASKS, Task, TaskInput
 
 CONTROL_TOKENS = ("<s>", "</s>", "<pad>", "<unk>", "<mask>", "<image>")
-MAX_CHARACTERS = 100_000  # far beyond any model's positions; spares the tokenizer absurd input
+MAX_CHARACTERS = 100_000  # far beyond any model's positions, so that the tokenizer never sees absurd input
 
 _LEADING_TOKEN = re.compile(r"\s*(<[A-Z_]+>)")
 _REGION_TOKENS = re.compile(r"(<loc_(0|[1-9][0-9]{0,2})>){4}")
@@ -38,8 +38,10 @@ class Prompt:
 
 
 def build_prompt(task: str, text: str | None, size: tuple[int, int]) -> Prompt:
-    """`task` is a task token, or `<TASK>text` with no further text, or any other words, which the model reads
-    as they are with `text` behind them. `size` is the picture's (width, height). Raises InvalidPrompt.
+    """Return the prompt of a request. Raise InvalidPrompt if task or text is missing, superfluous or malformed.
+
+    task: a task token, or `<TASK>text` without a separate text, or a free prompt, which is followed by `text`.
+    size: width and height of the image.
     """
     _require_readable("TASK", task)
     _require_readable("TEXT", text or "")
@@ -49,7 +51,7 @@ def build_prompt(task: str, text: str | None, size: tuple[int, int]) -> Prompt:
         return Prompt(None, task, _raw_prompt(task, text))
     behind = task[leading.end() :].strip()
     if behind and text is not None:
-        raise InvalidPrompt(f"{row.token} got a text both behind the task token and in TEXT; give it once")
+        raise InvalidPrompt(f"{row.token} has a text both after the task token and in TEXT; send it only once")
     return Prompt(row, row.token, _task_prompt(row, behind or text, size))
 
 
@@ -60,15 +62,15 @@ def _require_readable(name: str, words: str) -> None:
         raise InvalidPrompt(f"{name} is not valid Unicode")
     for token in CONTROL_TOKENS:
         if token in words:
-            raise InvalidPrompt(f"{name} holds the control token {token}, which only the server may write")
+            raise InvalidPrompt(f"{name} contains the control token {token}, which only the server may use")
 
 
 def _raw_prompt(task: str, text: str | None) -> str:
     if not task.strip():
-        raise InvalidPrompt("TASK is empty; it takes a task token such as <OD>, or a prompt of your own")
+        raise InvalidPrompt("TASK is empty; send a task token such as <OD>, or a free prompt")
     if text is not None and not text.strip():
-        raise InvalidPrompt("TEXT is blank; leave it out or give it words")
-    _refuse_task_tokens("a prompt of your own", task + (text or ""))
+        raise InvalidPrompt("TEXT is blank; leave it out or send a text")
+    _refuse_task_tokens("a free prompt", task + (text or ""))
     return task + (text or "")
 
 
@@ -76,11 +78,11 @@ def _task_prompt(task: Task, text: str | None, size: tuple[int, int]) -> str:
     takes = f"{task.token} {_TAKES[task.input]}"
     if task.input is TaskInput.NONE:
         if text is not None:
-            raise InvalidPrompt(f"{takes}, but some was given")
+            raise InvalidPrompt(f"{takes}, but one was sent")
         return task.prompt
     words = (text or "").strip()
     if not words:
-        raise InvalidPrompt(f"{takes}, but {'none was given' if text is None else 'it is blank'}")
+        raise InvalidPrompt(f"{takes}, but {'none was sent' if text is None else 'it is blank'}")
     _refuse_task_tokens(f"the text of {task.token}", words)
     if task.input is TaskInput.REGION:
         words = _region(takes, words, size)
@@ -90,21 +92,21 @@ def _task_prompt(task: Task, text: str | None, size: tuple[int, int]) -> str:
 def _refuse_task_tokens(where: str, words: str) -> None:
     for token in TASKS:
         if token in words:
-            raise InvalidPrompt(f"{where} holds the task token {token}; one request asks one task")
+            raise InvalidPrompt(f"{where} contains the task token {token}; a request has only one task")
 
 
 def _region(takes: str, words: str, size: tuple[int, int]) -> str:
-    """Location tokens as they are; pixels clamped to the picture and named as location tokens."""
+    """Return location tokens unchanged, and pixels clamped to the image and converted to location tokens."""
     if _REGION_TOKENS.fullmatch(words):
         return words
     numbers = words.split(",")
     if len(numbers) != 4 or not all(_NUMBER.fullmatch(number) for number in numbers):
-        raise InvalidPrompt(f"{takes}, but what was given is neither")
+        raise InvalidPrompt(f"{takes}, but the text is neither")
     x1, y1, x2, y2 = box = [float(number) for number in numbers]
     if not all(map(math.isfinite, box)):
         raise InvalidPrompt(f"{takes}, but a number is too large")
     if x1 > x2 or y1 > y2:
-        raise InvalidPrompt(f"{takes}, the upper left corner first")
+        raise InvalidPrompt(f"{takes}, with the upper left corner first")
     if x1 >= size[0] or y1 >= size[1] or x2 < 0 or y2 < 0:
-        raise InvalidPrompt(f"the region lies outside the picture, which is {size[0]} by {size[1]} pixels")
+        raise InvalidPrompt(f"the region lies outside the image, which has {size[0]} x {size[1]} pixels")
     return region_tokens(box, size)

@@ -1,4 +1,4 @@
-"""TASKS: the one table of what Florence-2 can be asked. Prompts, parsers, command line and docs derive from it.
+"""TASKS: the table of Florence-2's tasks. Prompts, parsers, command line and docs derive from it.
 
 Prompts are those of transformers' `Florence2Processor` (`task_prompts_without_inputs`, `task_prompts_with_input`).
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 class TaskInput(enum.Enum):
-    """What a task takes beside the picture."""
+    """The input of a task besides the image."""
 
     NONE = "none"
     TEXT = "text"
@@ -18,7 +18,7 @@ class TaskInput(enum.Enum):
 
 
 class Grammar(enum.Enum):
-    """How the generated text is to be read; the values are transformers' post-processing types."""
+    """The form of the generated text; the values are transformers' post-processing types."""
 
     TEXT = "pure_text"
     OCR = "ocr"
@@ -31,7 +31,7 @@ class Grammar(enum.Enum):
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table. `prompt` holds `{input}` exactly where the caller's text or region goes."""
+    """One row of the table. `prompt` contains `{input}` where the text or region of the request goes."""
 
     token: str
     summary: str
@@ -41,7 +41,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The token without its brackets in lower case, as typed on the command line: `od`."""
+        """Return the token in lower case without brackets, as on the command line: `od`."""
         return self.token.strip("<>").lower()
 
 
@@ -52,11 +52,11 @@ def _table(*rows: Task) -> dict[str, Task]:
 NONE, TEXT, REGION = TaskInput.NONE, TaskInput.TEXT, TaskInput.REGION
 
 TASKS: dict[str, Task] = _table(
-    Task("<CAPTION>", "one sentence about the picture",
+    Task("<CAPTION>", "one sentence about the image",
          "What does the image describe?", NONE, Grammar.TEXT),
-    Task("<DETAILED_CAPTION>", "a few sentences about the picture",
+    Task("<DETAILED_CAPTION>", "a few sentences about the image",
          "Describe in detail what is shown in the image.", NONE, Grammar.TEXT),
-    Task("<MORE_DETAILED_CAPTION>", "a paragraph about the picture",
+    Task("<MORE_DETAILED_CAPTION>", "a paragraph about the image",
          "Describe with a paragraph what is shown in the image.", NONE, Grammar.TEXT),
     Task("<OD>", "objects with their categories",
          "Locate the objects with category name in the image.", NONE, Grammar.LABELLED_BOXES),
@@ -78,7 +78,7 @@ TASKS: dict[str, Task] = _table(
          "What does the region {input} describe?", REGION, Grammar.TEXT),
     Task("<REGION_TO_OCR>", "the text in a region",
          "What text is in the region {input}?", REGION, Grammar.TEXT),
-    Task("<OCR>", "the text in the picture",
+    Task("<OCR>", "the text in the image",
          "What is the text in the image?", NONE, Grammar.TEXT),
     Task("<OCR_WITH_REGION>", "each line of text with its four corners",
          "What is the text in the image, with regions?", NONE, Grammar.OCR),
@@ -86,5 +86,5 @@ TASKS: dict[str, Task] = _table(
 
 
 def task_from_name(name: str) -> Task | None:
-    """The task of a token (`<OD>`) or a bare name in any case (`od`, `region-to-ocr`); None if there is none."""
+    """Return the task of a token (`<OD>`) or of a name in any case (`od`, `region-to-ocr`), or None."""
     return TASKS.get("<" + name.strip().strip("<>").upper().replace("-", "_") + ">")

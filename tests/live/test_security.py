@@ -149,12 +149,12 @@ def test_other_users_of_the_machine_see_neither_pictures_nor_files(server):
 def test_a_body_of_24_mb_is_answered(server, headers):
     """Also as a form, which `curl -d` sends: with Triton's usual stack, 5 MB of it ended the server."""
     status, reply = generate(server, "A" * 24_000_000, headers)
-    assert status == 400 and "the picture is damaged" in reply["error"]
+    assert status == 400 and "the image is damaged" in reply["error"]
 
 
 def test_a_large_message_by_grpc_is_answered(server):
     """Nothing limits its size but memory."""
-    with pytest.raises(InferenceServerException, match="the picture is damaged"):
+    with pytest.raises(InferenceServerException, match="the image is damaged"):
         infer(server, b"\xff\xd8" + bytes(64_000_000))
 
 
@@ -166,7 +166,7 @@ def test_nothing_is_fetched(server, address):
     """Addresses are refused by name; a path is base64 text or no picture."""
     status, reply = generate(server, address)
     assert status == 400
-    said = "the server fetches nothing" if address in ADDRESSES else "the picture"
+    said = "the server fetches nothing" if address in ADDRESSES else "the image"
     assert said in reply["error"] and "root:" not in reply["error"]
 
 

@@ -204,7 +204,7 @@ def test_the_client_yields_results_up_to_the_final_one(url, collected):
 @pytest.mark.parametrize(
     ("asked", "options", "kind", "sentence"),
     [
-        ((b"junk", "od"), {}, InvalidRequest, "the picture is damaged"),
+        ((b"junk", "od"), {}, InvalidRequest, "the image is damaged"),
         ((PICTURE, "od", "superfluous"), {}, InvalidRequest, "<OD> takes no text"),
         ((PICTURE, "od"), {"num_beams": 3}, InvalidRequest, "a streamed answer has one beam"),
         ((PICTURE, "od"), {"length_penalty": float("inf")}, InvalidRequest, "LENGTH_PENALTY must be|not a finite"),

@@ -175,9 +175,9 @@ def test_sentences_of_the_server_are_shown(client, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG nonsense")
     [card] = cards(client, str(broken), ["od"])
-    assert card.error == "the picture is damaged or not in a format that can be read"
+    assert card.error == "the image is damaged or not in a format that can be read"
     [card] = cards(client, EXAMPLE, ["region_to_ocr"], region="900,0,950,10")
-    assert card.error == "the region lies outside the picture, which is 768 by 768 pixels"
+    assert card.error == "the region lies outside the image, which has 768 x 768 pixels"
     [card] = cards(client, EXAMPLE, ["od"], max_new_tokens=0)
     assert "max_new_tokens" in card.error.lower()
 
@@ -288,7 +288,7 @@ def test_errors_are_read_on_the_page(desk, tmp_path):
     desk.page.locator("#picture input[type=file]").set_input_files(broken)
     desk.page.locator("#picture img").wait_for(state="attached")
     desk.button("Ask").click()
-    desk.answer().get_by_text("the picture is damaged or not in a format that can be read").wait_for()
+    desk.answer().get_by_text("the image is damaged or not in a format that can be read").wait_for()
 
 
 def test_a_phone_draws_by_finger_on_a_turned_photograph(phone, tmp_path):

@@ -32,7 +32,7 @@ def test_python_examples_run(server, street, capsys):
         )
     printed = capsys.readouterr().out
     assert (street / "found.png").exists()
-    assert "the region lies outside the picture" in printed
+    assert "the region lies outside the image" in printed
     assert "street.jpg " in printed
 
 

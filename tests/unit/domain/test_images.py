@@ -225,7 +225,7 @@ def test_icons_within_the_limit_are_read(side):
 )
 def test_what_is_no_picture_is_refused(data):
     """PostScript, which would be a program to run, among them."""
-    with pytest.raises(InvalidImage, match="picture"):
+    with pytest.raises(InvalidImage, match="image"):
         decode_image(data, LIMIT)
 
 
