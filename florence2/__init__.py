@@ -1,6 +1,6 @@
 """Serving Florence-2 on Triton: the domain, the decoder engine and the embedded server.
 
-`import florence2` needs the standard library and numpy alone; only `florence2.engine` needs torch.
+`import florence2` needs only the standard library and numpy; only `florence2.engine` needs torch.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
-"""Answers as typed values, and their JSON, shaped as by transformers' `post_process_generation`.
+"""Answers as typed values and as JSON in the form of transformers' `post_process_generation`.
 
-The parser makes them, the postprocess model sends `to_json()`, the client reads them by `answer_from_json`.
-All coordinates are floats in pixels of the picture as displayed. Flat lists alternate x and y.
+The parser creates them, the postprocess model sends `to_json()`, and the client reads them with `answer_from_json`. All
+coordinates are floats in pixels of the image as displayed. Flat lists alternate x and y.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from florence2.tasks import Grammar
 
 @dataclass(frozen=True)
 class TextAnswer:
-    """Captions, OCR and region answers. Region answers keep the location tokens in their text."""
+    """The answer of captions, OCR and region tasks. Region answers keep the location tokens in their text."""
 
     text: str
 
@@ -25,7 +25,7 @@ class TextAnswer:
 
 @dataclass(frozen=True)
 class _Lists:
-    """An answer made of lists; its fields are the keys of its JSON, where absent scores have no key."""
+    """An answer made of lists. Its fields are the keys of its JSON; absent scores have no key."""
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -33,7 +33,7 @@ class _Lists:
 
 @dataclass(frozen=True)
 class Boxes(_Lists):
-    """`bboxes`: [x1, y1, x2, y2] each; `scores`: exp of the mean log probability of a box's four tokens."""
+    """Boxes. `bboxes`: [x1, y1, x2, y2] each; `scores`: exp of the mean log probability of a box's four tokens."""
 
     bboxes: list[list[float]]
     labels: list[str]
@@ -42,7 +42,7 @@ class Boxes(_Lists):
 
 @dataclass(frozen=True)
 class Quads(_Lists):
-    """`quad_boxes`: [x1, y1, ..., x4, y4] each, the corners of a line of text; `labels`: the line."""
+    """Lines of text. `quad_boxes`: [x1, y1, ..., x4, y4] each, the corners of a line; `labels`: the line."""
 
     quad_boxes: list[list[float]]
     labels: list[str]
@@ -50,7 +50,7 @@ class Quads(_Lists):
 
 @dataclass(frozen=True)
 class Polygons(_Lists):
-    """`polygons`: per instance a list of polygons, each a flat list of x and y."""
+    """Outlines. `polygons`: a list of polygons per instance, each a flat list of x and y."""
 
     polygons: list[list[list[float]]]
     labels: list[str]
@@ -58,7 +58,7 @@ class Polygons(_Lists):
 
 @dataclass(frozen=True)
 class BoxesAndPolygons(_Lists):
-    """Of open-vocabulary detection, which answers with boxes, polygons or both; `scores` are the boxes'."""
+    """The answer of open-vocabulary detection: boxes, polygons or both; `scores` are those of the boxes."""
 
     bboxes: list[list[float]]
     bboxes_labels: list[str]
@@ -80,7 +80,7 @@ SHAPES: dict[Grammar, type[Boxes] | type[Quads] | type[Polygons] | type[BoxesAnd
 
 
 def answer_from_json(grammar: Grammar, value: Any) -> Answer:
-    """What `to_json` made. Raises InternalError if the value does not have the grammar's shape."""
+    """Return the answer that `to_json` converted. Raise InternalError if the value does not have the grammar's form."""
     try:
         if grammar is Grammar.TEXT and isinstance(value, str):
             return TextAnswer(value)

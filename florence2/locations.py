@@ -1,8 +1,7 @@
-"""Pixels <-> location bins: the model names a coordinate by one of 1000 equal bins along the picture's side.
+"""Convert pixels to location bins and back: the model names a coordinate by one of 1000 equal bins along a side.
 
-x is measured against the width and y against the height, each by itself. Used by prompts (regions in) and
-parsing (boxes out). The formulas are those of transformers' `Florence2PostProcessor`, but in double and not
-truncated.
+x is measured along the width and y along the height. `prompts` converts regions, and `parsing` boxes. The formulas are
+those of transformers' `Florence2PostProcessor`, but in double precision and without truncation.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ from florence2.config import LOCATION_BINS
 
 
 def to_bin(pixel: float, extent: int) -> int:
-    """The bin of a coordinate along a side of `extent` pixels; what lies outside goes to the nearest."""
+    """Return the bin of a coordinate along a side of `extent` pixels; outside of the image, the nearest bin."""
     inside = min(max(pixel, 0.0), float(extent))
     return min(math.floor(inside * LOCATION_BINS / extent), LOCATION_BINS - 1)
 
 
 def to_pixel(location: int, extent: int) -> float:
-    """The middle of a bin in pixels. Bins past the last, which only text can name, count as the last."""
+    """Return the middle of a bin in pixels. Bins past the last, which only text can name, count as the last."""
     return (min(location, LOCATION_BINS - 1) + 0.5) * extent / LOCATION_BINS
 
 
 def region_tokens(box: Sequence[float], size: tuple[int, int]) -> str:
-    """`<loc_x1><loc_y1><loc_x2><loc_y2>` of a box (x1, y1, x2, y2) in pixels; `size` is (width, height)."""
+    """Return `<loc_x1><loc_y1><loc_x2><loc_y2>` for a box (x1, y1, x2, y2) in pixels; `size` is (width, height)."""
     x1, y1, x2, y2 = box
     width, height = size
     bins = to_bin(x1, width), to_bin(y1, height), to_bin(x2, width), to_bin(y2, height)

@@ -1,8 +1,9 @@
-"""What the model generated -> an answer, one small function per grammar. Called by the postprocess model.
+"""Parse generated tokens into an answer, with one small function per grammar. The postprocess model calls this.
 
-The grammars are those of transformers' `Florence2PostProcessor`. What its patterns lose or garble is kept
-here: fractions of pixels, labels beyond ASCII, line breaks, `<` in a label, bare locations, boxes behind
-polygons. An unfinished box or line at the end is dropped, an unclosed polygon kept; the finish reason tells.
+The grammars are those of transformers' `Florence2PostProcessor`. What its patterns lose or garble is kept here:
+fractions of pixels, labels beyond ASCII, line breaks, `<` in a label, bare locations, boxes after polygons. An
+unfinished box or line at the end is dropped, and an unclosed polygon is kept; the finish reason shows that the answer
+was cut off.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text, or one structural token with its bin (locations) and log probability (if known)."""
+    """A piece of text, or one structural token with its bin (locations) and log probability (if known)."""
 
     kind: Kind
     text: str
@@ -46,7 +47,7 @@ _STRAY_MARKUP = re.compile(r"<ground>|<obj>")
 
 
 def token_piece(token: str) -> Piece:
-    """The piece of one token: structural if it is a location, `<sep>`, `<poly>` or `</poly>`, else text."""
+    """Return the piece of one token: structural for a location, `<sep>`, `<poly>` or `</poly>`, otherwise text."""
     if not _STRUCTURE.fullmatch(token):
         return Piece(Kind.TEXT, token)
     if token.startswith("<loc_"):
@@ -55,19 +56,19 @@ def token_piece(token: str) -> Piece:
 
 
 def pieces_from_text(text: str) -> list[Piece]:
-    """Pieces of decoded text, without log probabilities; `<s>`, `</s>` and `<pad>` are left out."""
+    """Return the pieces of decoded text, without log probabilities and without `<s>`, `</s>` and `<pad>`."""
     return [token_piece(part) for part in _STRUCTURE.split(_IGNORED.sub("", text)) if part]
 
 
 def without_half_character(text: str) -> str:
-    """Of an answer that goes on: one character may be spread over several tokens, and so far it is a replacement."""
+    """Return an incomplete answer without replacement characters at its end, whose other tokens may still come."""
     return text.rstrip("\ufffd")
 
 
 def without_open_end(grammar: Grammar, pieces: Sequence[Piece]) -> Sequence[Piece]:
-    """The pieces of an answer that goes on, without what is not whole yet and would be parsed all the same.
+    """Return the pieces of an incomplete answer without unfinished parts that the parser would accept.
 
-    That is half a character, and a polygon that nothing closes. Unfinished boxes, quads and labels the parser drops.
+    These are half a character and an unclosed polygon. The parser itself drops unfinished boxes, quads and labels.
     """
     if not pieces:
         return pieces
@@ -80,14 +81,14 @@ def without_open_end(grammar: Grammar, pieces: Sequence[Piece]) -> Sequence[Piec
 
 
 def _in_polygon(pieces: Sequence[Piece]) -> bool:
-    """Whether the last mark of the last run opens one."""
+    """Return whether the last mark of the last run opens a polygon."""
     run = list(takewhile(lambda piece: piece.kind is not Kind.TEXT, reversed(pieces)))
     marks = [piece.kind for piece in run if piece.kind in (Kind.POLYGON, Kind.POLYGON_END)]
     return marks[:1] == [Kind.POLYGON]
 
 
 def parse(grammar: Grammar, pieces: Sequence[Piece], size: Size, banned_phrases: Collection[str]) -> Answer:
-    """The answer in pixels of a picture of `size`. Never fails: what fits no structure is left out.
+    """Return the answer in pixels of an image of `size`. Never fail: leave out what fits no structure.
 
     `banned_phrases` are dropped from phrase grounding. Boxes have scores if the log probabilities are known.
     """
@@ -115,14 +116,14 @@ def _boxes(found: list[tuple[str, list[Piece]]], size: Size) -> Boxes:
 
 
 def _quads(pieces: Sequence[Piece], size: Size) -> Quads:
-    """A line of text and its first eight locations; corners without a line name nothing."""
+    """Return each line of text with its first eight locations; corners without a line are dropped."""
     runs = [(text.strip(), next(_location_stretches(run), [])) for text, run in _phrases(pieces) if text]
     found = [(line, stretch[:8]) for line, stretch in runs if len(stretch) >= 8]
     return Quads([_pixels(corners, size) for _, corners in found], [line for line, _ in found])
 
 
 def _polygons(pieces: Sequence[Piece], size: Size) -> Polygons:
-    """The instances between the polygon marks of a run, or the whole run if it has none. Labels are empty."""
+    """Return the instances between the polygon marks of a run, or the whole run if it has none, with empty labels."""
     instances: list[list[Piece]] = []
     for _, run in _phrases(pieces):
         parts = _parts(run)
@@ -133,7 +134,7 @@ def _polygons(pieces: Sequence[Piece], size: Size) -> Polygons:
 
 
 def _boxes_and_polygons(pieces: Sequence[Piece], size: Size) -> BoxesAndPolygons:
-    """What stands between polygon marks is polygons, all other locations are boxes."""
+    """Return locations between polygon marks as polygons, and all others as boxes."""
     corners: list[tuple[str, list[Piece]]] = []
     instances: list[tuple[str, list[list[float]]]] = []
     for text, run in _phrases(pieces):
@@ -150,7 +151,7 @@ def _boxes_and_polygons(pieces: Sequence[Piece], size: Size) -> BoxesAndPolygons
 
 
 def _phrases(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece]]]:
-    """(text, the run of structural pieces behind it). A run of fewer than four is unfinished and left out."""
+    """Yield each text with the run of structural pieces after it, except unfinished runs of fewer than four."""
     text = ""
     for is_text, group in groupby(pieces, lambda piece: piece.kind is Kind.TEXT):
         stretch = list(group)
@@ -161,7 +162,7 @@ def _phrases(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece]]]:
 
 
 def _parts(run: list[Piece]) -> list[tuple[bool, list[Piece]]]:
-    """Cuts a run at its polygon marks: (whether behind a `<poly>`, locations and separators)."""
+    """Split a run at its polygon marks into (whether it follows a `<poly>`, its locations and separators)."""
     parts: list[tuple[bool, list[Piece]]] = [(False, [])]
     for piece in run:
         if piece.kind in (Kind.POLYGON, Kind.POLYGON_END):
@@ -184,20 +185,20 @@ def _labelled_corners(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece
 
 
 def _fours(run: list[Piece]) -> Iterator[list[Piece]]:
-    """The corners of each box: every four neighbouring locations, leftovers dropped."""
+    """Yield the corners of each box: every four adjacent locations, without leftovers."""
     for stretch in _location_stretches(run):
         for start in range(0, len(stretch) - 3, 4):
             yield stretch[start : start + 4]
 
 
 def _outlines(part: list[Piece], size: Size) -> list[list[float]]:
-    """One instance's polygons, cut at its separators; a last odd coordinate is dropped."""
+    """Return the polygons of one instance, split at its separators; a last odd coordinate is dropped."""
     outlines = [_pixels(stretch[: len(stretch) // 2 * 2], size) for stretch in _location_stretches(part)]
     return [outline for outline in outlines if outline]
 
 
 def _pixels(locations: list[Piece], size: Size) -> list[float]:
-    """x, y, x, y, ... in pixels."""
+    """Return x, y, x, y, ... in pixels."""
     return [to_pixel(piece.location, size[i % 2]) for i, piece in enumerate(locations)]
 
 
@@ -206,7 +207,7 @@ def _label(text: str) -> str:
 
 
 def _scores(boxes: list[list[Piece]]) -> list[float] | None:
-    """exp of the mean log probability of each box's four locations; None where they are unknown."""
+    """Return exp of the mean log probability of each box's four locations, or None if they are unknown."""
     log_probs = [[piece.log_prob for piece in four if piece.log_prob is not None] for four in boxes]
     if any(len(four) < 4 for four in log_probs):
         return None

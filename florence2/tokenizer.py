@@ -1,6 +1,6 @@
-"""Text <-> token ids, by a checkpoint's `tokenizer.json` alone. For the preprocess and postprocess models.
+"""Convert text to token ids and back with only a checkpoint's `tokenizer.json`, for preprocess and postprocess.
 
-A thin layer over the `tokenizers` library that gives what transformers' `Florence2Processor` gives.
+A thin layer over the `tokenizers` library, with the same results as transformers' `Florence2Processor`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _NEEDED = (*_LEFT_OUT, "<loc_0>", f"<loc_{LOCATION_BINS - 1}>")
 
 
 class Tokenizer:
-    """Raises CheckpointError if the file is missing, damaged, or lacks Florence-2's tokens."""
+    """A checkpoint's tokenizer. Raise CheckpointError if its file is missing, damaged, or lacks Florence-2's tokens."""
 
     def __init__(self, path: Path) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises no narrower type
             raise CheckpointError(f"the tokenizer {path} cannot be read: {error}") from error
-        self._tokenizer.no_truncation()  # fine-tunes are often saved with these on
+        self._tokenizer.no_truncation()  # fine-tunes are often saved with these switched on
         self._tokenizer.no_padding()
         ids = {token.content: id for id, token in self._tokenizer.get_added_tokens_decoder().items()}
         missing = [token for token in _NEEDED if token not in ids]
@@ -38,18 +38,18 @@ class Tokenizer:
         self._structure = {id: piece for id, piece in pieces.items() if piece.kind is not Kind.TEXT}
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of `<s>` text `</s>`: what stands behind the image tokens in the language model's input."""
+        """Return the ids of `<s>` text `</s>`, which follow the image tokens in the language model's input."""
         return self._tokenizer.encode(f"<s>{text}</s>", add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, location tokens kept, `<s>`, `</s>` and `<pad>` left out."""
+        """Return the text of generated ids with location tokens, but without `<s>`, `</s>` and `<pad>`."""
         kept = [id for id in ids if id not in self._left_out]
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
     def pieces(self, ids: Sequence[int], log_probs: Sequence[float]) -> list[Piece]:
-        """Generated ids, each with its log probability, for the parser.
+        """Return generated ids, each with its log probability, as pieces for the parser.
 
-        Neighbouring text ids are decoded together: one character may be spread over several of them.
+        Adjacent text ids are decoded together, because one character may be spread over several of them.
         """
         pieces: list[Piece] = []
         text: list[int] = []
