@@ -97,7 +97,9 @@ class Search(ABC):
 
     def constraints(self) -> list[Constraint]:
         """Return the rules of the next token, one constraint for each running hypothesis."""
-        forced = self._forced_token()
+        forced = self.forced_bos if self.length == 1 else None
+        if self.length == self.max_length - 1 and self.forced_eos is not None:
+            forced = self.forced_eos
         if forced is not None:
             return [Constraint(forced, [])] * len(self.running)
         size, penalty = self.options.no_repeat_ngram_size, self.options.repetition_penalty
@@ -111,11 +113,6 @@ class Search(ABC):
             )
             for hypothesis in self.running
         ]
-
-    def _forced_token(self) -> int | None:
-        if self.length == self.max_length - 1 and self.forced_eos is not None:
-            return self.forced_eos
-        return self.forced_bos if self.length == 1 else None
 
     def result(self) -> Generation:
         """Return the answer, once `advance` has returned None."""
@@ -190,11 +187,8 @@ class BeamSearch(Search):
     def _is_over(self) -> bool:
         if len(self.finished) < self.options.num_beams:
             return False
-        return self.options.early_stopping or self._best_possible() <= self.finished[-1][0]
-
-    def _best_possible(self) -> float:
-        """Return transformers' estimate: the best running beam's score as if it ended here."""
-        return self._final_score(self.running[0])
+        # transformers' estimate of the best possible score: that of the best running beam as if it ended here.
+        return self.options.early_stopping or self._final_score(self.running[0]) <= self.finished[-1][0]
 
 
 def start_search(options: GenerationOptions, config: ModelConfig, top: Top) -> Search:

@@ -115,19 +115,16 @@ class Recorder:
         """Count a request that left the engine, answered or not, and its time in the stages that it reached."""
         with self._lock:
             self._count(REQUESTS, 1, task, outcome_name(outcome))
-            self._observe_stages(times, now)
+            self._observe(STAGE, (times.admitted or now) - times.arrived, "queue")
+            if times.admitted is not None:
+                self._observe(STAGE, (times.first_token or now) - times.admitted, "prefill")
+            if times.first_token is not None:
+                self._observe(STAGE, now - times.first_token, "decode")
+                self._observe(FIRST_TOKEN, times.first_token - times.arrived)
             if isinstance(outcome, Generation):
                 self._count(TOKENS, len(outcome.tokens), task)
                 if times.first_token is not None and len(outcome.tokens) > 1:
                     self._observe(PER_TOKEN, (now - times.first_token) / (len(outcome.tokens) - 1))
-
-    def _observe_stages(self, times: Times, now: float) -> None:
-        self._observe(STAGE, (times.admitted or now) - times.arrived, "queue")
-        if times.admitted is not None:
-            self._observe(STAGE, (times.first_token or now) - times.admitted, "prefill")
-        if times.first_token is not None:
-            self._observe(STAGE, now - times.first_token, "decode")
-            self._observe(FIRST_TOKEN, times.first_token - times.arrived)
 
     def stepped(self, seconds: float, *, failed: bool) -> None:
         """Count a step of the engine."""

@@ -29,7 +29,7 @@ from florence2.engine.cpu.packing import as_array, pack_decoder, whole_vectors
 
 
 class CpuBackend(Backend):
-    """Uses as many threads as torch does, at most one for each head."""
+    """Decode with as many threads as torch uses, at most one for each head."""
 
     def __init__(self, model: LanguageModel, config: ModelConfig, rows: int) -> None:
         text, dtype = config.text, self.cache_dtype(model)

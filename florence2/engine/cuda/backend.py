@@ -20,8 +20,7 @@ from florence2.engine.backend import Backend, Span, bytes_per_row
 from florence2.engine.bart import LanguageModel, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
-from florence2.engine.cuda.decoder import PaddedDecoder
-from florence2.engine.cuda.step import PaddedStep, bucket
+from florence2.engine.cuda.step import PaddedDecoder, PaddedStep, bucket
 from florence2.engine.scoring import candidates
 
 ENCODER_BUCKET = 64  # positions: base's images and usual prompts have 580 to 640
@@ -29,8 +28,9 @@ WARM_UP = 3  # runs before a capture, in which libraries allocate what a graph m
 
 
 class CudaBackend(Backend):
-    """Graphs are captured as they are needed: rows and decoder positions by powers of two, encoder positions by
-    ENCODER_BUCKET.
+    """Decode with one graph for each combination of buckets, captured when it is first needed.
+
+    Rows and decoder positions come in powers of two, encoder positions in multiples of ENCODER_BUCKET.
     """
 
     def __init__(self, model: LanguageModel, config: ModelConfig, rows: int) -> None:

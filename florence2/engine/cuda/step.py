@@ -1,6 +1,6 @@
-"""A decoding step of static shapes: padded rows, and attention over as many positions as a bucket has.
+"""A decoding step of static shapes: padded rows, attention over as many positions as a bucket has, and the layers.
 
-R rows of a step, H heads, E size of a head, S positions.
+R rows of a step, D d_model, H heads, E size of a head, S positions, V rows of the embedding.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from florence2.engine.backend import Span
+from florence2.engine.bart import DecoderLayer, LanguageModel, PackedLayer
 from florence2.engine.cuda.cache import PaddedCache
+from florence2.engine.linear import pack
 
 MINIMUM_BUCKET = 64  # positions
 
@@ -80,3 +82,41 @@ def _below(lengths: Tensor, size: int) -> Tensor:
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
     """Return attention over the seen positions: [R, H, E] over [R, H, S, E] -> [R, H, E]."""
     return F.scaled_dot_product_attention(queries.unsqueeze(2), keys, values, attn_mask=seen, scale=1.0).squeeze(2)
+
+
+class PaddedLayer(PackedLayer):
+    """A decoder layer over the rows of a padded step."""
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        super().__init__(layer)
+        attention = layer.encoder_attn
+        self.cross_query, self.cross_out = pack(attention.q_proj), pack(attention.out_proj)
+        self.cross_norm = layer.encoder_attn_layer_norm
+
+    def __call__(self, x: Tensor, step: PaddedStep, index: int) -> Tensor:
+        """[R, D] -> [R, D]"""
+        attended = step.attend_to_self(index, *self.project(x)).flatten(1)
+        x = self.self_norm(x + self.self_out(attended))
+        attended = step.attend_to_encoder(index, self.split(self.cross_query(x) * self.scale)).flatten(1)
+        x = self.cross_norm(x + self.cross_out(attended))
+        return self.feed_forward(x)
+
+
+class PaddedDecoder:
+    """The decoder of a model, from which it takes the decoder layers and the head.
+
+    The linear layers run on all rows together, which reads the weights once.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._layers = [PaddedLayer(layer) for layer in model.decoder.take_layers()]
+        self._head = pack(model.take_head())
+
+    def decode(self, step: PaddedStep) -> Tensor:
+        """Return the float32 logits [R, V] of the tokens that follow the step's."""
+        model = self._model
+        x = model.decoder.embed(model.embed(step.tokens), step.positions)
+        for index, layer in enumerate(self._layers):
+            x = layer(x, step, index)
+        return self._head(x).float()

@@ -12,12 +12,11 @@ from numba import njit
 from torch import nn
 from torch.nn import functional as F
 
-from florence2.engine.cpu.kernels import elements
+from florence2.engine.cpu.kernels import tiles
 from florence2.engine.cpu.kernels.layout import LANES, PAIRS, QUADS, Batch, Embedding, Norm, Scratch
 from florence2.engine.cpu.kernels.pointwise import add, embed, gelu, layer_norm, softmax
 from florence2.engine.cpu.kernels.products import multiply, shorten
 from florence2.engine.cpu.kernels.threads import wait
-from florence2.engine.cpu.kernels.tiles import tile
 from florence2.engine.cpu.kernels.vectors import as_element
 from florence2.engine.cpu.packing import _product, _stacked, as_array
 from florence2.engine.linear import Int8Linear, quantize
@@ -129,8 +128,8 @@ def test_threads_wait_for_each_other():
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 4), (6, 4)])
 def test_sums_of_bytes_are_exact(monkeypatch, rows, width, vnni):
     """With the CPU's instruction for it, where it has one, and without; up to the largest possible sums."""
-    monkeypatch.setattr(elements, "HAS_VNNI", elements.HAS_VNNI and vnni)
-    multiply = tile(rows, width)
+    monkeypatch.setattr(tiles, "HAS_VNNI", tiles.HAS_VNNI and vnni)
+    multiply = tiles.tile(rows, width)
 
     @njit
     def run(x, w, sums):
@@ -152,7 +151,7 @@ def test_sums_of_bfloats_are_right(monkeypatch, rows, width, ahead):
     """They are as exact as sums in float32, and the same to the last bit without the CPU's instruction."""
 
     def run(x, w, sums):
-        multiply = tile(rows, width)
+        multiply = tiles.tile(rows, width)
 
         @njit
         def call(x, w, sums):
@@ -167,7 +166,7 @@ def test_sums_of_bfloats_are_right(monkeypatch, rows, width, ahead):
     inputs, weights = x.view(torch.uint32).numpy(), in_order.view(torch.uint32).numpy().ravel()
     run(inputs, weights, sums)
     assert sums == pytest.approx((x[1:].double() @ w.reshape(-1, 3072).double().T).numpy(), abs=1e-3)
-    monkeypatch.setattr(elements, "HAS_BFLOATS", False)
+    monkeypatch.setattr(tiles, "HAS_BFLOATS", False)
     plain = np.zeros_like(sums)
     run(inputs, weights, plain)
     assert np.array_equal(plain, sums)

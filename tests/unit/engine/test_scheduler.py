@@ -101,7 +101,7 @@ def admitted(scheduler: Scheduler, *beams: int) -> list[Sequence]:
 
 
 def test_the_head_keeps_its_place_against_a_flood_of_small_requests():
-    """It needs all four rows and one is free: that stays free, or small ones could follow each other for ever."""
+    """It needs all four rows and one is free: that stays free, or small ones could follow each other forever."""
     scheduler = Scheduler(rows=4, max_waiting=4)
     admitted(scheduler, 3)
     for beams in (4, 1):

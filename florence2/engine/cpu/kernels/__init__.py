@@ -6,7 +6,7 @@
     pointwise   layer norms, GELU, softmax
     choice      rules and the best next tokens: a thread handles some of the requests
     threads     shares of the work, and the barrier between stages
-    tiles       products of a few rows and vectors of columns, in LLVM's instructions
+    tiles       products of a few rows and vectors of columns, for each type of weights
     vectors     the LLVM instructions that the others are made of
     layout      how weights, cache and batch lie in memory
     compiler    what numba keeps on disk
