@@ -21,7 +21,7 @@ PENDING = (
     *(".ci/", "bench/vision.py", "client/", "export/", "model_repository/"),
     *(f"florence2/{name}" for name in "config contract server triton".split()),
     *(f"tests/live/{name}" for name in "client deploy docs server".split()),
-    *(f"tests/live/test_{name}" for name in "decoder ensemble examples replicas security stream".split()),
+    *(f"tests/live/test_{name}" for name in "decoder ensemble stream".split()),
     *(
         f"tests/unit/{name}"
         for name in "client deploy docs domain export triton test_imports test_model_repository".split()
