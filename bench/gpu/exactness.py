@@ -79,7 +79,7 @@ def against_transformers(report: Report, options: argparse.Namespace) -> None:
 
 
 def graphs_against_eager(report: Report, options: argparse.Namespace) -> None:
-    """Compare logits bit for bit over many changes of buckets, and answers in a batch with answers to single requests."""
+    """Compare logits bit for bit over many changes of buckets, and answers in a batch with those of single requests."""
     config, logged = geometry(options), dict[str, list[torch.Tensor]]()
     weights, limit = random_weights(config), 24 if options.small else 80  # 80 is more than a bucket of 64
     requests = [
