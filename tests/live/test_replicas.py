@@ -51,7 +51,7 @@ def answered(server) -> int:
 
 def connections(server) -> set[str]:
     """Return the clients' ends of the connections to its gRPC port."""
-    port = f":{server.ports[1]:04X}"
+    port = f":{server.options.grpc_port:04X}"
     tables = (Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))  # gRPC's sockets are of the second kind
     lines = [line.split() for table in tables for line in table.splitlines()]
     return {remote for _, local, remote, state, *_ in lines if local.endswith(port) and state == "01"}
