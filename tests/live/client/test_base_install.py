@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SCENE = ROOT / "demo" / "pictures" / "scene.png"
+SCENE = ROOT / "demo" / "images" / "scene.png"
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet")
 NOT_IN_THE_BASE = ("torch", "tokenizers", "huggingface_hub", "transformers", "onnxruntime", "pytriton", "psutil")
 
