@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from florence2.triton.onnx_session import OnnxRuntime, OpenVino, Session
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
-from florence2_export.sample_images import draw_images
 from florence2_export.reference import load_reference
+from florence2_export.sample_images import draw_images
 from florence2_export.vision import INPUT, OUTPUT, export_vision
 from tools.toy_model import architecture, evaluate, scenes
 
