@@ -222,7 +222,7 @@ class Tower(nn.Module):
                     module.fold_scale(*size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalized pixels [B, H * W, 3] -> [B, N, C] of the last stage."""
+        """Compute the last stage: normalized pixels [B, H * W, 3] -> [B, N, C]."""
         for conv, blocks, before, after in zip(self.convs, self.blocks, self.sizes, self.sizes[1:], strict=False):
             x = conv(x, *before)
             for block in cast(nn.ModuleList, blocks):
