@@ -9,15 +9,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2.errors import Florence2Error, ModelNotFound, Unavailable
-from florence2_client.images import Picture
-from florence2_client.many import Asked, InFlight, Question, Reply, questions
-from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, Surface
-from florence2_client.request import Options, Region, build_request
-from florence2_client.result import Result, result_from_tensors
-from florence2_client.retry import Patience
-from florence2_client.streaming import broken_off, does_not_stream, stream_model
-from florence2_client.transports.base import DEFAULT_URL, AsyncTransport, Tls, open_async_transport, parse_url
+from florence2.errors import Florence2Error
+from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply
+from florence2_client.images import ImageLike
+from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, TaskMethods
+from florence2_client.options import Options
+from florence2_client.request import Region, build_request
+from florence2_client.result import Result
+from florence2_client.transports import open_async_transport
+from florence2_client.transports.base import DEFAULT_URL, AsyncTransport, Tls, parse_url
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -27,7 +27,7 @@ Awaited: TypeAlias = Coroutine[Any, Any, Result[AnswerT]]
 
 
 class AsyncClient(
-    Surface[
+    TaskMethods[
         Awaited[TextAnswer],
         Awaited[Boxes],
         Awaited[Quads],
@@ -36,9 +36,9 @@ class AsyncClient(
         Awaited[Answer],
     ]
 ):
-    """`Client` for asyncio: the same arguments and methods, to be awaited, in the event loop of its first request.
+    """`Client` for asyncio: the same arguments and methods, to be awaited in one event loop.
 
-    Cancelling a task gives its request up. Pictures are read and encoded in threads.
+    Cancelling a task cancels its request. Images are read and encoded in threads.
 
     >>> import asyncio
     >>> async def main():
@@ -59,6 +59,7 @@ class AsyncClient(
         retry_for: float = DEFAULT_RETRY_SECONDS,
         transport: AsyncTransport | None = None,
     ) -> None:
+        """Check the URL, headers and TLS files; raise InvalidRequest if they cannot be used."""
         self.model = model
         self.retry_for = retry_for
         self._address = parse_url(url, headers, tls)
@@ -68,7 +69,7 @@ class AsyncClient(
     async def run_many(
         self, asked: Iterable[Asked], *, concurrency: int = 16, ordered: bool = True, **options: Unpack[Options]
     ) -> AsyncGenerator[Reply, None]:
-        """As `Client.run_many`, for `async for`.
+        """Do what `Client.run_many` does, for `async for`.
 
         >>> import asyncio
         >>> async def main():
@@ -79,32 +80,26 @@ class AsyncClient(
         ['star', 'triangle']
         ['HELLO', 'TRITON']
         """
-        flight: InFlight[asyncio.Task[Reply]] = InFlight(concurrency, ordered)
-        waiting = questions(asked)
 
         def start(question: Question) -> asyncio.Task[Reply]:
             return asyncio.create_task(self._reply(question, options))
 
+        flight = InFlight(asked, start, concurrency, ordered)
         try:
-            while True:
-                flight.fill(waiting, start)
-                job = flight.take_finished()
-                if job is not None:
-                    flight.fill(waiting, start)
-                    yield job.result()
-                elif running := flight.running:
-                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for job in flight:
+                if job is None:
+                    await asyncio.wait(flight.running, return_when=asyncio.FIRST_COMPLETED)
                 else:
-                    return
+                    yield job.result()
         finally:
             for job in flight.jobs:
                 job.cancel()
             await asyncio.gather(*flight.jobs, return_exceptions=True)
 
     async def stream(
-        self, image: Picture, task: str, text: Region | None = None, **options: Unpack[Options]
+        self, image: ImageLike, task: str, text: Region | None = None, **options: Unpack[Options]
     ) -> AsyncGenerator[Result[Answer], None]:
-        """As `Client.stream`, for `async for`.
+        """Do what `Client.stream` does, for `async for`.
 
         >>> import asyncio
         >>> async def main():
@@ -115,28 +110,20 @@ class AsyncClient(
         True HELLO TRITON
         """
         transport = self._opened()
-        request = await asyncio.to_thread(build_request, image, task, text, **options)
-        model = stream_model(self.model)
-        patience, result = Patience(request.timeout, self.retry_for), None
+        exchange = await self._exchange(image, task, text, options, stream=True)
         while True:
             try:
-                arrivals = transport.stream(model, request.tensors, patience.remaining())
-                async with contextlib.aclosing(arrivals):
-                    async for outputs in arrivals:
-                        result = result_from_tensors(outputs, request.picture_size)
-                        yield result
-                        if result.final:
+                async with contextlib.aclosing(transport.stream(*exchange.attempt())) as responses:
+                    async for outputs in responses:
+                        yield exchange.read(outputs)
+                        if exchange.finished:
                             return
-                raise broken_off()
-            except ModelNotFound as error:
-                raise does_not_stream(model) from error
-            except Unavailable as error:
-                if result is not None:
-                    raise
-                await asyncio.sleep(patience.wait_after(error))
+                raise exchange.incomplete()
+            except Florence2Error as error:
+                await asyncio.sleep(exchange.wait_after(error))
 
     async def close(self) -> None:
-        """Closes the connections; a second call does nothing.
+        """Close the connections; a second call does nothing.
 
         >>> import asyncio
         >>> asyncio.run(AsyncClient("grpc://127.0.0.1:8001").close())
@@ -156,7 +143,7 @@ class AsyncClient(
 
     async def _reply(self, question: Question, options: Options) -> Reply:
         try:
-            return Reply(question, await self._asked(question, options), None)
+            return Reply(question, await self._answer(question, options), None)
         except Florence2Error as error:
             return Reply(question, None, error)
 
@@ -167,13 +154,17 @@ class AsyncClient(
             self._transport = open_async_transport(self._address)
         return self._transport
 
-    async def _ask(self, image: Picture, task: str, text: Region | None, options: Options) -> Any:
-        transport = self._opened()
+    async def _exchange(
+        self, image: ImageLike, task: str, text: Region | None, options: Options, *, stream: bool = False
+    ) -> Exchange:
         request = await asyncio.to_thread(build_request, image, task, text, **options)
-        patience = Patience(request.timeout, self.retry_for)
+        return Exchange(self.model, request, self.retry_for, stream=stream)
+
+    async def _infer(self, image: ImageLike, task: str, text: Region | None, options: Options) -> Any:
+        transport = self._opened()
+        exchange = await self._exchange(image, task, text, options)
         while True:
             try:
-                outputs = await transport.infer(self.model, request.tensors, patience.remaining())
-                return result_from_tensors(outputs, request.picture_size)
-            except Unavailable as error:
-                await asyncio.sleep(patience.wait_after(error))
+                return exchange.read(await transport.infer(*exchange.attempt()))
+            except Florence2Error as error:
+                await asyncio.sleep(exchange.wait_after(error))

@@ -1,4 +1,4 @@
-"""Client: a picture and a task in, a typed Result out. The library's front door."""
+"""Client: an image and a task in, a typed Result out."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2.errors import Cancelled, Florence2Error, ModelNotFound, Unavailable
-from florence2_client.images import Picture
-from florence2_client.many import Asked, InFlight, Question, Reply, questions
-from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, Surface
-from florence2_client.request import Options, Region, build_request
-from florence2_client.result import Result, result_from_tensors
-from florence2_client.retry import Patience
-from florence2_client.streaming import broken_off, does_not_stream, stream_model
-from florence2_client.transports.base import DEFAULT_URL, Tls, Transport, open_transport, parse_url
+from florence2.errors import Cancelled, Florence2Error
+from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply
+from florence2_client.images import ImageLike
+from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, TaskMethods
+from florence2_client.options import Options
+from florence2_client.request import Region, build_request
+from florence2_client.result import Result
+from florence2_client.transports import open_transport
+from florence2_client.transports.base import DEFAULT_URL, Tls, Transport, parse_url
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 class Client(
-    Surface[
+    TaskMethods[
         Result[TextAnswer], Result[Boxes], Result[Quads], Result[Polygons], Result[BoxesAndPolygons], Result[Answer]
     ]
 ):
-    """Asks a Florence-2 server. Connects at the first request, keeps the connection, and serves many threads.
+    """A client of a Florence-2 server. It connects at the first request, keeps the connection, and is thread-safe.
 
     `url` is `grpc://host:port`, `http://host:port`, their TLS forms `grpcs://` and `https://`, or `host:port` for gRPC.
-    `model` is the ensemble to ask. `headers` go with every request. A server that is busy or away is asked again for up
-    to `retry_for` seconds, within the request's `timeout`; 0 asks once. `transport` takes the place of the network.
+    `model` is the ensemble that requests go to. `headers` are sent with every request. When the server is overloaded or
+    absent, requests are retried for up to `retry_for` seconds, within their own `timeout`; 0 disables retries.
+    `transport` replaces the network.
 
     >>> with Client("grpc://127.0.0.1:8001") as client:
     ...     client.detect("scene.png", num_beams=1).labels
@@ -50,6 +51,7 @@ class Client(
         retry_for: float = DEFAULT_RETRY_SECONDS,
         transport: Transport | None = None,
     ) -> None:
+        """Check the URL, headers and TLS files; raise InvalidRequest if they cannot be used."""
         self.model = model
         self.retry_for = retry_for
         self._transport = transport or open_transport(parse_url(url, headers, tls))
@@ -58,11 +60,11 @@ class Client(
     def run_many(
         self, asked: Iterable[Asked], *, concurrency: int = 16, ordered: bool = True, **options: Unpack[Options]
     ) -> Iterator[Reply]:
-        """Asks many questions, at most `concurrency` at a time, and yields replies as they come or in order.
+        """Send many requests, at most `concurrency` at a time, and yield replies in order or as they come.
 
-        `asked` holds Questions, or tuples of image, task and perhaps text. It is read only as fast as answers are
-        taken, so it may be endless. An error is the reply to its question and ends nothing. `options` are for all
-        questions; a question's own go first.
+        `asked` holds Questions, or tuples of image, task and optionally text. It is read only as fast as replies are
+        taken, so it may be endless. An error is the reply to its own question and ends nothing else. `options` apply to
+        all questions; a question's own options take precedence.
 
         >>> pages = [("scene.png", task) for task in ("ocr", "caption")]
         >>> for reply in client.run_many(pages, concurrency=2):
@@ -70,65 +72,47 @@ class Client(
         ocr -> HELLO TRITON
         caption -> a purple star and a green triangle with the text HELLO and TRITON
         """
-        flight: InFlight[Future[Reply]] = InFlight(concurrency, ordered)
-        waiting = questions(asked)
-        pool = ThreadPoolExecutor(concurrency, thread_name_prefix="florence2")
+        pool = ThreadPoolExecutor(max(1, concurrency), thread_name_prefix="florence2")  # InFlight refuses less than 1
 
         def start(question: Question) -> Future[Reply]:
             return pool.submit(self._reply, question, options)
 
+        flight = InFlight(asked, start, concurrency, ordered)
         try:
-            while True:
-                flight.fill(waiting, start)
-                job = flight.take_finished()
-                if job is not None:
-                    flight.fill(waiting, start)  # the server works on while the caller looks at this one
-                    yield job.result()
-                elif running := flight.running:
-                    wait(running, return_when=FIRST_COMPLETED)
+            for job in flight:
+                if job is None:
+                    wait(flight.running, return_when=FIRST_COMPLETED)
                 else:
-                    return
+                    yield job.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def stream(
-        self, image: Picture, task: str, text: Region | None = None, **options: Unpack[Options]
+        self, image: ImageLike, task: str, text: Region | None = None, **options: Unpack[Options]
     ) -> Generator[Result[Answer], None, None]:
-        """As `run`, but yields the answer as it grows; the last result is the whole one, and only it is `final`.
+        """Send a request as `run` does, and yield the answer as it grows; only the last result is `final`.
 
-        The search is greedy. A box, quad or outline is there when it is complete. Closing the generator gives the
-        request up. Needs a server that streams: `florence2 serve --stream`.
+        The search is greedy. A box, quad or polygon appears once it is complete. Closing the generator cancels the
+        request. The server must stream: `florence2 serve --stream`.
 
         >>> *_, last = client.stream("scene.png", "caption")
         >>> last.final, last.answer.text
         (True, 'a purple star and a green triangle with the text HELLO and TRITON')
         """
-        if self._closed.is_set():
-            raise RuntimeError("the client is closed")
-        request = build_request(image, task, text, **options)
-        model = stream_model(self.model)
-        patience, result = Patience(request.timeout, self.retry_for), None
+        exchange = self._exchange(image, task, text, options, stream=True)
         while True:
             try:
-                with contextlib.closing(
-                    self._transport.stream(model, request.tensors, patience.remaining())
-                ) as arrivals:
-                    for outputs in arrivals:
-                        result = result_from_tensors(outputs, request.picture_size)
-                        yield result
-                        if result.final:
+                with contextlib.closing(self._transport.stream(*exchange.attempt())) as responses:
+                    for outputs in responses:
+                        yield exchange.read(outputs)
+                        if exchange.finished:
                             return
-                raise broken_off()
-            except ModelNotFound as error:
-                raise does_not_stream(model) from error
-            except Unavailable as error:
-                if result is not None:
-                    raise
-                if self._closed.wait(patience.wait_after(error)):
-                    raise Cancelled("the client was closed") from error
+                raise exchange.incomplete()
+            except Florence2Error as error:
+                self._wait(exchange.wait_after(error), error)
 
     def close(self) -> None:
-        """Closes the connections; a second call does nothing. Questions under way end with Cancelled.
+        """Close the connections; a second call does nothing. Requests in progress end with Cancelled.
 
         >>> client = Client("grpc://127.0.0.1:8001")
         >>> client.close()
@@ -147,19 +131,25 @@ class Client(
 
     def _reply(self, question: Question, options: Options) -> Reply:
         try:
-            return Reply(question, self._asked(question, options), None)
+            return Reply(question, self._answer(question, options), None)
         except Florence2Error as error:
             return Reply(question, None, error)
 
-    def _ask(self, image: Picture, task: str, text: Region | None, options: Options) -> Any:
+    def _exchange(
+        self, image: ImageLike, task: str, text: Region | None, options: Options, *, stream: bool = False
+    ) -> Exchange:
         if self._closed.is_set():
             raise RuntimeError("the client is closed")
-        request = build_request(image, task, text, **options)
-        patience = Patience(request.timeout, self.retry_for)
+        return Exchange(self.model, build_request(image, task, text, **options), self.retry_for, stream=stream)
+
+    def _infer(self, image: ImageLike, task: str, text: Region | None, options: Options) -> Any:
+        exchange = self._exchange(image, task, text, options)
         while True:
             try:
-                outputs = self._transport.infer(self.model, request.tensors, patience.remaining())
-                return result_from_tensors(outputs, request.picture_size)
-            except Unavailable as error:
-                if self._closed.wait(patience.wait_after(error)):
-                    raise Cancelled("the client was closed") from error
+                return exchange.read(self._transport.infer(*exchange.attempt()))
+            except Florence2Error as error:
+                self._wait(exchange.wait_after(error), error)
+
+    def _wait(self, seconds: float, error: Florence2Error) -> None:
+        if self._closed.wait(seconds):
+            raise Cancelled("the client was closed") from error

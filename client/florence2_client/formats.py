@@ -1,4 +1,4 @@
-"""Objects in the forms that other tools read: COCO, YOLO and supervision. Result and batch runs call it."""
+"""Objects in the formats of other tools: COCO, YOLO and supervision."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def numbered(labels: Iterable[str], first: int = 0) -> dict[str, int]:
-    """label -> number, counted from `first` in the order of appearance."""
+    """Number labels from `first` in the order of appearance."""
     return {label: number for number, label in enumerate(dict.fromkeys(labels), first)}
 
 
 def coco_dataset(objects: Sequence[Found], file_name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """A whole COCO data set of one picture of `size` (width, height)."""
+    """Return a COCO data set of one image of `size` (width, height)."""
     categories = numbered((found.label for found in objects), first=1)
     return {
         "images": [coco_image(1, file_name, size)],
@@ -33,17 +33,19 @@ def coco_dataset(objects: Sequence[Found], file_name: str, size: tuple[int, int]
 
 
 def coco_image(image_id: int, file_name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """Return an item of `images`."""
     return {"id": image_id, "file_name": file_name, "width": size[0], "height": size[1]}
 
 
 def coco_categories(categories: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return `categories` from label -> number."""
     return [{"id": number, "name": label} for label, number in categories.items()]
 
 
 def coco_annotation(found: Found, image_id: int, category_id: int) -> dict[str, Any]:
-    """All but the annotation's `id`. `bbox` is x, y, width, height; `score` is there if the task gives one."""
+    """Return an item of `annotations` without its `id`. `bbox` is x, y, width, height; `score` depends on the task."""
     x1, y1, x2, y2 = found.box
-    polygons = [polygon for polygon in found.polygons if len(polygon) >= 3]  # pycocotools takes no others
+    polygons = [polygon for polygon in found.polygons if len(polygon) >= 3]  # pycocotools rejects others
     annotation = {
         "image_id": image_id,
         "category_id": category_id,
@@ -56,15 +58,16 @@ def coco_annotation(found: Found, image_id: int, category_id: int) -> dict[str, 
 
 
 def polygon_area(polygon: Sequence[Point]) -> float:
-    """The shoelace formula."""
+    """Return the area by the shoelace formula."""
     shifted = [*polygon[1:], *polygon[:1]]
     return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in zip(polygon, shifted, strict=True))) / 2
 
 
 def yolo_lines(objects: Iterable[Found], classes: Mapping[str, int], size: tuple[int, int]) -> list[str]:
-    """`class x y width height` of a box's middle, or `class x1 y1 x2 y2 ...` of outlines, in fractions of the picture.
+    """Return YOLO label lines, in fractions of the image's width and height.
 
-    A line is all one outline, so an object of several polygons takes several lines.
+    A box is `class x y width height` with its center, a polygon `class x1 y1 x2 y2 ...`. A line holds one polygon, so
+    an object of several polygons takes several lines.
     """
     width, height = size
     lines = []
@@ -86,8 +89,9 @@ def yolo_lines(objects: Iterable[Found], classes: Mapping[str, int], size: tuple
 
 
 def supervision_detections(objects: Sequence[Found], size: tuple[int, int]) -> supervision.Detections:
-    """What `Detections.from_vlm` makes of the answer, and besides: scores, class numbers, outlines of open-vocabulary
-    detection. Objects of outlines have masks, bool [n, height, width]; lines of text their corners.
+    """Return what `Detections.from_vlm` returns, and also scores, class numbers and all polygons.
+
+    Objects with polygons have masks, bool [n, height, width]; lines of text have their corners.
     """
     try:
         import supervision
@@ -112,7 +116,7 @@ def supervision_detections(objects: Sequence[Found], size: tuple[int, int]) -> s
 
 
 def _masks(objects: Sequence[Found], size: tuple[int, int]) -> np.ndarray[Any, Any]:
-    """bool [n, height, width]; the mask of a box is all of it."""
+    """Return masks, bool [n, height, width]; the mask of a box fills it."""
     masks = []
     for found in objects:
         mask = Image.new("1", size)

@@ -1,7 +1,7 @@
-"""Pictures as callers hold them, turned into the encoded bytes that travel to the server.
+"""Turn images in any form that users hold into the encoded bytes that the server takes.
 
-A file or bytes go out untouched: the server decodes them and applies their EXIF orientation. A PIL image or an array is
-taken as the pixels it holds, without metadata, so coordinates fit the object in the caller's hands.
+Files and bytes are sent as they are: the server decodes them and applies their EXIF orientation. A PIL image or an
+array is sent as the pixels it holds, without metadata, so that coordinates fit the object in memory.
 """
 
 from __future__ import annotations
@@ -18,80 +18,81 @@ from florence2.config import ImageConfig
 from florence2.errors import InvalidImage, InvalidOption
 from florence2.images import decode_image, encoded_image
 
-Picture: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]"
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]"
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
-def encoded_picture(picture: Picture) -> bytes:
-    """The encoded bytes of a path, of bytes, of a PIL image or of a uint8 array [H, W], [H, W, 3] or [H, W, 4].
+def encoded_bytes(image: ImageLike) -> bytes:
+    """Return the encoded bytes of a path, bytes, a PIL image or a uint8 array [H, W], [H, W, 3] or [H, W, 4].
 
-    Raises InvalidImage if there is nothing to send; whether bytes hold a picture is the server's to say.
+    Raise InvalidImage if there is nothing to send. Whether the bytes are an image is for the server to decide.
     """
-    if isinstance(picture, Image.Image):
-        return _encode(picture)
-    if isinstance(picture, np.ndarray):
-        return _encode(_from_array(picture))
-    data = bytes(picture) if isinstance(picture, (bytes, bytearray, memoryview)) else _read(picture)
+    if isinstance(image, Image.Image):
+        return _encode(image)
+    if isinstance(image, np.ndarray):
+        return _encode(_from_array(image))
+    data = bytes(image) if isinstance(image, (bytes, bytearray, memoryview)) else _read(image)
     if not data:
-        raise InvalidImage("the picture is empty (0 bytes)")
+        raise InvalidImage("the image is empty (0 bytes)")
     return data
 
 
-def decoded_picture(picture: Picture) -> Image.Image:
-    """The picture in RGB, upright, as the server sees it. Raises InvalidImage."""
-    image = decode_image(encoded_image(encoded_picture(picture)), ImageConfig.max_pixels)
-    # Whoever heeds EXIF or XMP would turn it once more; the colour profile still holds.
-    image.info = {name: value for name, value in image.info.items() if name == "icc_profile"}
-    return image
+def decoded_image(image: ImageLike) -> Image.Image:
+    """Return the image in RGB and upright, as the server sees it. Raise InvalidImage if it cannot be decoded."""
+    decoded = decode_image(encoded_image(encoded_bytes(image)), ImageConfig.max_pixels)
+    # Drop EXIF and XMP, or a viewer would rotate the image again. The color profile still applies.
+    decoded.info = {name: value for name, value in decoded.info.items() if name == "icc_profile"}
+    return decoded
 
 
-def shrunk_picture(picture: Picture, max_side: int) -> tuple[bytes, tuple[float, float], tuple[int, int]]:
-    """Encoded bytes of the picture with no side above `max_side`, by how much x and y shrank, and the picture's
-    (width, height) before, upright. A picture that is small enough goes out untouched.
+def scaled_down(image: ImageLike, max_side: int) -> tuple[bytes, tuple[float, float], tuple[int, int]]:
+    """Scale an image down to at most `max_side` pixels on each side; leave a small one untouched.
+
+    Return the encoded bytes, the scale of x and y, and the original (width, height), upright.
     """
     if isinstance(max_side, bool) or not isinstance(max_side, int) or max_side < 1:
         raise InvalidOption(f"max_side must be a whole number of pixels above 0, not {max_side!r}")
-    image = decoded_picture(picture)
-    size = image.size
+    small = decoded_image(image)
+    size = small.size
     if max(size) <= max_side:
-        return encoded_picture(picture), (1.0, 1.0), size
-    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        return encoded_bytes(image), (1.0, 1.0), size
+    small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue(), (image.width / size[0], image.height / size[1]), size
+    small.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue(), (small.width / size[0], small.height / size[1]), size
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidImage(f"a picture is a path, bytes, a PIL image or an array, not {type(path).__name__}")
+        raise InvalidImage(f"an image is a path, bytes, a PIL image or an array, not {type(path).__name__}")
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InvalidImage(f"there is no file {os.fspath(path)}") from error
     except IsADirectoryError as error:
-        raise InvalidImage(f"{os.fspath(path)} is a directory, not a picture") from error
+        raise InvalidImage(f"{os.fspath(path)} is a directory, not an image") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         reason = getattr(error, "strerror", None) or error
         raise InvalidImage(f"{os.fspath(path)!r} cannot be read: {reason}") from error
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    if grey.dtype != np.uint8 or not (grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] in (3, 4))):
+    gray = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if gray.dtype != np.uint8 or not (gray.ndim == 2 or (gray.ndim == 3 and gray.shape[2] in (3, 4))):
         raise InvalidImage(
-            "a picture as an array is uint8 of shape [H, W], [H, W, 3] (RGB) or [H, W, 4] (RGBA), "
+            "an image array is uint8 of shape [H, W], [H, W, 3] (RGB) or [H, W, 4] (RGBA), "
             f"not {array.dtype} of shape {list(array.shape)}"
         )
-    if grey.size == 0:
-        raise InvalidImage("the picture has no pixels")
-    return Image.fromarray(grey)
+    if gray.size == 0:
+        raise InvalidImage("the image has no pixels")
+    return Image.fromarray(gray)
 
 
 def _encode(image: Image.Image) -> bytes:
-    """Lossless: PNG, lightly compressed since it lives for one request; float pixels, which PNG lacks, as TIFF."""
+    """Encode without loss: as PNG, lightly compressed because it lives for one request, or TIFF for float pixels."""
     if image.width == 0 or image.height == 0:
-        raise InvalidImage("the picture has no pixels")
+        raise InvalidImage("the image has no pixels")
     buffer = io.BytesIO()
     try:
         if image.mode == "F":
@@ -100,5 +101,5 @@ def _encode(image: Image.Image) -> bytes:
             kept = image if image.mode in PNG_MODES else image.convert("RGB")
             kept.save(buffer, "PNG", compress_level=1, exif=b"")
     except (OSError, SyntaxError, ValueError) as error:  # a lazily opened file is decoded only here
-        raise InvalidImage(f"the picture cannot be read: {error}") from error
+        raise InvalidImage(f"the image cannot be read: {error}") from error
     return buffer.getvalue()

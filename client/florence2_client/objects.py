@@ -1,4 +1,4 @@
-"""Things found in a picture, in one form whatever the task. Result, drawing and the formats read answers here."""
+"""Objects found in an image, in one form for all tasks. Result, drawing and the file formats read answers here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REGION_IN_TEXT = re.compile(r"(?<!>)(?:<loc_\d+>){4}(?!<loc_)")
 
 
 class Shape(enum.Enum):
-    """What the model outlined the thing with."""
+    """The form in which the model locates an object."""
 
     BOX = "box"
     QUAD = "quad"  # a line of text
@@ -27,22 +27,22 @@ class Shape(enum.Enum):
 
 @dataclass(frozen=True)
 class Found:
-    """One thing found. Coordinates are pixels of the picture as displayed.
+    """An object in the image. Coordinates are pixels of the image as displayed.
 
     >>> star = client.detect("scene.png").objects[0]
     >>> star.label, star.shape.value, star.polygons
     ('star', 'box', ())
     """
 
-    label: str  # "" where the task gives none
-    box: Box  # x1, y1, x2, y2 around all of it
+    label: str  # "" if the task gives none
+    box: Box  # x1, y1, x2, y2 around the whole object
     shape: Shape = Shape.BOX
-    score: float | None = None  # of box tasks
-    polygons: tuple[tuple[Point, ...], ...] = ()  # outlines of QUAD (one, of four corners) and POLYGON
+    score: float | None = None  # from tasks that answer with boxes
+    polygons: tuple[tuple[Point, ...], ...] = ()  # one of four corners for QUAD, one or more for POLYGON
 
 
 def found_in(answer: Answer, size: tuple[int, int]) -> list[Found]:
-    """All things an answer about a picture of `size` (width, height) tells the place of."""
+    """Return the objects that an answer locates in an image of `size` (width, height)."""
     match answer:
         case Boxes():
             return _boxes(answer.bboxes, answer.labels, answer.scores)
@@ -55,17 +55,17 @@ def found_in(answer: Answer, size: tuple[int, int]) -> list[Found]:
             boxes = _boxes(answer.bboxes, answer.bboxes_labels, answer.scores)
             return boxes + _polygons(answer.polygons, answer.polygons_labels)
         case TextAnswer():
-            label = text_alone(answer.text)
+            label = plain_text(answer.text)
             return [Found(label, region_box(region, size)) for region in REGION_IN_TEXT.findall(answer.text)]
 
 
-def text_alone(text: str) -> str:
-    """A text answer without location tokens. Region tasks leave the region in it: `car<loc_1><loc_2><loc_3><loc_4>`."""
+def plain_text(text: str) -> str:
+    """Return a text answer without location tokens, which region tasks append: `car<loc_1><loc_2><loc_3><loc_4>`."""
     return re.sub(r"<loc_\d+>", "", text).strip()
 
 
 def region_box(region: str, size: tuple[int, int]) -> Box:
-    """x1, y1, x2, y2 in pixels of what REGION_IN_TEXT finds."""
+    """Return x1, y1, x2, y2 in pixels of a match of REGION_IN_TEXT."""
     x1, y1, x2, y2 = (
         to_pixel(int(location), extent)
         for location, extent in zip(re.findall(r"\d+", region), size * 2, strict=True)
@@ -81,7 +81,7 @@ def _boxes(boxes: Iterable[Sequence[float]], labels: Iterable[str], scores: Sequ
 
 
 def _polygons(instances: Iterable[Iterable[Sequence[float]]], labels: Iterable[str]) -> list[Found]:
-    """An instance without a single point is nowhere, and left out."""
+    """Leave out instances without a single point."""
     return [
         _outlined(Shape.POLYGON, polygons, label)
         for instance, label in zip(instances, labels, strict=True)

@@ -1,4 +1,4 @@
-"""What a request is on the wire: the ensemble's input tensors, one element each. No network here."""
+"""Build a request: the ensemble's input tensors, one element each."""
 
 from __future__ import annotations
 
@@ -7,51 +7,38 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from florence2.contract import OPTIONS, Option
 from florence2.errors import InvalidOption, InvalidPrompt
 from florence2.tasks import task_from_name
-from florence2_client.images import Picture, encoded_picture, shrunk_picture
+from florence2_client.images import ImageLike, encoded_bytes, scaled_down
 
 Tensors: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
 Region: TypeAlias = "str | Sequence[float] | np.ndarray[Any, Any]"
 
+OPTIONS_BY_KEYWORD = {option.keyword: option for option in OPTIONS}
 INT32 = np.iinfo(np.int32)
 LONGEST_TIMEOUT = 24 * 60 * 60  # seconds
 REGION = re.compile(r"\s*[-+.\deE]+\s*(,\s*[-+.\deE]+\s*){3}")
 
 
-class Options(TypedDict, total=False):
-    """What every request takes by name. What is left out, or None, is as the checkpoint or the client has it."""
-
-    # generated: options
-    max_new_tokens: int | None  # generate at most this many tokens; more than the model's positions means all of them
-    num_beams: int | None  # beams of the search; 1 is greedy
-    no_repeat_ngram_size: int | None  # let no sequence of this many tokens occur twice; 0 turns the rule off
-    length_penalty: float | None  # with beams, favor longer answers if above 0 and shorter ones if below
-    early_stopping: bool | None  # with beams, stop as soon as there are as many answers as beams
-    min_new_tokens: int | None  # generate at least this many tokens
-    repetition_penalty: float | None  # make generated tokens less likely to come again if above 1, more likely if below
-    # end of generated: options
-    timeout: float | None  # seconds for all of it, retries included
-    max_side: int | None  # pictures with a longer side are scaled down before they are sent
-
-
 @dataclass(frozen=True)
 class Request:
-    """Ready to be sent. `picture_size` is the (width, height) that answers are to be given in, where that is not the
-    size of the picture that was sent.
+    """A request, ready to be sent.
+
+    `image_size` is the (width, height) that coordinates in the answer refer to, if a smaller image is sent.
     """
 
     tensors: Tensors
     timeout: float | None
-    picture_size: tuple[int, int] | None
+    image_size: tuple[int, int] | None
 
 
 def build_request(
-    image: Picture,
+    image: ImageLike,
     task: str,
     text: Region | None = None,
     *,
@@ -59,34 +46,35 @@ def build_request(
     max_side: int | None = None,
     **generation: Any,
 ) -> Request:
-    """Reads and encodes the picture, and turns the rest into tensors [1]: IMAGE, TASK, and what the caller gave.
+    """Read and encode the image, and turn everything that is given into tensors [1].
 
-    A task name (`od`) becomes its token; a prompt that is no task is passed on as it is. Raises InvalidImage,
-    InvalidPrompt and InvalidOption on what has no tensor; whether it makes sense is the server's to say.
+    A task name (`od`) becomes its token; a prompt that names no task is passed on as it is. Raise InvalidImage,
+    InvalidPrompt or InvalidOption on a value that has no tensor. Whether values make sense is for the server to decide.
     """
     if timeout is not None and not (math.isfinite(timeout) and 0 < timeout <= LONGEST_TIMEOUT):
         raise InvalidOption(f"timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {timeout}")
     known = task_from_name(task)
-    words = text if text is None or isinstance(text, str) else _region_text(text)
-    picture_size = None
+    prompt_text = text if text is None or isinstance(text, str) else _region_text(text)
+    image_size = None
     if max_side is None:
-        picture = encoded_picture(image)
+        encoded = encoded_bytes(image)
     else:
-        picture, scale, picture_size = shrunk_picture(image, max_side)
-        words = _scaled_region(words, scale)
-    tensors = {"IMAGE": _bytes_tensor(picture), "TASK": _text_tensor("task", known.token if known else task)}
-    if words is not None:
-        tensors["TEXT"] = _text_tensor("text", words)
-    for option, value in generation.items():
-        if option not in Options.__annotations__:
-            raise TypeError(f"there is no option {option!r}")
+        encoded, scale, image_size = scaled_down(image, max_side)
+        prompt_text = _scaled_region(prompt_text, scale)
+    tensors = {"IMAGE": _bytes_tensor(encoded), "TASK": _text_tensor("task", known.token if known else task)}
+    if prompt_text is not None:
+        tensors["TEXT"] = _text_tensor("text", prompt_text)
+    for keyword, value in generation.items():
+        if keyword not in OPTIONS_BY_KEYWORD:
+            raise TypeError(f"there is no option {keyword!r}")
         if value is not None:
-            tensors[option.upper()] = _option_tensor(option, value)
-    return Request(tensors, timeout, picture_size)
+            option = OPTIONS_BY_KEYWORD[keyword]
+            tensors[option.name] = _option_tensor(option, value)
+    return Request(tensors, timeout, image_size)
 
 
 def _region_text(region: Sequence[float] | np.ndarray[Any, Any]) -> str:
-    """`x1,y1,x2,y2` of four numbers in any sequence."""
+    """Return four numbers in any sequence as `x1,y1,x2,y2`."""
     try:
         x1, y1, x2, y2 = (float(number) for number in region)
     except (TypeError, ValueError) as error:
@@ -94,14 +82,14 @@ def _region_text(region: Sequence[float] | np.ndarray[Any, Any]) -> str:
     return f"{x1!r},{y1!r},{x2!r},{y2!r}"
 
 
-def _scaled_region(words: str | None, scale: tuple[float, float]) -> str | None:
-    """A region in pixels of the caller's picture as one in pixels of the smaller picture that is sent."""
-    if words is None or not REGION.fullmatch(words):
-        return words
+def _scaled_region(text: str | None, scale: tuple[float, float]) -> str | None:
+    """Convert a region from pixels of the original image to pixels of the smaller image that is sent."""
+    if text is None or not REGION.fullmatch(text):
+        return text
     try:
-        numbers = [float(number) for number in words.split(",")]
+        numbers = [float(number) for number in text.split(",")]
     except ValueError:
-        return words  # the server has the sentence for it
+        return text  # the server explains what is wrong with it
     return ",".join(repr(number * factor) for number, factor in zip(numbers, scale * 2, strict=True))
 
 
@@ -113,20 +101,20 @@ def _text_tensor(what: str, value: str) -> np.ndarray[Any, Any]:
     try:
         return _bytes_tensor(value.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise InvalidPrompt(f"the {what} holds a character that is not valid Unicode") from error
+        raise InvalidPrompt(f"the {what} contains a character that is not valid Unicode") from error
 
 
-def _option_tensor(option: str, value: Any) -> np.ndarray[Any, Any]:
-    if option == "early_stopping":
+def _option_tensor(option: Option, value: Any) -> np.ndarray[Any, Any]:
+    if option.type == "BOOL":
         return np.array([bool(value)], dtype=np.bool_)
     try:
-        if option == "length_penalty":
-            with np.errstate(over="ignore"):  # too large becomes infinite, which the server refuses
+        if option.type == "FP32":
+            with np.errstate(over="ignore"):  # a number that is too large becomes infinity, which the server rejects
                 return np.array([float(value)], dtype=np.float32)
         number = operator.index(value)
         if not INT32.min <= number <= INT32.max:
             raise OverflowError(number)
         return np.array([number], dtype=np.int32)
     except (TypeError, ValueError, OverflowError) as error:
-        kind = "a number" if option == "length_penalty" else "a whole number of 32 bits"
-        raise InvalidOption(f"{option} must be {kind}, not {value!r}") from error
+        kind = "a number" if option.type == "FP32" else "a 32-bit integer"
+        raise InvalidOption(f"{option.keyword} must be {kind}, not {value!r}") from error

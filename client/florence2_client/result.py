@@ -1,4 +1,4 @@
-"""Result: what a caller gets back, read from the ensemble's output tensors."""
+"""Result: an answer and what is known about it, read from the ensemble's output tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from florence2.errors import InternalError
 from florence2.tasks import TASKS, Grammar
 from florence2_client import formats
 from florence2_client.drawing import draw
-from florence2_client.images import Picture
+from florence2_client.images import ImageLike
 from florence2_client.objects import Found, found_in
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ COORDINATES = ("bboxes", "quad_boxes", "polygons")
 
 @dataclass(frozen=True)
 class Result(Generic[AnswerT]):
-    """One answer, frozen. Coordinates are pixels of a picture of `image_size`, EXIF orientation applied.
+    """One answer. Coordinates are pixels of an image of `image_size`, with EXIF orientation applied.
 
     >>> result = client.caption("scene.png")
     >>> result.answer.text
@@ -40,15 +40,15 @@ class Result(Generic[AnswerT]):
 
     task: str  # the task token, or the raw prompt
     answer: AnswerT
-    text: str  # as generated, location tokens kept
-    finish_reason: str  # "stop", or "length" when it was cut off; empty while a streamed answer goes on
+    text: str  # as generated, with location tokens
+    finish_reason: str  # "stop", or "length" if it was cut off; empty until a streamed answer is complete
     num_tokens: int
-    score: float  # of the whole sequence, as transformers' `sequences_scores`
+    score: float  # of the whole sequence, like transformers' `sequences_scores`
     image_size: tuple[int, int]  # width, height
 
     @property
     def final(self) -> bool:
-        """Whether the answer is complete. Of those that `stream` yields only the last one is.
+        """Return whether the answer is complete; of the results that `stream` yields, only the last one is.
 
         >>> client.caption("scene.png").final
         True
@@ -57,7 +57,7 @@ class Result(Generic[AnswerT]):
 
     @property
     def objects(self) -> list[Found]:
-        """All things found with a place, in one form whatever the task.
+        """Return everything the answer locates in the image, in one form for all tasks.
 
         >>> [found.label for found in client.ocr_with_region("scene.png").objects]
         ['HELLO', 'TRITON']
@@ -66,7 +66,7 @@ class Result(Generic[AnswerT]):
 
     @property
     def labels(self) -> list[str]:
-        """The label of every object, in order and with repetitions.
+        """Return the label of each object, in order and with repetitions.
 
         >>> client.detect("scene.png").labels
         ['star', 'triangle']
@@ -74,7 +74,7 @@ class Result(Generic[AnswerT]):
         return [found.label for found in self.objects]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it for JSON; the answer is shaped as transformers' `post_process_generation`.
+        """Return all fields for JSON; the answer has the shape of transformers' `post_process_generation`.
 
         >>> list(client.detect("scene.png").to_dict()["answer"])
         ['bboxes', 'labels', 'scores']
@@ -86,7 +86,7 @@ class Result(Generic[AnswerT]):
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Result[Answer]:
-        """What `to_dict` made, such as a line of a batch run. Raises InternalError if it is something else.
+        """Return the result that `to_dict` made `values` from. Raise InternalError if they are something else.
 
         >>> result = client.detect("scene.png")
         >>> Result.from_dict(result.to_dict()) == result
@@ -100,15 +100,15 @@ class Result(Generic[AnswerT]):
         except (KeyError, TypeError, ValueError) as error:
             raise InternalError("this is not the answer of a Florence-2 server") from error
 
-    def draw(self, picture: Picture) -> Image.Image:
-        """The picture that was asked about, with this answer drawn on it.
+    def draw(self, image: ImageLike) -> Image.Image:
+        """Return the image with this answer drawn on it.
 
         >>> client.detect("scene.png").draw("scene.png").save("found.png")
         """
-        return draw(picture, self.answer)
+        return draw(image, self.answer)
 
     def to_supervision(self) -> supervision.Detections:
-        """The objects as `supervision.Detections`; needs the package supervision.
+        """Return the objects as `supervision.Detections`; needs the package supervision.
 
         >>> detections = client.detect("scene.png").to_supervision()
         >>> detections.data["class_name"].tolist(), detections.class_id.tolist()
@@ -117,7 +117,7 @@ class Result(Generic[AnswerT]):
         return formats.supervision_detections(self.objects, self.image_size)
 
     def to_coco(self, file_name: str = "") -> dict[str, Any]:
-        """A COCO detection data set of this one picture, with a category per label.
+        """Return a COCO detection data set of this one image, with a category per label.
 
         >>> coco = client.detect("scene.png").to_coco("scene.png")
         >>> [category["name"] for category in coco["categories"]], len(coco["annotations"])
@@ -126,7 +126,7 @@ class Result(Generic[AnswerT]):
         return formats.coco_dataset(self.objects, file_name, self.image_size)
 
     def to_yolo(self, classes: Sequence[str]) -> list[str]:
-        """Lines of a YOLO label file; a class's number is its place in `classes`. Other labels are left out.
+        """Return the lines of a YOLO label file. Classes are numbered as in `classes`; other labels are left out.
 
         >>> len(client.detect("scene.png").to_yolo(["circle", "star"]))
         1
@@ -135,11 +135,11 @@ class Result(Generic[AnswerT]):
 
 
 def result_from_tensors(
-    outputs: Mapping[str, np.ndarray[Any, Any] | None], picture_size: tuple[int, int] | None = None
+    outputs: Mapping[str, np.ndarray[Any, Any] | None], image_size: tuple[int, int] | None = None
 ) -> Result[Answer]:
-    """Reads the ensemble's outputs, scaled to a picture of `picture_size` if a smaller one was sent.
+    """Return the result in the ensemble's outputs, scaled to `image_size` if a smaller image was sent.
 
-    Raises InternalError if they are not those of Florence-2.
+    Raise InternalError if they are not the outputs of Florence-2.
     """
     try:
         values = {name: array.reshape(-1) for name, array in outputs.items() if array is not None}
@@ -157,12 +157,12 @@ def result_from_tensors(
             }
         )
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, InternalError) as error:
-        raise InternalError("the model's answer is not one of Florence-2; is its name right?") from error
-    return result if picture_size in (None, result.image_size) else _resized(result, picture_size)
+        raise InternalError("the model's outputs are not those of Florence-2; is its name right?") from error
+    return result if image_size in (None, result.image_size) else _resized(result, image_size)
 
 
 def _resized(result: Result[Answer], size: tuple[int, int]) -> Result[Answer]:
-    """The same answer in pixels of a picture of another size. Region tokens in a text fit any size."""
+    """Return the same answer in pixels of an image of another size. Location tokens in text fit any size."""
     answer: Answer = result.answer
     if not isinstance(answer, TextAnswer):
         factors = tuple(new / old for new, old in zip(size, result.image_size, strict=True))
@@ -173,7 +173,7 @@ def _resized(result: Result[Answer], size: tuple[int, int]) -> Result[Answer]:
 
 
 def _scaled(values: list[Any], factors: tuple[float, ...]) -> list[Any]:
-    """Lists of x, y, x, y, ... at any depth, times the factors of x and y."""
+    """Multiply lists of x, y, x, y, ... at any depth by the factors of x and y."""
     if values and isinstance(values[0], list):
         return [_scaled(inner, factors) for inner in values]
     return [value * factors[place % 2] for place, value in enumerate(values)]

@@ -1,4 +1,4 @@
-"""Command-line arguments that several commands share, and what they mean to the client."""
+"""Command-line arguments that several commands share, and their meaning for the client."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ import re
 import sys
 from typing import Any
 
+from florence2.contract import OPTIONS, Option
 from florence2.errors import InvalidPrompt, InvalidRequest
 from florence2.tasks import TASKS, task_from_name
 from florence2_client.methods import DEFAULT_MODEL
-from florence2_client.request import Options
+from florence2_client.options import Options
 from florence2_client.transports.base import DEFAULT_URL, Tls
 
-FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # what shtab calls the completion of file names
-GENERATION = ("max_new_tokens", "num_beams", "no_repeat_ngram_size", "length_penalty", "early_stopping", "max_side")
+FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # shtab's names for completing file names
+PYTHON_TYPES = {"INT32": int, "INT64": int, "FP32": float}
+METAVARS = {"INT32": "N", "INT64": "N", "FP32": "X"}
 
 
-def add_connection(parser: argparse.ArgumentParser) -> None:
+def add_connection(parser: argparse.ArgumentParser, place: Any = None) -> None:
+    """Add the options that say which server to connect to, and how. `place` is another group for `--url`."""
     group = parser.add_argument_group("server")
-    group.add_argument(
+    (place or group).add_argument(
         "--url", default=DEFAULT_URL, metavar="U", help="grpc://HOST:PORT or http://HOST:PORT (default: %(default)s)"
     )
     group.add_argument(
@@ -29,11 +32,11 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--header", action="append", type=_header, metavar="NAME:VALUE", help="sent with every request; repeatable"
     )
-    group.add_argument("--ca", metavar="FILE", help="authority to trust with grpcs:// and https://")
+    group.add_argument("--ca", metavar="FILE", help="certificate authority to trust with grpcs:// and https://")
 
 
 def connection(options: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for Client or AsyncClient."""
+    """Return the keyword arguments for Client or AsyncClient."""
     return {
         "url": options.url,
         "model": options.model,
@@ -43,39 +46,51 @@ def connection(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--timeout", type=float, metavar="S", help="give a request up after so many seconds")
-    parser.add_argument("--max-side", type=int, metavar="N", help="scale larger pictures down to N pixels to send them")
-    group = parser.add_argument_group("generation (defaults are the checkpoint's)")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="cut the answer off there")
-    group.add_argument("--num-beams", type=int, metavar="N", help="hypotheses of beam search; 1 is greedy")
-    group.add_argument("--no-repeat-ngram-size", type=int, metavar="N", help="0 allows repetition")
-    group.add_argument("--length-penalty", type=float, metavar="X", help="above 0 favours long answers")
-    group.add_argument(
-        "--early-stopping", action=argparse.BooleanOptionalAction, help="end the search at enough hypotheses"
+    """Add the options of a request, among them every generation option of the contract."""
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up on a request after this many seconds")
+    parser.add_argument(
+        "--max-side", type=int, metavar="N", help="scale larger images down to N pixels before sending them"
     )
+    group = parser.add_argument_group("generation (defaults are the checkpoint's)")
+    for option in OPTIONS:
+        flag, description = f"--{option.keyword.replace('_', '-')}", _description(option)
+        if option.type == "BOOL":
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=description)
+        else:
+            kind, metavar = PYTHON_TYPES[option.type], METAVARS[option.type]
+            group.add_argument(flag, type=kind, metavar=metavar, help=description)
+
+
+def _description(option: Option) -> str:
+    return f"{option.help} ({option.range})" if option.range else option.help
 
 
 def generation(options: argparse.Namespace) -> Options:
-    """What was given; the rest is left to the checkpoint."""
-    given = {name: getattr(options, name) for name in (*GENERATION, "timeout")}
+    """Return the options that were given."""
+    names = [*(option.keyword for option in OPTIONS), "max_side", "timeout"]
+    given = {name: getattr(options, name) for name in names}
     return Options(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json` and `--no-json`."""
     parser.add_argument(
         "--json",
         action=argparse.BooleanOptionalAction,
-        help="JSON lines, or text for people (default: text on a terminal, JSON in a pipe)",
+        help="print JSON lines, or text (default: text on a terminal, JSON in a pipe)",
     )
 
 
 def wants_json(options: argparse.Namespace) -> bool:
-    """As `--json` says, or else as standard output is no terminal."""
+    """Return what `--json` says, and by default whether standard output is not a terminal."""
     return bool(options.json) if options.json is not None else not sys.stdout.isatty()
 
 
 def task_name(name: str) -> str:
-    """A task's name or token. A lone word must be one; anything longer may be a fine-tune's prompt."""
+    """Return the name or token of a task. Raise InvalidPrompt if a single word is neither.
+
+    Anything longer may be the prompt of a fine-tune.
+    """
     if task_from_name(name) or not re.fullmatch(r"\s*<?[\w-]*>?\s*", name):
         return name
     names = [task.name for task in TASKS.values()]
@@ -87,5 +102,5 @@ def task_name(name: str) -> str:
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon:
-        raise InvalidRequest(f"a header is NAME:VALUE, not {text!r}")
+        raise InvalidRequest(f"a header must have the form NAME:VALUE, not {text!r}")
     return name.strip(), value.strip()

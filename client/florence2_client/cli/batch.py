@@ -20,9 +20,9 @@ from florence2_client.cli import outputs
 from florence2_client.cli.arguments import FILES, add_connection, add_generation, connection, generation, task_name
 from florence2_client.cli.console import complain
 from florence2_client.cli.journal import Entry, Journal, Key
-from florence2_client.cli.progress import Progress, retries_said
+from florence2_client.cli.progress import Progress, retries_shown
 from florence2_client.cli.sources import output_path, picture_paths
-from florence2_client.many import Question, Reply
+from florence2_client.exchange import Question, Reply
 
 EXAMPLES = """\
 examples:
@@ -106,7 +106,7 @@ class Batch:
         left = sum(1 for _ in self._questions())
         try:
             if left:
-                with Progress(total, total - left) as self._progress, retries_said(self._progress):
+                with Progress(total, total - left) as self._progress, retries_shown(self._progress):
                     asyncio.run(self._ask_all())
         except KeyboardInterrupt:
             self._report(total)

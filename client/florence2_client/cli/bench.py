@@ -24,8 +24,8 @@ from florence2_client.cli.arguments import (
     wants_json,
 )
 from florence2_client.cli.console import json_line, table
-from florence2_client.images import encoded_picture
-from florence2_client.request import Options
+from florence2_client.images import encoded_bytes
+from florence2_client.options import Options
 
 EXAMPLES = """\
 examples:
@@ -95,7 +95,7 @@ class Measurement:
 def run(options: argparse.Namespace) -> int:
     if not 0 < options.seconds < float("inf"):
         raise InvalidRequest(f"--seconds must be above 0, not {options.seconds:g}")
-    pictures = [encoded_picture(Path(name)) for name in options.images]
+    pictures = [encoded_bytes(Path(name)) for name in options.images]
     measurements = []
     for concurrency in options.concurrency:
         measurement = asyncio.run(_measure(options, pictures, concurrency))

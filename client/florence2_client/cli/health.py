@@ -1,6 +1,6 @@
-"""`florence2 health`: the probe of containers and supervisors.
+"""`florence2 health`: the probe for containers and supervisors.
 
-Is a server alive? A real question through all its stages, since Triton's own health routes say 200 when one is dead.
+It sends real requests through all stages, because Triton's own health routes answer 200 even when a stage is dead.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import os
 import re
 import sys
 import time
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from PIL import Image
 
-from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error
-from florence2_client.client import DEFAULT_MODEL
+from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error, QueueFull
+from florence2_client.cli.arguments import add_connection, connection
+from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import Tensors, build_request
-from florence2_client.transports.base import DEFAULT_URL, Transport, open_transport, parse_url
+from florence2_client.transports import open_transport
+from florence2_client.transports.base import Address, Tls, Transport, parse_url
+from florence2_client.transports.http import fetch
 
 EXAMPLES = """\
 examples:
@@ -29,41 +32,42 @@ examples:
   florence2 health --url http://gpu-box:8000 --timeout 5 || systemctl restart florence2
 """
 NOT_HEALTHY = re.compile(r"Stub process '(?P<model>.+?)_\d+_\d+' is not healthy")
-BUSY = "queue is full"  # the decoder's own words: it could not say so were it dead
-# More than there are preprocessing processes, all at once: one of those may be dead and the others hide it.
-PREPROCESS_PROBES = 4
+PROBES = 4  # more than there are processes of preprocess, all at once: the others would hide a dead one
 METRICS_PORT = 8002
 METRICS_SECONDS = 2.0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Ask a server for one token about a tiny picture. Exit code 0 if it is alive, 1 and a sentence if it is not.\n"
-        "Triton's own health routes do not notice a dead model process."
-    )
-    parser.epilog = EXAMPLES
-    parser.add_argument("--url", default=DEFAULT_URL, metavar="U", help="as of `florence2 run` (default: %(default)s)")
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="the ensemble (default: %(default)s)")
-    parser.add_argument(
-        "--metrics",
-        metavar="U",
-        help="Triton's metrics, which tell a busy server from one that hangs (default: http://HOST:8002/metrics)",
-    )
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds (default: %(default)s)")
-
-
-def run(options: argparse.Namespace) -> int:
-    health = check_health(options.url, options.model, options.timeout, metrics=options.metrics)
-    print(health.sentence, file=sys.stdout if health.alive else sys.stderr)
-    return 0 if health.alive else 1
+# The decoder publishes its counters every two seconds, so until then they may grow by work done before a stage hung.
+SETTLING_SECONDS = 3.0
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Health:
-    """`sentence` says what was found."""
+    """What the probe found."""
 
     alive: bool
     sentence: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = (
+        "Send a tiny image to a server and generate one token. Exit code 0 if it is alive, 1 with a reason if not.\n"
+        "An overloaded server is alive as long as it makes progress. Triton's health routes miss a dead model process."
+    )
+    parser.epilog = EXAMPLES
+    parser.add_argument(
+        "--metrics", metavar="U",
+        help="Triton's metrics, to tell an overloaded server from one that hangs\n(default: http://HOST:8002/metrics)",
+    )  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds (default: %(default)s)")
+    add_connection(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what the probe found; return 0 if the server is alive."""
+    health = check_health(**connection(options), timeout=options.timeout, metrics=options.metrics)
+    print(health.sentence, file=sys.stdout if health.alive else sys.stderr)
+    return 0 if health.alive else 1
 
 
 def check_health(
@@ -71,66 +75,84 @@ def check_health(
     model: str = DEFAULT_MODEL,
     timeout: float = 30.0,
     *,
+    headers: Mapping[str, str] | None = None,
+    tls: Tls | None = None,
     metrics: str | None = None,
     transport: Transport | None = None,
 ) -> Health:
-    """Asks for one token about a tiny picture, in at most `timeout` seconds. A server too busy to take it is alive.
+    """Generate one token through every stage, within `timeout` seconds.
 
-    `metrics` is the URL of Triton's metrics, where those who were answered meanwhile are counted: by default port 8002
-    of the same host.
+    A server that is too busy for that is alive if the counters of completed work grow meanwhile. `metrics` is the URL
+    of Triton's metrics, by default port 8002 of the same host. Without metrics the probe itself must be answered.
     """
-    address = parse_url(url)
+    address = parse_url(url, headers, tls)
+    counters = parse_url(metrics or f"http://{address.host}:{METRICS_PORT}/metrics")
     transport = transport or open_transport(address)
-    metrics = metrics or f"http://{address.host}:{METRICS_PORT}/metrics"
-    start, work = time.monotonic(), _work_done(metrics, model)
+    start = time.monotonic()
+    pool = ThreadPoolExecutor(PROBES + 1)
+    probe = pool.submit(_probe_until, start + timeout, pool, transport, model)
     try:
-        _ask_all_stages(transport, model, start + timeout)
-    except DeadlineExceeded:
-        if (work_now := _work_done(metrics, model)) is not None and work is not None and work_now > work:
-            return Health(True, f"alive, but busy: no answer within {timeout:g} s, while others were answered")
-        return Health(False, f"no answer within {timeout:g} s: a stage hangs, or the server is overloaded")
+        if _progresses(probe, counters, model, start + min(SETTLING_SECONDS, timeout / 2)):
+            return Health(True, "alive, but busy: the probe has to wait, while other requests make progress")
+        probe.result()
+    except (DeadlineExceeded, QueueFull) as error:
+        return Health(False, f"{error}; no other request made progress: a stage hangs, or the server is overloaded")
+    except ConnectionFailed as error:
+        return Health(False, str(error))
     except Florence2Error as error:
-        return _diagnosis(error)
+        dead = NOT_HEALTHY.search(str(error))
+        return Health(False, f"a process of {dead['model']} is dead or hangs" if dead else f"not working: {error}")
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)
         transport.close()
     return Health(True, f"alive: all stages answered in {time.monotonic() - start:.1f} s")
 
 
-def _ask_all_stages(transport: Transport, model: str, deadline: float) -> None:
-    def ask(asked_model: str) -> None:
-        transport.infer(asked_model, _question(), max(0.001, deadline - time.monotonic()))
+def _probe_until(deadline: float, pool: ThreadPoolExecutor, transport: Transport, model: str) -> None:
+    """Send the probe, again while the queue is full. Raise the last error at the deadline, any other error at once."""
 
-    preprocess = f"{model.removesuffix('_ensemble')}_preprocess"
-    with ThreadPoolExecutor(PREPROCESS_PROBES) as pool:
-        list(pool.map(ask, [preprocess] * PREPROCESS_PROBES))
-    ask(model)
+    def infer(name: str) -> None:
+        transport.infer(name, _tiny_request(), max(0.001, deadline - time.monotonic()))
+
+    while True:
+        try:
+            list(pool.map(infer, [f"{model.removesuffix('_ensemble')}_preprocess"] * PROBES))
+            return infer(model)
+        except QueueFull:
+            if time.monotonic() + POLL_SECONDS > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
 
 
-def _question() -> Tensors:
-    """A new colour each time, or a response cache would answer for a dead encoder."""
-    picture = io.BytesIO()
-    Image.new("RGB", (32, 32), tuple(os.urandom(3))).save(picture, "PNG")
-    return build_request(picture.getvalue(), "caption", max_new_tokens=1, num_beams=1).tensors
+def _tiny_request() -> Tensors:
+    """Return a request with an image of a new color each time, or a cache would hide a dead encoder."""
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32), tuple(os.urandom(3))).save(image, "PNG")
+    return build_request(image.getvalue(), "caption", max_new_tokens=1, num_beams=1).tensors
 
 
-def _work_done(url: str, model: str) -> float | None:
-    """What a server counts of its work as a whole: answers, and rounds of the decoder. None if it does not tell."""
+def _progresses(probe: Future[None], metrics: Address, model: str, settled: float) -> bool:
+    """Watch the counters until the probe ends. Return whether they grow after `settled` while it waits."""
+    base: float | None = None
+    while not wait([probe], POLL_SECONDS).done:
+        if time.monotonic() < settled:
+            continue
+        work = _work_done(metrics, model)
+        if work is not None and base is not None and work > base:
+            return True
+        base = work if base is None else base
+    return False
+
+
+def _work_done(metrics: Address, model: str) -> float | None:
+    """Return the completed requests and decoding steps that the server counts, None if it does not tell."""
     prefix = re.escape(model.removesuffix("_ensemble"))
     counts = re.compile(
         rf'^(?:nv_inference_request_success{{model="{prefix}_ensemble"|florence2_(?:steps|requests)_total'
         rf'{{[^}}]*model="{prefix}_decoder")[^}}]*}} (\S+)$',
         re.MULTILINE,
     )
-    with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=METRICS_SECONDS) as answer:
-        return sum(map(float, counts.findall(answer.read().decode())))
+    with contextlib.suppress(Florence2Error, ValueError):
+        status, page = fetch(metrics, "GET", "", METRICS_SECONDS)
+        return sum(map(float, counts.findall(page.decode()))) if status == 200 else None
     return None
-
-
-def _diagnosis(error: Florence2Error) -> Health:
-    sentence = str(error)
-    if BUSY in sentence:
-        return Health(True, f"alive, but busy: {sentence}")
-    if isinstance(error, ConnectionFailed):
-        return Health(False, sentence)
-    dead = NOT_HEALTHY.search(sentence)
-    return Health(False, f"a process of {dead['model']} is dead or hangs" if dead else f"not working: {sentence}")

@@ -1,17 +1,12 @@
-"""`florence2 info`: what exported models say of themselves, read from a repository or asked of a running server.
+"""`florence2 info`: what exported models say about themselves, read from a repository or from a running server.
 
-An export writes its story into the parameters of the ensemble's config.pbtxt, and Triton shows configurations to anyone
-who asks.
+An export describes itself in the parameters of the ensemble's config.pbtxt, and Triton shows configurations to clients.
 """
 
 from __future__ import annotations
 
 import argparse
-import http
-import http.client
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +18,18 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from florence2.errors import CheckpointError, InvalidRequest
-from florence2_client.cli.arguments import add_json, wants_json
+from florence2_client.cli.arguments import add_connection, add_json, connection, wants_json
 from florence2_client.cli.console import table
-from florence2_client.client import DEFAULT_MODEL
-from florence2_client.transports.base import DEFAULT_URL, Address, parse_url
-from florence2_client.transports.errors import HTTP_STATUS, NO_CONNECTION, connection_failed, triton_error
+from florence2_client.methods import DEFAULT_MODEL
+from florence2_client.transports.base import Address, parse_url
+from florence2_client.transports.grpc import connection_arguments, translated
+from florence2_client.transports.http import fetch, refusal
 
-Story: TypeAlias = "dict[str, str]"
+Description: TypeAlias = "dict[str, str]"
 
-SECONDS = 20.0  # for a server to answer
-RESTRICTED = "is restricted"  # Triton's word over both protocols
+RESTRICTED = "is restricted"  # Triton's words over both protocols
 FIRST = "checkpoint revision weights_sha256 layout adapter adapter_revision adapter_sha256".split()
-LAST = "exported florence2 torch transformers onnx onnxscript safetensors".split()  # settings stand before these
+LAST = "exported florence2 torch transformers onnx onnxscript safetensors".split()  # settings come before these
 EXAMPLES = """\
 examples:
   florence2 info                                  the models of the server on this machine
@@ -45,142 +40,133 @@ examples:
 
 @dataclass(frozen=True)
 class Model:
-    """An ensemble and what its export said: the checkpoint, how and when it was exported."""
+    """An ensemble and the description its export wrote: the checkpoint, how and when it was exported."""
 
     name: str
-    story: Story
+    description: Description
 
-    def to_dict(self) -> Story:
-        return {"model": self.name, **self.story}
+    def to_dict(self) -> Description:
+        """Return all of it for JSON."""
+        return {"model": self.name, **self.description}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Tell which checkpoints a server or a repository holds, and how and when they were exported."
+    """Describe the command."""
+    parser.description = "Show which checkpoints a server or a repository holds, and how and when they were exported."
     parser.epilog = EXAMPLES
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--url", default=DEFAULT_URL, metavar="U", help="a running server (default: %(default)s)")
     place.add_argument("--repository", type=Path, metavar="DIR", help="a folder made by export, served or not")
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="NAME",
-        help="the ensemble, of a server that does not list its models\n(default: %(default)s)",
-    )
+    parser.add_argument("--timeout", type=float, default=20.0, metavar="S", help="seconds (default: %(default)g)")
     add_json(parser)
+    add_connection(parser, place)
 
 
 def run(options: argparse.Namespace) -> int:
-    models = read_repository(options.repository) if options.repository else ask_server(options.url, options.model)
-    lines = (json.dumps(model.to_dict()) for model in models) if wants_json(options) else _for_people(models)
+    """Print the models."""
+    if options.repository:
+        models = read_repository(options.repository)
+    else:
+        server = connection(options)
+        models = ask_server(
+            parse_url(server["url"], server["headers"], server["tls"]), server["model"], options.timeout
+        )
+    lines = (json.dumps(model.to_dict()) for model in models) if wants_json(options) else _text_lines(models)
     print(*lines, sep="\n")
     return 0
 
 
-def _for_people(models: Iterable[Model]) -> Iterator[str]:
+def _text_lines(models: Iterable[Model]) -> Iterator[str]:
     for place, model in enumerate(models):
         if place:
             yield ""
         yield model.name
-        rows = [(key.replace("_", " "), told) for key, told in model.story.items()]
+        rows = [(key.replace("_", " "), value) for key, value in model.description.items()]
         yield from (f"  {line}" for line in table(rows, heading=False))
 
 
 def read_repository(directory: Path) -> list[Model]:
-    """All models of a repository. Raises CheckpointError if it is none, or holds none that tells a story."""
+    """Return the models of a repository. Raise CheckpointError if it holds none with a description."""
     if not directory.is_dir():
         raise CheckpointError(f"there is no directory {directory}")
-    found = [_model_of(path) for path in sorted(directory.glob("*/config.pbtxt"))]
-    models = [model for model in found if model.story]
+    found = [_read_model(path) for path in sorted(directory.glob("*/config.pbtxt"))]
+    models = [model for model in found if model.description]
     if not models:
         raise CheckpointError(f"{directory} holds no model that `florence2 export` made")
     return models
 
 
-def _model_of(path: Path) -> Model:
+def _read_model(path: Path) -> Model:
     try:
         config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except (OSError, ValueError, text_format.ParseError) as error:
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    # An ensemble has no parameters but the story.
+    # An ensemble has no other parameters than its description.
     parameters = config.parameters if config.platform == "ensemble" else {}
     return Model(config.name, {key: parameters[key].string_value for key in _ordered(parameters)})
 
 
-def ask_server(url: str, unlisted: str = DEFAULT_MODEL) -> list[Model]:
-    """All models of a running server, or `unlisted` of one that keeps its list back, as the embedded one does.
+def ask_server(address: Address, unlisted: str = DEFAULT_MODEL, timeout: float = 20.0) -> list[Model]:
+    """Return the models of a running server, or only `unlisted` if it hides its list, as the embedded server does.
 
-    Raises the errors of `florence2.errors`.
+    Raise the errors of `florence2.errors`.
     """
-    address = parse_url(url)
-    configs = (_ask_grpc if address.scheme.startswith("grpc") else _ask_http)(address, unlisted)
+    read_configs = _configs_over_grpc if address.scheme.startswith("grpc") else _configs_over_http
     models = []
-    for config in configs:
+    for config in read_configs(address, unlisted, timeout):
         parameters = config.get("parameters", {}) if config.get("platform") == "ensemble" else {}
-        story = {key: parameters[key]["string_value"] for key in _ordered(parameters)}
-        models += [Model(config["name"], story)] if story else []
+        description = {key: parameters[key]["string_value"] for key in _ordered(parameters)}
+        models += [Model(config["name"], description)] if description else []
     if not models:
         raise InvalidRequest(f"the server at {address} has no model that `florence2 export` made")
     return models
 
 
 def _ordered(keys: Iterable[str]) -> list[str]:
-    """A story in its order, which protobuf's maps do not keep."""
+    """Return the keys of a description in their order, which protobuf's maps do not keep."""
     known, ends = ([key for key in part if key in keys] for part in (FIRST, LAST))
     return [*known, *sorted(set(keys) - {*FIRST, *LAST}), *ends]
 
 
-def _ask_grpc(address: Address, unlisted: str) -> list[dict[str, Any]]:
-    client = triton.InferenceServerClient(address.target, ssl=address.secure)
+def _configs_over_grpc(address: Address, unlisted: str, timeout: float) -> list[dict[str, Any]]:
+    client = triton.InferenceServerClient(**connection_arguments(address))
+    call = {"as_json": True, "client_timeout": timeout, "headers": dict(address.headers)}
     try:
         try:
-            index = client.get_model_repository_index(as_json=True, client_timeout=SECONDS).get("models", [])
-            names = [model["name"] for model in index if model.get("state") == "READY"]
+            index = client.get_model_repository_index(**call).get("models", [])
+            names = _ready(index)
         except InferenceServerException as error:
             if RESTRICTED not in error.message():
                 raise
             names = [unlisted]
-        return [client.get_model_config(name, as_json=True, client_timeout=SECONDS)["config"] for name in _once(names)]
+        return [client.get_model_config(name, **call)["config"] for name in names]
     except InferenceServerException as error:
-        status, message = (error.status() or "").removeprefix("StatusCode."), error.message()
-        if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and NO_CONNECTION.search(message)):
-            raise connection_failed(address, message) from error
-        if RESTRICTED in message:
+        if RESTRICTED in error.message():
             raise InvalidRequest(f"{address} does not show what it serves") from error
-        raise triton_error(status, message) from error
+        raise translated(address, error, timeout) from error
     finally:
         client.close()
 
 
-def _ask_http(address: Address, unlisted: str) -> list[dict[str, Any]]:
+def _configs_over_http(address: Address, unlisted: str, timeout: float) -> list[dict[str, Any]]:
     try:
-        index = _http(address, "repository/index", method="POST")
-        names = [model["name"] for model in index if model.get("state") == "READY"]
-    except InvalidRequest:  # kept back
+        names = _ready(_read_json(address, "POST", "/v2/repository/index", timeout))
+    except InvalidRequest:  # hidden
         names = [unlisted]
-    return [_http(address, f"models/{name}/config", method="GET") for name in _once(names)]
+    return [_read_json(address, "GET", f"/v2/models/{name}/config", timeout) for name in names]
 
 
-def _http(address: Address, path: str, method: str) -> Any:
-    request = urllib.request.Request(f"{address.scheme}://{address.target}/v2/{path}", method=method)
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as the transports: never by a proxy
+def _read_json(address: Address, method: str, path: str, timeout: float) -> Any:
+    status, content = fetch(address, method, path, timeout)
+    if status == 403:
+        raise InvalidRequest(f"{address} does not show what it serves")
     try:
-        with direct.open(request, timeout=SECONDS) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        if error.code == http.HTTPStatus.FORBIDDEN:
-            raise InvalidRequest(f"{address} does not show what it serves") from error
-        raise triton_error(HTTP_STATUS.get(str(error.code), "INTERNAL"), _reason(error)) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise connection_failed(address, getattr(error, "reason", error)) from error
+        if status == 200:
+            return json.loads(content)
+    except ValueError:
+        status = 502
+    raise refusal(status, content)
 
 
-def _reason(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.load(error)["error"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"the server answered with HTTP status {error.code}"
-
-
-def _once(names: Iterable[str]) -> list[str]:
-    """A model is listed once for each of its versions."""
-    return sorted(set(names))
+def _ready(index: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the names of the models that are ready; the index has an item for each version."""
+    return sorted({model["name"] for model in index if model.get("state") == "READY"})

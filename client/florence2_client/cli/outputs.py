@@ -16,7 +16,7 @@ from florence2.errors import InvalidRequest
 from florence2_client import formats
 from florence2_client.cli.journal import Entry, entries
 from florence2_client.cli.sources import output_path
-from florence2_client.objects import text_alone
+from florence2_client.objects import plain_text
 from florence2_client.result import Result
 
 
@@ -71,7 +71,7 @@ def write_csv(journal: Path, target: Path) -> None:
         for entry, result in _answered(journal):
             if isinstance(result.answer, TextAnswer):
                 image, task, asked = entry.key
-                rows.writerow([image, task, asked or "", text_alone(result.answer.text)])
+                rows.writerow([image, task, asked or "", plain_text(result.answer.text)])
 
 
 def _answered(journal: Path) -> Iterator[tuple[Entry, Result[Any]]]:

@@ -21,8 +21,8 @@ from florence2_client.drawing.labels import (
     font_size_for,
     wrapped,
 )
-from florence2_client.images import Picture, decoded_picture
-from florence2_client.objects import REGION_IN_TEXT, Box, Found, Point, Shape, found_in, text_alone
+from florence2_client.images import ImageLike, decoded_image
+from florence2_client.objects import REGION_IN_TEXT, Box, Found, Point, Shape, found_in, plain_text
 
 PALETTE: tuple[Colour, ...] = (
     (230, 25, 75), (60, 180, 75), (255, 210, 0), (30, 110, 240), (245, 130, 48), (150, 50, 200), (30, 200, 230),
@@ -33,7 +33,7 @@ FILL_OPACITY = 90  # of 255
 LONGEST_CHIP = 40  # characters; a region's text beyond that goes below the picture
 
 
-def draw(picture: Picture, answer: Answer) -> Image.Image:
+def draw(image: ImageLike, answer: Answer) -> Image.Image:
     """A new RGB picture with the answer on it, upright as the answer's coordinates are.
 
     Pictures with a longer side below 480 pixels come out enlarged by a whole factor; text answers make the picture
@@ -43,7 +43,7 @@ def draw(picture: Picture, answer: Answer) -> Image.Image:
     >>> draw("scene.png", answer).size
     (768, 768)
     """
-    canvas = decoded_picture(picture)
+    canvas = decoded_image(image)
     objects, below = found_in(answer, canvas.size), _text_below(answer)
     factor = math.ceil(READABLE_SIDE / max(canvas.size))
     canvas = canvas.resize((canvas.width * factor, canvas.height * factor), Image.Resampling.BICUBIC)
@@ -55,7 +55,7 @@ def _text_below(answer: Answer) -> str:
     """The text to write below the picture: of an answer in words, unless it is short and about a region."""
     if not isinstance(answer, TextAnswer):
         return ""
-    words = text_alone(answer.text)
+    words = plain_text(answer.text)
     return "" if REGION_IN_TEXT.search(answer.text) and len(words) <= LONGEST_CHIP else words
 
 

@@ -14,10 +14,10 @@ from gradio.data_classes import ImageData
 
 from florence2.tasks import TASKS, TaskInput
 from florence2_client.client import Client
+from florence2_client.options import Options
 from florence2_client.page.cards import STYLE, cards_html
 from florence2_client.page.region import region_picker
 from florence2_client.page.requests import Card, ask, takes
-from florence2_client.request import Options
 
 MOST_SIDE_BY_SIDE = 4
 EXAMPLE = str(Path(__file__).with_name("example.jpg"))

@@ -17,9 +17,9 @@ from florence2.errors import Florence2Error, InvalidImage, InvalidPrompt
 from florence2.tasks import TaskInput, task_from_name
 from florence2_client.cli.arguments import task_name
 from florence2_client.client import Client
-from florence2_client.many import Question
-from florence2_client.objects import text_alone
-from florence2_client.request import Options
+from florence2_client.exchange import Question
+from florence2_client.objects import plain_text
+from florence2_client.options import Options
 from florence2_client.result import Result
 
 PAUSE = 0.2  # seconds between cards of one unfinished answer: each is drawn and sent to the browser anew
@@ -133,7 +133,7 @@ def _card(question: Question, result: Result[Any], seconds: float) -> Card:
     return Card(
         question.task,
         overlay=result.draw(question.image),
-        words=text_alone(answer.text) if isinstance(answer, TextAnswer) else None,
+        words=plain_text(answer.text) if isinstance(answer, TextAnswer) else None,
         details=result.to_dict(),
         timing=timing,
     )

@@ -1,4 +1,4 @@
-"""The seam between client and network: what a transport does, and which one a URL means."""
+"""The interface between client and network: what a transport does, and the address that a URL names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
-from tritonclient.utils import np_to_triton_dtype
 
 from florence2.errors import InvalidRequest
 from florence2_client.request import Tensors
@@ -25,62 +24,63 @@ HEADER = re.compile(r"[A-Za-z0-9_.-]+: ?[\x20-\x7e]*")
 
 
 class Transport(Protocol):
-    """Sends one request and waits for its answer. Safe to call from many threads."""
+    """Send requests and wait for the responses. Thread-safe."""
 
     def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
-        """The model's outputs by name. Raises the errors of `florence2.errors`; `timeout` is in seconds."""
+        """Return the model's outputs by name, within `timeout` seconds. Raise the errors of `florence2.errors`."""
 
     def stream(self, model: str, tensors: Tensors, timeout: float | None) -> Generator[Outputs, None, None]:
-        """As `infer`, of a model with many responses. Closing the generator gives the request up."""
+        """Yield the outputs of each response of a model that streams. Closing the generator cancels the request."""
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
 
 
 class AsyncTransport(Protocol):
-    """The same for one event loop. Cancelling `infer` gives the request up."""
+    """The same for one event loop. Cancelling `infer` cancels the request."""
 
     async def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
-        """As `Transport.infer`."""
+        """Do what `Transport.infer` does."""
 
     def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
-        """As `Transport.stream`."""
+        """Do what `Transport.stream` does."""
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
 
 
 @dataclass(frozen=True)
 class Tls:
-    """Files in PEM for `grpcs://` and `https://`. Without `ca` the usual authorities are trusted.
+    """PEM files for `grpcs://` and `https://`. Without `ca`, the system's certificate authorities are trusted.
 
     >>> secure = Tls(ca="our-authority.pem")
     """
 
-    ca: str | Path | None = None  # authorities to trust in place of the usual ones
-    certificate: str | Path | None = None  # the client's own, where the server asks for one
+    ca: str | Path | None = None  # authorities to trust instead
+    certificate: str | Path | None = None  # the client's own, if the server requires one
     key: str | Path | None = None
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens, and how to speak to it."""
+    """Where a server listens, and how to connect to it."""
 
     scheme: str  # grpc, http, grpcs or https
     host: str  # in brackets if it is an IPv6 address
     port: int
-    path: str  # behind a proxy Triton's HTTP routes may hang below one; empty for gRPC
+    path: str  # the prefix of Triton's HTTP routes, such as a proxy may add; empty for gRPC
     headers: Mapping[str, str] = field(default_factory=dict)  # sent with every request, names in lower case
     tls: Tls = Tls()
-    others: tuple[str, ...] = ()  # further servers of the same models, each `IPv4:port`; for gRPC alone
+    others: tuple[str, ...] = ()  # further servers of the same models, each `IPv4:port`; gRPC only
 
     @property
     def secure(self) -> bool:
+        """Return whether the connection uses TLS."""
         return self.scheme.endswith("s")
 
     @property
     def target(self) -> str:
-        """As tritonclient wants it, without the scheme."""
+        """Return the address in tritonclient's form, without the scheme."""
         return f"ipv4:{self._servers}" if self.others else self._servers
 
     @property
@@ -92,7 +92,7 @@ class Address:
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Raises InvalidRequest if a file cannot be used."""
+    """Return the context for the files. Raise InvalidRequest if one cannot be used."""
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         if tls.certificate:
@@ -103,35 +103,35 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
 
 
 def parse_url(url: str, headers: Mapping[str, str] | None = None, tls: Tls | None = None) -> Address:
-    """`scheme://host[:port]`, or `host[:port]` for gRPC. Raises InvalidRequest on anything else.
+    """Parse `scheme://host[:port]`, or `host[:port]` for gRPC. Raise InvalidRequest on anything else.
 
-    gRPC also takes several servers, by their addresses: `grpc://10.0.0.1:8001,10.0.0.2:8001`.
+    gRPC also takes several servers by address: `grpc://10.0.0.1:8001,10.0.0.2:8001`.
     """
     url, *others = url.split(",")
     try:
         parts = urlsplit(url if "://" in url else f"grpc://{url}")
         host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
     except (ValueError, KeyError) as error:
-        raise InvalidRequest(f"{url!r} is not a server's URL; it looks like {DEFAULT_URL}") from error
+        raise InvalidRequest(f"{url!r} is not the URL of a server; use a form such as {DEFAULT_URL}") from error
     path = parts.path.rstrip("/")
     if not host or parts.query or parts.username or (path and parts.scheme.startswith("grpc")):
-        raise InvalidRequest(f"{url!r} is not a server's URL; it looks like {DEFAULT_URL}")
+        raise InvalidRequest(f"{url!r} is not the URL of a server; use a form such as {DEFAULT_URL}")
     if others and (parts.scheme != "grpc" or not all(map(_is_ipv4, (f"{host}:{port}", *others)))):
         raise InvalidRequest(
-            f"several servers are named as grpc://10.0.0.1:8001,10.0.0.2:8001, not {url!r} and {', '.join(others)!r}; "
-            "a host name may stand for several by itself"
+            "several servers are given by IPv4 address, as in grpc://10.0.0.1:8001,10.0.0.2:8001, not "
+            f"{','.join((url, *others))!r}; a single host name may also resolve to several servers"
         )
     bracketed = f"[{host}]" if ":" in host else host
     address = Address(parts.scheme, bracketed, port, path, _checked(headers), tls or Tls(), tuple(others))
     if address.secure:
-        tls_context(address.tls)  # trouble with its files is told now, and once
+        tls_context(address.tls)  # so that unusable files are reported now
     elif tls:
-        raise InvalidRequest(f"TLS is asked for, but {address} does without it; use {address.scheme}s://")
+        raise InvalidRequest(f"TLS files were given, but {address} does not use TLS; use {address.scheme}s://")
     return address
 
 
 def _is_ipv4(server: str) -> bool:
-    """gRPC takes lists of these alone."""
+    """Return whether `server` is `IPv4:port`, the only form that gRPC accepts in a list."""
     host, _, port = server.rpartition(":")
     try:
         ipaddress.IPv4Address(host)
@@ -144,41 +144,11 @@ def _checked(headers: Mapping[str, str] | None) -> dict[str, str]:
     for name, value in (headers or {}).items():
         if not HEADER.fullmatch(f"{name}: {value}"):
             raise InvalidRequest(
-                f"{name!r} with {value!r} is not a header: letters, digits and dashes, and plain ASCII"
+                f"{name!r} with value {value!r} is not a header: only letters, digits and dashes, and an ASCII value"
             )
     return {name.lower(): value for name, value in (headers or {}).items()}
 
 
-def open_transport(address: Address) -> Transport:
-    """The transport of an address; it connects at its first request. Only the libraries it needs are imported."""
-    if address.scheme.startswith("grpc"):
-        from florence2_client.transports.grpc import GrpcTransport
-
-        return GrpcTransport(address)
-    from florence2_client.transports.http import HttpTransport
-
-    return HttpTransport(address)
-
-
-def open_async_transport(address: Address) -> AsyncTransport:
-    """The same for asyncio; to be called, used and closed in one event loop."""
-    if address.scheme.startswith("grpc"):
-        from florence2_client.transports.grpc import AsyncGrpcTransport
-
-        return AsyncGrpcTransport(address)
-    from florence2_client.transports.http import AsyncHttpTransport
-
-    return AsyncHttpTransport(address)
-
-
-def triton_inputs(input_class: Any, tensors: Tensors) -> list[Any]:
-    """The tensors as one protocol's `InferInput`s."""
-    return [
-        input_class(name, list(tensor.shape), np_to_triton_dtype(tensor.dtype)).set_data_from_numpy(tensor)
-        for name, tensor in tensors.items()
-    ]
-
-
 def triton_timeout(seconds: float | None) -> int | None:
-    """A time limit in Triton's unit, microseconds; the server gives up on the request when it has passed."""
+    """Return a time limit in microseconds, Triton's unit. The server gives up on the request when it has passed."""
     return None if seconds is None else max(1, int(seconds * 1_000_000))

@@ -1,4 +1,8 @@
-"""Triton's and the network's failures, translated into the exception tree. The transports are its only callers."""
+"""Translate the failures of the server and of the network into the exception tree.
+
+Our models begin every message with a code, which decides. Messages without one are Triton's own: the status decides, or
+in a stream, which has no status, the words that Triton documents for it.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +20,37 @@ from florence2.errors import (
     Unavailable,
 )
 
-ERRORS: dict[str, type[Florence2Error]] = {
+BY_STATUS: dict[str, type[Florence2Error]] = {
     "INVALID_ARGUMENT": InvalidRequest,
     "NOT_FOUND": ModelNotFound,
-    "UNIMPLEMENTED": InvalidRequest,  # a model that streams
+    "UNIMPLEMENTED": InvalidRequest,  # infer for a model that streams
     "UNAVAILABLE": Unavailable,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "CANCELLED": Cancelled,
 }
 HTTP_STATUS = {
-    "400": "INVALID_ARGUMENT",
-    "404": "NOT_FOUND",
-    "501": "UNIMPLEMENTED",
-    "503": "UNAVAILABLE",
-    "504": "DEADLINE_EXCEEDED",
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
 }
-# What gRPC itself says, under the same UNAVAILABLE a server uses, when no server was reached.
+CODED = re.compile(rf"({'|'.join(ERROR_CODES)}): (.*)")
+# Triton's words for a model that it is loading or unloading, after a restart for example: a retry can help.
+NOT_LOADED = re.compile("has no available versions|is not at ready state")
+# Triton's own messages in a stream. Everything else without a code is a failure of the server.
+IN_STREAM: tuple[tuple[re.Pattern[str], type[Florence2Error]], ...] = (
+    (re.compile("unknown model"), ModelNotFound),
+    (re.compile("[Uu]nexpected inference input|expected \\d+ inputs but got|[Ii]nvalid argument"), InvalidRequest),
+    (re.compile("Server is (stopping|shutting down|not ready)"), Unavailable),
+)
+# What gRPC reports as UNAVAILABLE, the status of an overloaded server, when it reached no server at all.
 NO_CONNECTION = re.compile(
     "failed to connect|all backends failing|errors resolving|dns resolution|socket closed|connection (reset|aborted)|"
     "recvmsg|broken pipe",
     re.IGNORECASE,
 )
-# What Triton says of a model that it is loading or unloading, a restarted server among others: it may come (back).
-NOT_LOADED = re.compile("has no available versions|is not at ready state")
-# Of a stream's error Triton passes on the sentence alone, without its code. What fits none of these is the caller's.
-STREAMED = (
-    (re.compile("unknown model"), "NOT_FOUND"),
-    (re.compile("the request's time limit passed|seconds this server allows"), "DEADLINE_EXCEEDED"),
-    (re.compile("queue is full|is shutting down|must be restarted"), "UNAVAILABLE"),
-    (re.compile("caller cancelled"), "CANCELLED"),
-    (re.compile("failed on this|stopped working|Stub process|server failed"), "INTERNAL"),
-)
-# How our own models begin their messages.
-CODED = re.compile(rf"({'|'.join(ERROR_CODES)}): (.*)")
-# What Triton writes before a model's own sentence.
+# What Triton writes before the message of a model.
 PREFIXES = re.compile(
     r"^(\[request id: [^\]]*\] "
     r"|in ensemble '[^']*', "
@@ -57,47 +58,39 @@ PREFIXES = re.compile(
 )
 
 
-def triton_error(status: str, message: str) -> Florence2Error:
-    """The exception for a status name (gRPC's) and Triton's message."""
-    sentence = clean_sentence(message)
+def server_error(status: str | None, message: str) -> Florence2Error:
+    """Return the exception for a server's message. `status` is gRPC's name for it, None in a stream, which has none."""
+    sentence = PREFIXES.sub("", message.strip()).strip().partition("\n")[0].strip() or "the server gave no reason"
     if coded := CODED.match(sentence):
         return ERROR_CODES[coded[1]](coded[2])
-    kind = Unavailable if NOT_LOADED.search(message) else ERRORS.get(status, InternalError)
-    return kind(sentence)
-
-
-def streamed_error(message: str) -> Florence2Error:
-    """The exception for an error that came in a stream."""
-    status = next((status for sign, status in STREAMED if sign.search(message)), "INVALID_ARGUMENT")
-    return triton_error(status, message)
-
-
-def clean_sentence(message: str) -> str:
-    """Triton's message without the names of the models it passed through, first line only."""
-    first = PREFIXES.sub("", message.strip()).strip().partition("\n")[0]
-    return first.strip() or "the server gave no reason"
+    if NOT_LOADED.search(sentence):
+        return Unavailable(sentence)
+    if status is None:
+        return next((kind for words, kind in IN_STREAM if words.search(sentence)), InternalError)(sentence)
+    return BY_STATUS.get(status, InternalError)(sentence)
 
 
 def deadline_exceeded(timeout: float) -> DeadlineExceeded:
+    """Return the error for a response that did not arrive in time."""
     return DeadlineExceeded(f"no answer within {timeout:g} seconds")
 
 
 def connection_failed(address: object, reason: object) -> ConnectionFailed:
-    """No server at the address, or none that speaks its protocol."""
+    """Return the error for an address where no server answers, or none that speaks the protocol."""
     return ConnectionFailed(
-        f"no answer from {address} ({_short(str(reason))}); is the server running? start it with `florence2 serve`"
+        f"no answer from {address} ({_short(str(reason))}); is the server running? Start it with `florence2 serve`"
     )
 
 
 def _short(reason: str) -> str:
-    """The end of gRPC's and the system's chains of causes, in plain words."""
-    for sign, words in (
+    """Sum up the chains of causes that gRPC and the system report in a few plain words."""
+    for signs, words in (
         ("refused", "connection refused"),
         ("not known|resolving|resolution|name not found", "unknown host"),
-        (r"HTTP/2|Expected HTTP|[\x00-\x08]", "another protocol is spoken there"),
+        (r"HTTP/2|Expected HTTP|[\x00-\x08]", "that port speaks another protocol"),
         ("certificate", "its certificate is not trusted"),
         ("timed out|timeout", "timed out"),
     ):
-        if re.search(sign, reason, re.I):
+        if re.search(signs, reason, re.IGNORECASE):
             return words
-    return clean_sentence(reason).rsplit(": ", 1)[-1].rstrip(".").lower()
+    return reason.strip().partition("\n")[0].rsplit(": ", 1)[-1].rstrip(".").lower()

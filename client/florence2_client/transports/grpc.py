@@ -1,7 +1,6 @@
 """Transports over gRPC: one channel each, shared by all threads or tasks.
 
-Requests go in turn to all servers that the address stands for, each over a connection of its own, past those that are
-away.
+Requests rotate over all servers that the address names, with one connection to each, and skip those that are absent.
 """
 
 from __future__ import annotations
@@ -15,61 +14,60 @@ from typing import Any
 import grpc
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from florence2.errors import Cancelled, Florence2Error
 from florence2_client.request import Tensors
-from florence2_client.transports.base import Address, Outputs, triton_inputs, triton_timeout
+from florence2_client.transports.base import Address, Outputs, triton_timeout
 from florence2_client.transports.errors import (
     NO_CONNECTION,
     connection_failed,
     deadline_exceeded,
-    streamed_error,
-    triton_error,
+    server_error,
 )
 
 CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.max_reconnect_backoff_ms", 2000),  # gRPC's own is two minutes: a restarted server would seem dead
-    # gRPC's own choice is the first server alone, whatever comes after
+    ("grpc.max_reconnect_backoff_ms", 2000),  # gRPC's default of two minutes makes a restarted server seem dead
+    # By default gRPC sends everything to the first server of several
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.enable_http_proxy", 0),  # a company's http_proxy would swallow requests to 127.0.0.1
 ]
 
 
 class GrpcTransport:
-    """Closing it ends requests that are under way."""
+    """A channel for threads. Closing it ends requests in progress."""
 
     def __init__(self, address: Address) -> None:
+        """Prepare the channel; nothing connects yet."""
         self._address = address
-        self._client = triton.InferenceServerClient(**_connection(address))
+        self._client = triton.InferenceServerClient(**connection_arguments(address))
         self._streams: set[Any] = set()
 
     def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
+        """Wait for the response."""
         try:
             result = self._client.infer(**_call(self._address, model, tensors, timeout))
         except InferenceServerException as error:
-            raise _translated(self._address, error, timeout) from error
-        except ValueError as error:  # gRPC's word for a channel that another thread has closed
+            raise translated(self._address, error, timeout) from error
+        except ValueError as error:  # what gRPC raises when another thread has closed the channel
             raise Cancelled("the client was closed") from error
         return _outputs(result)
 
     def stream(self, model: str, tensors: Tensors, timeout: float | None) -> Generator[Outputs, None, None]:
-        """By a client of its own: one of tritonclient has one stream at a time. The connection underneath is shared."""
+        """Use a tritonclient of its own, since one has a single stream at a time. They share the connection."""
         arrivals: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
 
         def arrive(result: Any, error: Any) -> None:
             arrivals.put((result, error))
 
-        client = triton.InferenceServerClient(**_connection(self._address))
+        client = triton.InferenceServerClient(**connection_arguments(self._address))
         self._streams.add(client)
         try:
             client.start_stream(arrive, stream_timeout=timeout, headers=dict(self._address.headers))
-            with contextlib.suppress(InferenceServerException):  # it has ended already, and the reason arrives
-                client.async_stream_infer(
-                    model, triton_inputs(triton.InferInput, tensors), timeout=triton_timeout(timeout)
-                )
+            with contextlib.suppress(InferenceServerException):  # it has already ended; the reason is queued
+                client.async_stream_infer(model, _inputs(tensors), timeout=triton_timeout(timeout))
             while True:
                 yield _streamed(self._address, *arrivals.get(), timeout)
         finally:
@@ -78,29 +76,33 @@ class GrpcTransport:
             client.close()
 
     def close(self) -> None:
+        """Cancel streams and close the channel."""
         for client in list(self._streams):
             client.stop_stream(cancel_requests=True)
         self._client.close()
 
 
 class AsyncGrpcTransport:
-    """Cancelling `infer` cancels the call."""
+    """A channel for asyncio. Cancelling `infer` cancels the call."""
 
     def __init__(self, address: Address) -> None:
+        """Prepare the channel; nothing connects yet."""
         self._address = address
-        self._client = triton_aio.InferenceServerClient(**_connection(address))
+        self._client = triton_aio.InferenceServerClient(**connection_arguments(address))
 
     async def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
+        """Await the response."""
         try:
             result = await self._client.infer(**_call(self._address, model, tensors, timeout))
         except InferenceServerException as error:
-            raise _translated(self._address, error, timeout) from error
+            raise translated(self._address, error, timeout) from error
         return _outputs(result)
 
     async def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
+        """Yield the responses."""
+
         async def requests() -> AsyncGenerator[dict[str, Any], None]:
-            inputs = triton_inputs(triton.InferInput, tensors)
-            yield {"model_name": model, "inputs": inputs, "timeout": triton_timeout(timeout)}
+            yield {"model_name": model, "inputs": _inputs(tensors), "timeout": triton_timeout(timeout)}
 
         headers = dict(self._address.headers)
         arrivals = self._client.stream_infer(requests(), stream_timeout=timeout, headers=headers)
@@ -108,29 +110,27 @@ class AsyncGrpcTransport:
             async for result, error in arrivals:
                 yield _streamed(self._address, result, error, timeout)
         except grpc.RpcError as error:
-            raise _translated(self._address, _named(error), timeout) from error
+            named = InferenceServerException(error.details(), str(error.code()))  # as tritonclient does elsewhere
+            raise translated(self._address, named, timeout) from error
         finally:
             arrivals.cancel()
 
     async def close(self) -> None:
+        """Close the channel."""
         await self._client.close()
 
 
 def _streamed(address: Address, result: Any, error: InferenceServerException | None, timeout: float | None) -> Outputs:
-    """One of a stream's responses. An error without a status is in the model's words, others are the connection's."""
+    """Return the outputs of a stream's response. An error without a status is the model's, others the connection's."""
     if error is None:
         return _outputs(result)
     if error.status() is None:
-        raise streamed_error(error.message()) from error
-    raise _translated(address, error, timeout) from error
+        raise server_error(None, error.message()) from error
+    raise translated(address, error, timeout) from error
 
 
-def _named(error: Any) -> InferenceServerException:
-    """As tritonclient has it everywhere but in asyncio's streams."""
-    return InferenceServerException(error.details(), str(error.code()))
-
-
-def _connection(address: Address) -> dict[str, Any]:
+def connection_arguments(address: Address) -> dict[str, Any]:
+    """Return the arguments of tritonclient's InferenceServerClient."""
     tls = address.tls
     return {
         "url": address.target,
@@ -145,21 +145,29 @@ def _connection(address: Address) -> dict[str, Any]:
 def _call(address: Address, model: str, tensors: Tensors, timeout: float | None) -> dict[str, Any]:
     return {
         "model_name": model,
-        "inputs": triton_inputs(triton.InferInput, tensors),
+        "inputs": _inputs(tensors),
         "timeout": triton_timeout(timeout),
         "client_timeout": timeout,
         "headers": dict(address.headers),
     }
 
 
+def _inputs(tensors: Tensors) -> list[triton.InferInput]:
+    return [
+        triton.InferInput(name, list(tensor.shape), np_to_triton_dtype(tensor.dtype)).set_data_from_numpy(tensor)
+        for name, tensor in tensors.items()
+    ]
+
+
 def _outputs(result: triton.InferResult) -> Outputs:
     return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
-def _translated(address: Address, error: InferenceServerException, timeout: float | None) -> Florence2Error:
+def translated(address: Address, error: InferenceServerException, timeout: float | None) -> Florence2Error:
+    """Return the exception for a failed call."""
     status, message = (error.status() or "").removeprefix("StatusCode."), error.message()
     if status == "DEADLINE_EXCEEDED" and timeout is not None:
         return deadline_exceeded(timeout)
     if status == "UNAVAILABLE" and NO_CONNECTION.search(message):
         return connection_failed(address, message)
-    return triton_error(status, message)
+    return server_error(status, message)

@@ -1,256 +1,273 @@
-"""Transports over HTTP: a pool of kept connections each.
+"""Transports over HTTP: Triton's binary tensors for single responses, server-sent events for streams.
 
-tritonclient's own client for threads stands on gevent, whose loops belong to one thread each and stay when it ends; so
-the one for threads takes from tritonclient what makes and reads the bytes, and sends them by http.client.
+There is one implementation, on httpx and asyncio. The transport for threads runs it on an event loop in a thread of its
+own, because only there can a deadline bound the whole call, and closing end requests in progress.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
-import http.client
 import json
 import os
-import socket
-import time
-from collections.abc import AsyncGenerator, Generator, Iterator
+import ssl
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
-import tritonclient.http as triton
-import tritonclient.http.aio as triton_aio
-from tritonclient.utils import InferenceServerException
+import numpy as np
+from tritonclient.utils import (
+    deserialize_bytes_tensor,
+    np_to_triton_dtype,
+    serialize_byte_tensor,
+    triton_to_np_dtype,
+)
 
-from florence2.errors import Florence2Error, InternalError
+from florence2.errors import Cancelled, Florence2Error, InternalError, InvalidOption
 from florence2_client.request import Tensors
-from florence2_client.streaming import event_outputs, generate_body
-from florence2_client.transports.base import Address, Outputs, tls_context, triton_inputs, triton_timeout
-from florence2_client.transports.errors import HTTP_STATUS, connection_failed, deadline_exceeded, triton_error
+from florence2_client.transports.base import Address, Outputs, tls_context, triton_timeout
+from florence2_client.transports.errors import (
+    HTTP_STATUS,
+    connection_failed,
+    deadline_exceeded,
+    server_error,
+)
 
 CONNECT_SECONDS = 20.0  # as gRPC
-CHUNK = 1 << 16
-LINE = 1 << 22  # bytes that an answer so far may have
+JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
+EVENT = b"data:"
+LONGEST_EVENT = 1 << 22  # bytes of an answer so far
 
-
-class HttpTransport:
-    """Safe for many threads: a connection is one request's at a time. Closing it ends requests that are under way."""
-
-    def __init__(self, address: Address) -> None:
-        self._address = address
-        self._tls = tls_context(address.tls) if address.secure else None
-        self._idle: list[http.client.HTTPConnection] = []
-        self._busy: set[http.client.HTTPConnection] = set()
-        self._closed = False
-
-    def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
-        inputs = triton_inputs(triton.InferInput, tensors)
-        body, json_bytes = triton.InferenceServerClient.generate_request_body(inputs, timeout=triton_timeout(timeout))
-        headers = {**self._address.headers, "Inference-Header-Content-Length": str(json_bytes)}
-        path = f"{self._address.path}/v2/models/{quote(model)}/infer"
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with _network_errors(self._address, timeout):
-            response, answer = self._post(path, body, headers, deadline)
-        if response.status != 200:
-            raise _refusal(response.status, answer)
-        json_bytes = response.getheader("Inference-Header-Content-Length")
-        return _outputs(triton.InferenceServerClient.parse_response_body(answer, header_length=json_bytes))
-
-    def stream(self, model: str, tensors: Tensors, timeout: float | None) -> Generator[Outputs, None, None]:
-        """On a connection of its own, which ends with it. Triton takes no time limit this way: it is ours alone."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with _network_errors(self._address, timeout):
-            yield from self._events(model, generate_body(tensors), deadline)
-
-    def _events(self, model: str, body: bytes, deadline: float | None) -> Generator[Outputs, None, None]:
-        connection = self._connect(deadline)
-        self._busy.add(connection)
-        try:
-            _limit(connection, deadline)
-            connection.request("POST", _stream_path(self._address, model), body, dict(self._address.headers))
-            _limit(connection, deadline)
-            response = connection.getresponse()
-            if not _is_stream(response.getheader("Content-Type")):
-                raise _refusal(response.status, response.read())
-            while line := response.readline():
-                outputs = event_outputs(line)
-                if outputs is not None:
-                    yield outputs
-                _limit(connection, deadline)
-        finally:
-            self._busy.discard(connection)
-            connection.close()
-
-    def close(self) -> None:
-        """Explicitly: a server that is asked to stop waits for connections that are still open."""
-        self._closed = True
-        for connection in list(self._busy):
-            with contextlib.suppress(AttributeError, OSError):  # not connected, or not any more
-                connection.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
-        while self._idle:
-            self._idle.pop().close()
-
-    def _post(
-        self, path: str, body: bytes, headers: dict[str, str], deadline: float | None
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        """A kept connection may have been closed by the server meanwhile; then a new one is used."""
-        while self._idle:
-            with contextlib.suppress(ConnectionError, http.client.BadStatusLine, IndexError):
-                return self._exchange(self._idle.pop(), path, body, headers, deadline)
-        return self._exchange(self._connect(deadline), path, body, headers, deadline)
-
-    def _exchange(
-        self,
-        connection: http.client.HTTPConnection,
-        path: str,
-        body: bytes,
-        headers: dict[str, str],
-        deadline: float | None,
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        """Kept only after a whole answer: half of one must not meet the next request."""
-        self._busy.add(connection)
-        try:
-            _limit(connection, deadline)
-            connection.request("POST", path, body, headers)
-            _limit(connection, deadline)
-            response = connection.getresponse()
-            chunks = []
-            while chunk := response.read(CHUNK):
-                chunks.append(chunk)
-                _limit(connection, deadline)
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self._busy.discard(connection)
-        self._idle.append(connection)
-        return response, b"".join(chunks)
-
-    def _connect(self, deadline: float | None) -> http.client.HTTPConnection:
-        if self._closed:
-            raise ConnectionAbortedError("the client was closed")
-        host, port = self._address.host.strip("[]"), self._address.port
-        seconds = CONNECT_SECONDS if deadline is None else min(CONNECT_SECONDS, _left(deadline))
-        if self._tls:
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, port, timeout=seconds, context=self._tls
-            )
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=seconds)
-        connection.connect()
-        return connection
-
-
-def _limit(connection: http.client.HTTPConnection, deadline: float | None) -> None:
-    """Without a limit an answer may take minutes. A connection that the server ends after this answer has no socket."""
-    if connection.sock is not None:
-        connection.sock.settimeout(None if deadline is None else _left(deadline))
-
-
-def _left(deadline: float) -> float:
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError
-    return seconds
-
-
-@contextlib.contextmanager
-def _network_errors(address: Address, timeout: float | None) -> Iterator[None]:
-    """What goes wrong between here and the server, as our errors."""
-    try:
-        yield
-    except TimeoutError as error:
-        if timeout is None:  # while connecting
-            raise connection_failed(address, error) from error
-        raise deadline_exceeded(timeout) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise connection_failed(address, error) from error
+T = TypeVar("T")
 
 
 class AsyncHttpTransport:
-    """One pool of connections. Cancelling `infer` closes its connection."""
+    """A pool of kept connections. Cancelling `infer` closes its connection."""
 
     def __init__(self, address: Address) -> None:
+        """Remember the address; nothing connects yet."""
         self._address = address
-        self._tls = tls_context(address.tls) if address.secure else True
-        self._client = triton_aio.InferenceServerClient(
-            address.target,
-            ssl=address.secure,
-            ssl_context=self._tls if address.secure else None,
-            conn_limit=0,  # how many requests are in flight is the caller's choice
-            conn_timeout=None,  # tritonclient means the whole request by it
-        )
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     async def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
-        try:
-            call = self._client.infer(
-                model,
-                triton_inputs(triton.InferInput, tensors),
-                timeout=triton_timeout(timeout),
-                headers=dict(self._address.headers),  # tritonclient adds to it
-            )
-            result = await asyncio.wait_for(call, timeout)
-        except InferenceServerException as error:
-            raise _translated(error) from error
-        except asyncio.TimeoutError as error:
-            assert timeout is not None
-            raise deadline_exceeded(timeout) from error
-        except (OSError, aiohttp.ClientError) as error:
-            raise connection_failed(self._address, _reason(error)) from error
-        return _outputs(result)
+        """Send the tensors as binary data; Triton learns the time limit."""
+        body, json_length = encode_request(tensors, timeout)
+        path, headers = f"models/{quote(model)}/infer", {JSON_LENGTH: str(json_length)}
+        async with self._post(path, body, headers, timeout) as response:
+            content = await response.read()
+            if response.status != 200:
+                raise refusal(response.status, content)
+            return decode_response(content, response.headers.get(JSON_LENGTH))
 
     async def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
-        url = f"{self._address.scheme}://{self._address.host}:{self._address.port}{_stream_path(self._address, model)}"
-        limit = aiohttp.ClientTimeout(total=timeout, connect=CONNECT_SECONDS)
+        """Send the tensors as JSON and read events. Triton takes no time limit here, so only the client keeps it."""
+        path = f"models/{quote(model)}/generate_stream"
+        async with self._post(path, generate_body(tensors), {}, timeout) as response:
+            if response.content_type != "text/event-stream":
+                raise refusal(response.status, await response.read())
+            async for line in response.content:
+                outputs = event_outputs(line)
+                if outputs is not None:
+                    yield outputs
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    @contextlib.asynccontextmanager
+    async def _post(
+        self, path: str, body: bytes, headers: dict[str, str], timeout: float | None
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """Yield the response; raise failures between client and server as our errors."""
+        if self._closed:
+            raise Cancelled("the client was closed")
+        if self._session is None:
+            self._session = open_session(self._address)
+        limit = aiohttp.ClientTimeout(total=timeout, connect=None, sock_connect=CONNECT_SECONDS)
         try:
-            async with (
-                aiohttp.ClientSession(headers=dict(self._address.headers), timeout=limit, read_bufsize=LINE) as session,
-                session.post(url, data=generate_body(tensors), ssl=self._tls) as response,
-            ):
-                if not _is_stream(response.headers.get("Content-Type")):
-                    raise _refusal(response.status, await response.read())
-                async for line in response.content:
-                    outputs = event_outputs(line)
-                    if outputs is not None:
-                        yield outputs
+            async with self._session.post(
+                f"{self._address}/v2/{path}", data=body, headers=headers, timeout=limit
+            ) as response:
+                yield response
         except asyncio.TimeoutError as error:
-            if timeout is None:
+            if timeout is None or isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise connection_failed(self._address, "timed out") from error
             raise deadline_exceeded(timeout) from error
         except (OSError, aiohttp.ClientError) as error:
-            raise connection_failed(self._address, _reason(error)) from error
-
-    async def close(self) -> None:
-        await self._client.close()
+            raise connection_failed(self._address, reason(error)) from error
 
 
-def _stream_path(address: Address, model: str) -> str:
-    return f"{address.path}/v2/models/{quote(model)}/generate_stream"
+class HttpTransport:
+    """The same for threads. Closing it ends requests in progress."""
+
+    def __init__(self, address: Address) -> None:
+        """Start the event loop; nothing connects yet."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="florence2-http", daemon=True)
+        self._thread.start()
+        self._transport = AsyncHttpTransport(address)
+        self._calls: set[Future[Any]] = set()
+
+    def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
+        """Wait for the response."""
+        return self._call(self._transport.infer, model, tensors, timeout)
+
+    def stream(self, model: str, tensors: Tensors, timeout: float | None) -> Generator[Outputs, None, None]:
+        """Wait for each response. Closing the generator closes the connection."""
+        responses = self._transport.stream(model, tensors, timeout)
+        try:
+            while (outputs := self._call(anext, responses, None)) is not None:
+                yield outputs
+        finally:
+            with contextlib.suppress(Cancelled):
+                self._call(responses.aclose)
+
+    def close(self) -> None:
+        """Cancel requests in progress, close the connections and stop the event loop."""
+        if self._loop.is_closed():
+            return
+        for call in list(self._calls):
+            call.cancel()
+        with contextlib.suppress(Cancelled):
+            self._call(self._transport.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        async def call() -> T:
+            return await function(*arguments)
+
+        coroutine = call()
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError as error:  # the loop is closed
+            coroutine.close()
+            raise Cancelled("the client was closed") from error
+        self._calls.add(future)
+        try:
+            return future.result()
+        except CancelledError as error:
+            raise Cancelled("the client was closed") from error
+        finally:
+            future.cancel()  # after KeyboardInterrupt the request is still running
+            self._calls.discard(future)
 
 
-def _is_stream(content_type: str | None) -> bool:
-    return (content_type or "").startswith("text/event-stream")
+def open_session(address: Address) -> aiohttp.ClientSession:
+    """Return a session without limits but the time to connect. It ignores the environment, and so its proxies."""
+    tls: ssl.SSLContext | bool = tls_context(address.tls) if address.secure else True
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=tls),
+        headers={"Accept-Encoding": "identity", **address.headers},
+        read_bufsize=LONGEST_EVENT,
+    )
 
 
-def _reason(error: Exception) -> str:
-    """asyncio hides the system's words for a failed connect behind its own."""
+def fetch(address: Address, method: str, path: str, seconds: float) -> tuple[int, bytes]:
+    """Send a request to one of Triton's other routes; return its status and body. Raise ConnectionFailed."""
+
+    async def send() -> tuple[int, bytes]:
+        limit = aiohttp.ClientTimeout(total=seconds)
+        async with (
+            open_session(address) as session,
+            session.request(method, f"{address}{path}", timeout=limit) as response,
+        ):
+            return response.status, await response.read()
+
+    try:
+        return asyncio.run(send())
+    except asyncio.TimeoutError as error:
+        raise connection_failed(address, "timed out") from error
+    except (OSError, aiohttp.ClientError) as error:
+        raise connection_failed(address, reason(error)) from error
+
+
+def encode_request(tensors: Tensors, timeout: float | None) -> tuple[bytes, int]:
+    """Return the body of an infer request, JSON and then the tensors, and the length of the JSON."""
+    blobs, inputs = [], []
+    for name, tensor in tensors.items():
+        blob = serialize_byte_tensor(tensor).item() if tensor.dtype == np.object_ else tensor.tobytes()
+        inputs.append(
+            {
+                "name": name,
+                "shape": tensor.shape,
+                "datatype": np_to_triton_dtype(tensor.dtype),
+                "parameters": {"binary_data_size": len(blob)},
+            }
+        )
+        blobs.append(blob)
+    parameters = {"binary_data_output": True} | ({} if timeout is None else {"timeout": triton_timeout(timeout)})
+    header = json.dumps({"inputs": inputs, "parameters": parameters}).encode()
+    return b"".join([header, *blobs]), len(header)
+
+
+def decode_response(body: bytes, json_length: str | None) -> Outputs:
+    """Return the outputs in an infer response. Raise InternalError if it is not Triton's."""
+    length = int(json_length) if json_length else len(body)
+    try:
+        outputs, place = {}, length
+        for output in json.loads(body[:length])["outputs"]:
+            size = output.get("parameters", {}).get("binary_data_size")
+            dtype = triton_to_np_dtype(output["datatype"])
+            if size is None:
+                array = np.array(output["data"], dtype)
+            elif dtype == np.object_:
+                array = deserialize_bytes_tensor(body[place : place + size])
+            else:
+                array = np.frombuffer(body, dtype, size // np.dtype(dtype).itemsize, place)
+            outputs[output["name"]] = array.reshape(output["shape"])
+            place += size or 0
+        return outputs
+    except (ValueError, KeyError, TypeError) as error:
+        raise InternalError("the server's response is not one of Triton's") from error
+
+
+def generate_body(tensors: Tensors) -> bytes:
+    """Return the tensors as JSON, the image as base64. Raise InvalidOption on a number that JSON does not have."""
+    values = {name: tensor.reshape(-1)[0] for name, tensor in tensors.items()}
+    for name, value in values.items():
+        if name == "IMAGE":
+            values[name] = base64.b64encode(value).decode()
+        else:
+            values[name] = value.decode("utf-8") if isinstance(value, bytes) else value.item()
+    try:
+        return json.dumps(values, allow_nan=False).encode()
+    except ValueError as error:
+        raise InvalidOption("an option is not a finite number") from error
+
+
+def event_outputs(line: bytes) -> Outputs | None:
+    """Return the outputs in a line of server-sent events, None if it has none. Raise the error that it reports."""
+    if not line.startswith(EVENT):
+        return None
+    try:
+        event = json.loads(line[len(EVENT) :])
+        values = {name: value.encode() if isinstance(value, str) else value for name, value in event.items()}
+    except (ValueError, AttributeError) as error:
+        raise InternalError("the server's response is not one of Triton's") from error
+    if "error" in event:
+        raise server_error(None, str(event["error"]))
+    return {name: np.array(value, dtype=object if isinstance(value, bytes) else None) for name, value in values.items()}
+
+
+def refusal(status: int, content: bytes) -> Florence2Error:
+    """Return the error that a response reports in its JSON."""
+    try:
+        message = str(json.loads(content)["error"])
+    except (ValueError, TypeError, KeyError):
+        return InternalError(f"the server responded with HTTP status {status} and no reason")
+    return server_error(HTTP_STATUS.get(status, "INTERNAL"), message)
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong; asyncio hides the system's words for a failed connection behind its own."""
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number and "Connect call failed" in str(error) else str(error)
-
-
-def _outputs(result: triton.InferResult) -> Outputs:
-    return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
-
-
-def _refusal(status: int, answer: bytes) -> Florence2Error:
-    try:
-        sentence = str(json.loads(answer)["error"])
-    except (ValueError, TypeError, KeyError):
-        return InternalError(f"the server answered with HTTP status {status} and no reason")
-    return triton_error(HTTP_STATUS.get(str(status), "INTERNAL"), sentence)
-
-
-def _translated(error: InferenceServerException) -> Florence2Error:
-    status = error.status() or ""
-    if error.debug_details() is not None:  # tritonclient's sign for a body that is not Triton's
-        return InternalError(f"the server answered with HTTP status {status} and no reason")
-    return triton_error(HTTP_STATUS.get(status, "INTERNAL"), error.message())

@@ -9,6 +9,7 @@ import pytest
 from florence2.errors import CheckpointError, InvalidRequest
 from florence2_client import cli
 from florence2_client.cli import info
+from florence2_client.transports.base import parse_url
 from florence2_export.stored import content_hash
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +55,7 @@ def test_people_get_lines(repository, capsys, monkeypatch):
         (["--repository", str(ROOT / "model_repository")], "holds no model that `florence2 export` made", 1),
         (["--url", "grpc://127.0.0.1:9"], "connection refused", 3),
         (["--url", "http://127.0.0.1:9"], "connection refused", 3),
-        (["--url", "ftp://somewhere"], "is not a server's URL", 2),
+        (["--url", "ftp://somewhere"], "is not the URL of a server", 2),
         (["--url", "grpc://a", "--repository", "b"], "not allowed with", 2),
     ],
 )
@@ -76,6 +77,6 @@ def test_a_damaged_config_is_one_sentence(tmp_path):
 def test_a_server_of_other_models_has_nothing_to_tell(monkeypatch):
     """Someone else's ensemble is not taken for ours."""
     other = {"name": "other", "platform": "ensemble", "ensemble_scheduling": {}}
-    monkeypatch.setattr(info, "_ask_grpc", lambda address, unlisted: [other, {"name": "decoder", "backend": "python"}])
+    monkeypatch.setattr(info, "_configs_over_grpc", lambda *_: [other, {"name": "decoder", "backend": "python"}])
     with pytest.raises(InvalidRequest, match="has no model"):
-        info.ask_server("grpc://127.0.0.1:1")
+        info.ask_server(parse_url("grpc://127.0.0.1:1"))

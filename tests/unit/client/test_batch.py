@@ -119,7 +119,7 @@ def test_bad_files_are_recorded_and_counted(server, folder, capsys):
     errors = {line["image"]: line["error"] for line in lines() if "error" in line}
     assert errors == {
         "pictures/1.png": "the picture is damaged",
-        "pictures/2.png": "the picture is empty (0 bytes)",
+        "pictures/2.png": "the image is empty (0 bytes)",
     }
     assert len(lines()) == 5
     assert "5 of 5 done, 2 with an error" in capsys.readouterr().err
@@ -181,7 +181,7 @@ def test_waiting_for_the_server_is_told(server, folder, capsys):
 
     server.fail = away
     assert batch("--tasks", "caption", "--patience", "20") == 0
-    assert capsys.readouterr().err.count("no answer from there; asking again for up to 20 seconds") == 1
+    assert capsys.readouterr().err.count("no answer from there; retrying for up to 20 seconds") == 1
     assert len(lines()) == 5
 
 

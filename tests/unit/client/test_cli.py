@@ -208,7 +208,7 @@ def test_ctrl_c_exits_with_130(server, picture, capsys):
         (["run", "x.png", "--task", "zzz"], "`florence2 tasks` lists them"),
         (["run", "x.png", "--task", ""], "there is no task ''"),
         (["run", "x.png", "--task", "od", "--num-beams", "many"], "argument --num-beams: invalid int value"),
-        (["run", "x.png", "--task", "od", "--url", "ftp://x"], "is not a server's URL"),
+        (["run", "x.png", "--task", "od", "--url", "ftp://x"], "is not the URL of a server"),
         (["fly"], "invalid choice: 'fly'"),
         ([], "arguments are required: COMMAND"),
     ],
@@ -323,7 +323,7 @@ def test_standard_input_is_a_picture():
     """`-` reads the picture from standard input; an empty one is refused."""
     ended = run_process("run", "-", "--task", "od", input=b"")
     assert (ended.returncode, ended.stdout) == (2, b"")
-    assert ended.stderr == b"florence2: the picture is empty (0 bytes)\n"
+    assert ended.stderr == b"florence2: the image is empty (0 bytes)\n"
 
 
 def test_picture_from_standard_input_is_sent(server, monkeypatch, picture):

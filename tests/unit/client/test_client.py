@@ -14,6 +14,8 @@ from PIL import Image
 
 from florence2.answers import Boxes, Polygons, TextAnswer
 from florence2.errors import (
+    ERROR_CODES,
+    SERVER_CODES,
     Cancelled,
     ConnectionFailed,
     DeadlineExceeded,
@@ -29,6 +31,15 @@ from florence2.tasks import TASKS
 from florence2_client import AsyncClient, Client, Result, Tls
 from florence2_client.request import build_request
 from florence2_client.transports.base import Address, parse_url
+
+WIRE_TYPES = [
+    ("IMAGE", "BYTES", [1]),
+    ("TASK", "BYTES", [1]),
+    ("TEXT", "BYTES", [1]),
+    ("NUM_BEAMS", "INT32", [1]),
+    ("LENGTH_PENALTY", "FP32", [1]),
+    ("EARLY_STOPPING", "BOOL", [1]),
+]
 
 
 def outputs(task="<OD>", answer=None, **changes):
@@ -184,23 +195,28 @@ def test_full_request_has_the_contract_types():
     }
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_tensors_fit_tritonclient(protocol):
+def test_tensors_fit_tritonclient():
     """tritonclient takes the tensors as BYTES, INT32, FP32 and BOOL of shape [1]."""
-    import importlib
-
-    from florence2_client.transports.base import triton_inputs
+    from florence2_client.transports.grpc import _inputs
 
     tensors = build_request(png(), "od", "x", num_beams=2, length_penalty=1.0, early_stopping=True).tensors
-    inputs = triton_inputs(importlib.import_module(f"tritonclient.{protocol}").InferInput, tensors)
-    assert [(i.name(), i.datatype(), list(i.shape())) for i in inputs] == [
-        ("IMAGE", "BYTES", [1]),
-        ("TASK", "BYTES", [1]),
-        ("TEXT", "BYTES", [1]),
-        ("NUM_BEAMS", "INT32", [1]),
-        ("LENGTH_PENALTY", "FP32", [1]),
-        ("EARLY_STOPPING", "BOOL", [1]),
-    ]
+    assert [(i.name(), i.datatype(), list(i.shape())) for i in _inputs(tensors)] == WIRE_TYPES
+
+
+def test_tensors_travel_over_http_as_triton_encodes_them():
+    """The header names BYTES, INT32, FP32 and BOOL of shape [1]; the binary data follows in the same order."""
+    from florence2_client.transports.http import decode_response, encode_request
+
+    tensors = build_request(png(), "od", "x", num_beams=2, length_penalty=1.0, early_stopping=True).tensors
+    body, json_length = encode_request(tensors, timeout=2.5)
+    header = json.loads(body[:json_length])
+    assert [(i["name"], i["datatype"], i["shape"]) for i in header["inputs"]] == WIRE_TYPES
+    assert header["parameters"] == {"binary_data_output": True, "timeout": 2_500_000}
+    response = json.dumps({"outputs": header["inputs"]}).encode()
+    outputs = decode_response(response + body[json_length:], str(len(response)))
+    assert {name: (array.dtype, array.tolist()) for name, array in outputs.items()} == {
+        name: (tensor.dtype, tensor.tolist()) for name, tensor in tensors.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -480,18 +496,18 @@ def test_tls_files_are_checked_at_once(tmp_path):
 )
 def test_status_becomes_our_exception(status, error):
     """Every status of Triton has its place in the exception tree."""
-    from florence2_client.transports.errors import triton_error
+    from florence2_client.transports.errors import server_error
 
-    assert type(triton_error(status, "in ensemble 'florence2_ensemble', too bad")) is error
+    assert type(server_error(status, "in ensemble 'florence2_ensemble', too bad")) is error
 
 
 def test_model_that_is_loading_may_come():
     """A restarted server knows a model before it can ask it: that is worth asking again, an unknown name is not."""
-    from florence2_client.transports.errors import triton_error
+    from florence2_client.transports.errors import server_error
 
     loading = "Request for unknown model: 'florence2_ensemble' has no available versions"
-    assert type(triton_error("NOT_FOUND", loading)) is Unavailable
-    assert type(triton_error("NOT_FOUND", "Request for unknown model: 'x' is not found")) is ModelNotFound
+    assert type(server_error("NOT_FOUND", loading)) is Unavailable
+    assert type(server_error("NOT_FOUND", "Request for unknown model: 'x' is not found")) is ModelNotFound
 
 
 @pytest.mark.parametrize(
@@ -505,10 +521,39 @@ def test_model_that_is_loading_may_come():
     ],
 )
 def test_message_is_stripped_to_its_sentence(message):
-    """Names of models on the way, and tracebacks, are not for the caller."""
-    from florence2_client.transports.errors import clean_sentence
+    """Names of models on the way, and tracebacks, are not for users."""
+    from florence2_client.transports.errors import server_error
 
-    assert clean_sentence(message) == "too bad"
+    assert str(server_error("INTERNAL", message)) == "too bad"
+
+
+@pytest.mark.parametrize("status", [None, "INTERNAL", "INVALID_ARGUMENT", "UNAVAILABLE"])
+@pytest.mark.parametrize("code", SERVER_CODES)
+@pytest.mark.parametrize("prefix", ["", "in ensemble 'a', Failed to process the request(s) for model 'b', message: "])
+def test_the_code_decides_and_not_the_status_or_the_sentence(prefix, code, status):
+    """In a stream as well as outside, and although the sentence sounds like another error."""
+    from florence2_client.transports.errors import server_error
+
+    error = server_error(status, f"{prefix}{code}: the queue is full, unknown model, Stub process\n\nAt:\n  /model.py")
+    assert (type(error), error.code) == (ERROR_CODES[code], code)
+    assert str(error) == "the queue is full, unknown model, Stub process"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Request for unknown model: 'florence2_stream' is not found", ModelNotFound),
+        ("Request for unknown model: 'florence2_stream' has no available versions", Unavailable),
+        ("in ensemble 'florence2_stream', 'florence2_vision' version 1 is not at ready state", Unavailable),
+        ("in ensemble 'a', Stub process 'florence2_vision_0_0' is not healthy.", InternalError),
+        ("something that Triton never said before", InternalError),
+    ],
+)
+def test_a_streams_error_without_a_code_is_tritons_own(message, kind):
+    """A crash on the server is not the client's mistake."""
+    from florence2_client.transports.errors import server_error
+
+    assert type(server_error(None, message)) is kind
 
 
 def test_connection_failure_names_address_and_remedy():
@@ -518,5 +563,5 @@ def test_connection_failure_names_address_and_remedy():
     error = connection_failed(parse_url("http://box:8000"), ConnectionRefusedError(111, "Connection refused"))
     assert isinstance(error, ConnectionFailed)
     assert str(error) == (
-        "no answer from http://box:8000 (connection refused); is the server running? start it with `florence2 serve`"
+        "no answer from http://box:8000 (connection refused); is the server running? Start it with `florence2 serve`"
     )

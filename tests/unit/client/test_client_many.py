@@ -20,7 +20,7 @@ from florence2.errors import (
     Unavailable,
 )
 from florence2_client import AsyncClient, Client, Question
-from florence2_client.retry import FIRST_WAIT, LONGEST_WAIT, Patience
+from florence2_client.exchange import FIRST_WAIT, LONGEST_WAIT, Retry
 from tests.unit.client.test_client import outputs, png
 
 PICTURE = png()
@@ -231,7 +231,7 @@ def test_patience_ends(ask_busy):
 def test_waits_grow_and_are_bounded():
     """Waits double up to the longest, are never shorter than half of that, and end with the patience."""
     now = 0.0
-    patience = Patience(timeout=None, retry_for=100, clock=lambda: now)
+    patience = Retry(timeout=None, retry_for=100, clock=lambda: now)
     longest, waits = FIRST_WAIT, []
     with pytest.raises(Unavailable):
         while True:

@@ -17,8 +17,9 @@ from florence2.errors import CheckpointError, ServerError
 from florence2.server.embedded import EmbeddedServer
 from florence2.server.options import ServingOptions
 from florence2_client.cli.info import ask_server
+from florence2_client.transports.base import parse_url
 from florence2_export import installation, repository
-from florence2_export.sample_images import draw_images
+from florence2_export.parity import draw_pictures
 
 NAME = "florence2"
 
@@ -150,7 +151,7 @@ class Callers:
 @pytest.mark.live
 def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(served, checkpoint, tmp_path):
     """Under continuous requests: every answer is wholly of the old or of the new version, and none is missing."""
-    draw_images(checkpoint.config.image, 1)[0].save(tmp_path / "picture.png")
+    draw_pictures(checkpoint.config.image, 1)[0].save(tmp_path / "picture.png")
     with EmbeddedServer(ServingOptions.on_free_ports(served, model_control=True)) as server:
         callers = Callers(server.http_url, (tmp_path / "picture.png").read_bytes())
         control = triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
@@ -159,9 +160,9 @@ def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(serve
             add_next(served, checkpoint.config)
             control.load_model(f"{NAME}_ensemble", client_timeout=120)
             new = callers.ask()
-            assert {ask_server(url)[0].story["checkpoint"] for url in (server.grpc_url, server.http_url)} == {
-                "the next"
-            }
+            assert {
+                ask_server(parse_url(url))[0].description["checkpoint"] for url in (server.grpc_url, server.http_url)
+            } == {"the next"}
             with pytest.raises(urllib.error.HTTPError, match="403"):
                 urllib.request.urlopen(f"{server.http_url}/v2/repository/models/{NAME}_ensemble/load", b"{}")
             assert {(f"{NAME}_decoder", "1"), (f"{NAME}_decoder", "2")} <= held(control)

@@ -1,1 +1,0 @@
-"""Checks and measurements on an NVIDIA GPU; see __main__."""
