@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.harness import MIB, ClosedLoop, Peak, embedded_server, processes_in, shared_memory
+from bench.harness import ClosedLoop, Peak, embedded_server, processes_in, shared_memory, usage_of
 from bench.load import Kind, Sender, parse_mix
 from florence2.server.embedded import EmbeddedServer
 from florence2.server.stubs import model_processes
@@ -38,10 +38,6 @@ def processor_seconds(processes: list[psutil.Process]) -> float:
     return sum(time.user + time.system for time in times)
 
 
-def resident_memory(processes: list[psutil.Process]) -> float:
-    return sum(process.memory_info().rss for process in processes) / MIB
-
-
 async def keep_in_flight(sender: Sender, mix: list[Kind], requests: int, in_flight: int) -> ClosedLoop:
     """Send requests of the mix, so many at a time."""
     kinds = iter(random.Random(0).choices(mix, [kind.share for kind in mix], k=requests))
@@ -56,7 +52,7 @@ async def measure(server: EmbeddedServer, options: argparse.Namespace) -> None:
         await keep_in_flight(sender, options.mix, 2, 2)  # the first requests are slower
         stages, start = processes_by_stage(server), time.monotonic()
         before = [processor_seconds(processes) for processes in stages.values()]
-        with Peak(lambda: [resident_memory(processes) for processes in stages.values()]) as memory:
+        with Peak(lambda: [usage_of(processes).memory for processes in stages.values()]) as memory:
             loop = await keep_in_flight(sender, options.mix, options.requests, options.in_flight)
         took = time.monotonic() - start
         after = [processor_seconds(processes) for processes in stages.values()]

@@ -32,6 +32,7 @@ from tools.language import words_to_avoid
 
 PACKAGES = ("florence2", "client/florence2_client", "export", "export/florence2_export", "bench", "demo", "tools")
 PRODUCTION = ("florence2", "client", "export", "model_repository")
+BACKENDS = re.compile(r"florence2\.engine\.(cpu|cuda)\.")  # behind the interface in florence2/engine/backend.py
 CLIENT_PATHS = ("florence2_client.client", "florence2_client.grpc_transport", "florence2_client.transports.grpc")
 GENERATED = re.compile(r"\bgenerated: (\w+).*?end of generated: \1\b", re.DOTALL)
 HISTORY = re.compile(r"docs/adr/|CHANGELOG|docs/benchmarks|(^|/)tools/")
@@ -91,11 +92,11 @@ class Checkout:
                     targets.add(deeper if deeper in self.modules else node.module)
         return {target for target in targets if target in self.modules and target != module}
 
-    def reachable(self, start: set[str], hidden: bool) -> set[str]:
-        """Return the modules that these import, directly or not, and themselves."""
+    def reachable(self, start: set[str], hidden: bool, backends: bool = True) -> set[str]:
+        """Return these modules and those that they import, directly or not, with or without the decoding backends."""
         found, waiting = set(start), list(start)
         while waiting:
-            new = self.imports(waiting.pop(), hidden) - found
+            new = {name for name in self.imports(waiting.pop(), hidden) if backends or not BACKENDS.match(name)} - found
             found |= new
             waiting += new
         return found
@@ -162,15 +163,16 @@ def measure(root: Path) -> dict[str, str]:
     visible = checkout.cycles(hidden=False)
     concealed = [group for group in checkout.cycles(hidden=True) if group not in visible]
     models = {module for module in checkout.modules if module.startswith("model_repository.")}
-    server, client = (
-        checkout.reachable(start & set(checkout.modules), hidden=True) for start in (models, set(CLIENT_PATHS))
-    )
+    starts = [start & set(checkout.modules) for start in (models, set(CLIENT_PATHS))]
+    server, client = (checkout.reachable(start, hidden=True) for start in starts)
+    to_backends = checkout.reachable(set().union(*starts), hidden=True, backends=False)
     sources = {path: (root / path).read_text(encoding="utf-8") for path in programs}
     texts = [path.read_text(encoding="utf-8") for path in checkout.paths if "language" not in path.name]
     option, output = checkout.mentions("NO_REPEAT_NGRAM_SIZE"), checkout.mentions("SEQUENCE_SCORE")
     once = private_called_once(production)
     return {
         "files to follow one request": f"{len(server | client)} (server {len(server)}, client {len(client)})",
+        "the same, up to the decoding backends": str(len(to_backends)),
         "files that mention a generation option": f"{option[0]} + {option[1]} tests",
         "files that mention an output tensor": f"{output[0]} + {output[1]} tests",
         "import cycles": f"{len(visible)} + {len(concealed)} hidden",
