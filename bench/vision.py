@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from florence2.triton.onnx_session import OnnxRuntime, OpenVino, Session
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
-from florence2_export.pictures import draw_pictures
 from florence2_export.reference import load_reference
+from florence2_export.sample_images import draw_images
 from florence2_export.vision import INPUT, OUTPUT, export_vision
 from tools.toy_model import architecture, evaluate, scenes
 
@@ -207,7 +207,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_files(checkpoint, Path(folder))
         encoders = {REFERENCE: transformers_encoder(checkpoint), **candidates(Path(folder), options.threads)}
-        images = draw_pictures(checkpoint.config.image, max(options.batches))
+        images = draw_images(checkpoint.config.image, max(options.batches))
         pixels = np.stack([np.asarray(image) for image in images])
         flops = count_flops(encoders[REFERENCE], pixels[:1])
         for batch in options.batches:

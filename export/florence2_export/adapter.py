@@ -48,7 +48,7 @@ class Adapter:
     factors: dict[str, tuple[Tensor, Tensor, float]]  # A [r, I], B [O, r] and their scale
 
     def replace(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights with those that the adapter brings whole. Raises CheckpointError."""
+        """Return the weights, with those that the adapter brings whole. Raise CheckpointError if one does not exist."""
         foreign = sorted(self.replaced.keys() - weights.keys() - set(TIED))
         if foreign:
             raise self._misfit(foreign[0])
@@ -58,10 +58,10 @@ class Adapter:
         return {**weights, **replaced}
 
     def merge(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights with every low-rank change added, those in float32. Raises CheckpointError."""
+        """Return the weights with every low-rank change added in float32. Raise CheckpointError if one does not fit."""
         merged = dict(weights)
         for name, (down, up, scale) in self.factors.items():
-            if name == HEAD:  # tied to the embedding in files, but it alone was wrapped in training
+            if name == HEAD:  # tied to the embedding in files, but only it was wrapped in training
                 base = weights.get(HEAD, weights[EMBEDDING])
                 up = _with_rows_of(torch.zeros(len(base), up.shape[1]), up)
             elif name in weights:
@@ -79,14 +79,17 @@ class Adapter:
 
 
 def _with_rows_of(base: Tensor, tensor: Tensor) -> Tensor:
-    """A head's rows are tokens; the layouts differ in how many meaningless ones follow. Those become the base's."""
+    """Return a head with as many rows as `base`, whose rows follow its own.
+
+    Rows are tokens, and the layouts differ in how many meaningless ones there are at the end.
+    """
     if tensor.shape[1:] != base.shape[1:]:
         return tensor  # of another model, which is found out later
     return torch.cat([tensor, base[len(tensor) :].to(tensor.dtype)])[: len(base)]
 
 
 def read_adapter(source: str) -> Adapter:
-    """`source`: a directory or a hub id. Raises CheckpointError on what is no plain LoRA."""
+    """Read the adapter in a directory or hub repository. Raise CheckpointError if it is not a plain LoRA."""
     found = fetch(source, None, "adapter_model.safetensors", "adapter_model.bin")
     config = read_json(found.directory / CONFIG)
     check_kind(config, found.name)
@@ -105,7 +108,7 @@ def read_adapter(source: str) -> Adapter:
     factors = {}
     for module, pair in sides.items():
         if pair.keys() != {"A", "B"} or min(factor.dim() for factor in pair.values()) < 2:
-            raise CheckpointError(f"the adapter {found.name} is incomplete: {module} has not its two factors")
+            raise CheckpointError(f"the adapter {found.name} is incomplete: {module} lacks one of its two factors")
         scale = scaling(config, module, rank=len(pair["A"]))
         factors[layouts.native_name(f"{module}.weight")] = (pair["A"], pair["B"], scale)
     if not factors and not replaced:
@@ -114,7 +117,7 @@ def read_adapter(source: str) -> Adapter:
 
 
 def check_kind(config: Mapping[str, Any], name: str) -> None:
-    """Raises CheckpointError on DoRA, quantisation-aware and other kinds that are not W + scale * B @ A."""
+    """Raise CheckpointError on DoRA, quantization-aware and other kinds that are not W + scale * B @ A."""
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"the adapter {name} is of the kind {config.get('peft_type')}; only LoRA can be merged")
     if config.get("use_dora"):
@@ -124,11 +127,11 @@ def check_kind(config: Mapping[str, Any], name: str) -> None:
     if start not in PLAIN_STARTS:
         unknown.append(f"init_lora_weights={start}")
     if unknown:
-        raise CheckpointError(f"the adapter {name} is no plain LoRA ({unknown[0]}); merge it with peft, then export")
+        raise CheckpointError(f"the adapter {name} is not a plain LoRA ({unknown[0]}); merge it with peft, then export")
 
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """lora_alpha / r, or / sqrt(r); patterns of module names may set another alpha, as in peft's get_pattern_key."""
+    """Return lora_alpha / r, or / sqrt(r). Patterns of module names may set another alpha, as in peft."""
     try:
         alpha = config["lora_alpha"]
         for pattern, value in (config.get("alpha_pattern") or {}).items():

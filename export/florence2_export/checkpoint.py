@@ -1,6 +1,6 @@
-"""Reads a Florence-2 checkpoint of either layout into one `Checkpoint` with native names. Executes nothing from it.
+"""Read a Florence-2 checkpoint of either layout into one `Checkpoint` with native names, without running its code.
 
-The first step of `pipeline`. Whatever is missing, damaged or foreign is one CheckpointError sentence.
+The first step of `pipeline`. Whatever is missing, damaged or unknown is one sentence in a CheckpointError.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def read_checkpoint(source: str, revision: str | None = None, adapter: str | None = None) -> Checkpoint:
-    """`source`, `adapter`: a directory or a hub id. Raises CheckpointError."""
+    """Read a checkpoint and merge an adapter, each a directory or a hub id. Raise CheckpointError."""
     found = fetch(source, revision, "model*.safetensors", "pytorch_model*.bin")
     config_file = read_config_file(found)
     lora = read_adapter(adapter) if adapter is not None else None
@@ -67,7 +67,7 @@ def read_checkpoint(source: str, revision: str | None = None, adapter: str | Non
 
 
 def read_config_file(found: Source) -> dict[str, Any]:
-    """config.json of a Florence-2. Raises CheckpointError on everything else that a directory may hold."""
+    """Return config.json. Raise CheckpointError if the directory holds anything but a Florence-2 checkpoint."""
     if (found.directory / ADAPTER_CONFIG).exists() and not (found.directory / "config.json").exists():
         raise CheckpointError(f"{found.name} is an adapter; give the checkpoint it changes, and this with --adapter")
     config_file = read_json(found.directory / "config.json")
@@ -77,7 +77,7 @@ def read_config_file(found: Source) -> dict[str, Any]:
 
 
 def settle_embedding(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One embedding under its native name, and the head beside it only where it is really another matrix."""
+    """Return the weights with one embedding under its native name, and a head only if it is really another matrix."""
     present = [name for name in TIED if name in weights]
     if not present:
         raise CheckpointError("the checkpoint has no token embedding, so it is not Florence-2 or not complete")
@@ -93,15 +93,15 @@ def settle_embedding(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Equal numbers, whatever precisions they are stored in."""
+    """Return whether two tensors hold equal numbers, whatever precisions they are stored in."""
     return a.shape == b.shape and torch.equal(a.to(b.dtype), b)
 
 
 def read_architecture(config_file: dict[str, Any], rows: int, notes: list[str]) -> Florence2Config:
-    """transformers' config, with the vocabulary size that the embedding really has."""
+    """Return the config as transformers' class, with the vocabulary size that the embedding really has."""
     try:
         architecture = Florence2Config.from_dict(layouts.native_config(config_file))
-    except Exception as error:  # transformers validates with a crowd of exception types
+    except Exception as error:  # transformers raises many types of exceptions here
         raise CheckpointError(f"config.json is not a Florence-2 configuration: {one_line(error)}") from error
     # transformers, too, keeps a head that differs apart, but fills missing copies at random if told not to tie.
     architecture.tie_word_embeddings = architecture.text_config.tie_word_embeddings = True
@@ -129,7 +129,7 @@ def check_weights(weights: Mapping[str, Tensor], architecture: Florence2Config, 
         raise CheckpointError(f"the checkpoint lacks {len(missing)} weights, among them {missing[0]}")
     for name in sorted(expected.keys() & weights.keys()):
         if not weights[name].is_floating_point():
-            raise CheckpointError(f"{name} is stored as {weights[name].dtype}; quantised checkpoints are not read")
+            raise CheckpointError(f"{name} is stored as {weights[name].dtype}; quantized checkpoints are not read")
         if weights[name].shape != expected[name].shape:
             raise CheckpointError(
                 f"{name} is {list(weights[name].shape)}, but config.json asks for {list(expected[name].shape)}"

@@ -1,15 +1,15 @@
 """Florence-2's vision encoder, written for inference: transformers' mathematics and weight names, cheaper moves.
 
-`vision` fills it with a checkpoint's weights and traces it; the parity report holds it against transformers.
+`vision` fills it with a checkpoint's weights and traces it; the parity report compares it with transformers.
 What differs from transformers' own modules, and only in speed and rounding:
 
 - the stream stays [B, N, C]. A convolution's way to [B, C, H, W] and back is a permutation of axes, which runtimes that
-  compute convolutions channels-last take for nothing; transformers' `flatten(2).transpose(1, 2)` costs them two copies;
+  compute convolutions channels-last get for free; transformers' `flatten(2).transpose(1, 2)` costs them two copies;
 - attention's scale is folded into the query's weights. Channel attention sums over all N tokens (36,864 in base's first
   stage), and a sum that is scaled afterwards could leave float16's range;
 - layer norm, softmax and channel attention compute in float32 whatever the dtype of the weights.
 
-B pictures, H x W places, N = H * W, C channels, h heads or groups, c channels of one, w window, T image tokens,
+B images, H x W places, N = H * W, C channels, h heads or groups, c channels of one, w window, T image tokens,
 D = d_model.
 """
 
@@ -26,7 +26,7 @@ from transformers.models.florence2.configuration_florence2 import Florence2Visio
 
 
 class Norm(nn.LayerNorm):
-    """Layer norm in float32, handed on in the dtype it came in."""
+    """Layer norm in float32, returned in the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float()).to(x.dtype)
@@ -118,7 +118,7 @@ class Mlp(nn.Module):
 
 
 def place_encoding(channels: int) -> nn.Conv2d:
-    """The depthwise convolution that tells places apart."""
+    """Return the depthwise convolution that encodes positions."""
     return nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
 
 
@@ -222,7 +222,7 @@ class Tower(nn.Module):
                     module.fold_scale(*size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised pixels [B, H * W, 3] -> [B, N, C] of the last stage."""
+        """Compute the last stage: normalized pixels [B, H * W, 3] -> [B, N, C]."""
         for conv, blocks, before, after in zip(self.convs, self.blocks, self.sizes, self.sizes[1:], strict=False):
             x = conv(x, *before)
             for block in cast(nn.ModuleList, blocks):
@@ -245,7 +245,7 @@ class Projector(nn.Module):
         self.image_proj_norm = Norm(width)
 
     def set_position(self, columns: Tensor, rows: Tensor, first_frame: Tensor, height: int, width: int) -> None:
-        """columns, rows: embeddings [places, C / 2]; first_frame: [C], the temporal embedding of a single picture."""
+        """columns, rows: embeddings [places, C / 2]; first_frame: [C], the temporal embedding of a single image."""
         position = torch.cat(
             [columns[None, :width].expand(height, -1, -1), rows[:height, None].expand(-1, width, -1)], dim=-1
         )
@@ -260,7 +260,7 @@ class Projector(nn.Module):
 
 
 def to_dtype(module: nn.Module, dtype: torch.dtype) -> None:
-    """Converts linear layers and convolutions; norms keep float32."""
+    """Convert linear layers and convolutions; norms keep float32."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             part.to(dtype)

@@ -25,7 +25,7 @@ class Source:
 
 
 def fetch(source: str, revision: str | None, weights: str, pickles: str) -> Source:
-    """`source`: a directory or a hub id. Raises CheckpointError.
+    """Return the files of a directory or a hub id. Raise CheckpointError if there are none.
 
     `weights` and `pickles` are patterns of file names; pickles are downloaded only where there are no other weights.
     """
@@ -45,8 +45,8 @@ def fetch(source: str, revision: str | None, weights: str, pickles: str) -> Sour
 
 
 def _download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The cached snapshot, with what was missing downloaded under huggingface_hub's own progress bar."""
-    from huggingface_hub import errors, snapshot_download  # here alone: a directory needs no hub
+    """Return the cached snapshot, after downloading what is missing with huggingface_hub's own progress bar."""
+    from huggingface_hub import errors, snapshot_download  # only here: a directory needs no hub
 
     wanted = f"revision {revision} of {hub_id}" if revision else hub_id
     try:
@@ -63,9 +63,9 @@ def _download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
         sentence = f"{wanted} is neither a directory nor in the hub's cache, and the hub cannot be reached"
         raise CheckpointError(sentence) from error
     except Exception as error:  # network, disk and hub errors come from half a dozen libraries
-        raise CheckpointError(f"{wanted} cannot be had from the hub: {one_line(error)}") from error
+        raise CheckpointError(f"{wanted} cannot be downloaded from the hub: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:
-    """Another library's message on one line."""
+    """Return another library's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Moves a finished export to its place: by renames on one file system, all of them or none.
+"""Move a finished export to its place: by renames on one file system, all of them or none.
 
 Called by `pipeline`: build in `staging`, then `replace` or `add`. An export that fails leaves the target
 untouched, one that is killed leaves a hidden folder that the next export into the same place removes.
@@ -25,7 +25,7 @@ LOCK = "lock"
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A directory on the target's file system that disappears again, whatever happens."""
+    """Make a directory on the target's file system that disappears again, whatever happens."""
     target = target.resolve()
     place = target.parent
     try:
@@ -47,7 +47,7 @@ def staging(target: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(place: Path, prefix: str) -> None:
-    """Staging folders of exports that were killed: their locks are free. Those of exports that run are not."""
+    """Remove the staging folders of exports that were killed. Running exports hold the locks of theirs."""
     for lock in place.glob(f"{prefix}*/{LOCK}"):
         with contextlib.suppress(OSError), lock.open("r+") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +83,7 @@ class _Moves:
         self.move(path, Path(tempfile.mkdtemp(dir=self._attic)) / path.name)
 
     def over(self, source: Path, destination: Path) -> None:
-        """A file in place of another, with no moment between."""
+        """Replace a file by another, with no moment in between."""
         kept = Path(tempfile.mkdtemp(dir=self._attic)) / destination.name
         shutil.copyfile(destination, kept)
         source.replace(destination)
@@ -91,7 +91,7 @@ class _Moves:
 
 
 def replace(stage: Path, target: Path) -> None:
-    """In place of all models of the same names."""
+    """Move the staged models into the target, in place of models of the same names."""
     with _Moves(stage, target) as moves:
         for model in sorted(stage.iterdir()):
             if (target / model.name).exists():
@@ -100,14 +100,14 @@ def replace(stage: Path, target: Path) -> None:
 
 
 def next_version(target: Path, name: str) -> int:
-    """One more than the highest version that there is of these models."""
+    """Return one more than the highest version of these models."""
     return 1 + max((int(path.name) for role in ROLES for path in _versions(target, name, role)), default=0)
 
 
 def add(stage: Path, target: Path, name: str, version: int) -> None:
-    """Beside the version that the ensemble there is made of; older ones go. The ensemble turns to the new one last.
+    """Add the staged version next to the one that the ensemble uses, and remove older ones. The ensemble switches last.
 
-    Raises CheckpointError where the new models have other tensors: all versions of a model share one config.
+    Raise CheckpointError if the new models have other tensors: all versions of a model share one config.
     """
     ensemble = target / f"{name}_ensemble" / CONFIG
     if not ensemble.exists():
@@ -142,7 +142,7 @@ def _require_same_tensors(new: Path, present: Path) -> None:
     changed = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if changed:
         model = present.parent.name
-        raise CheckpointError(f"{model} has another {changed[0]}: no version of it; export under another --name")
+        raise CheckpointError(f"{model} has another {changed[0]}: not a version of it; export under another --name")
 
 
 def _tensors(config: Path) -> dict[str, list[int]]:

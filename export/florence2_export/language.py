@@ -17,14 +17,14 @@ CAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.f
 
 
 def choose_precision(asked: str, device: str) -> str:
-    """What `auto` means here (docs/adr/0001-precision-of-the-language-model.md); no GPU computes int8."""
+    """Return what `auto` means here (docs/adr/0001-precision-of-the-language-model.md); no GPU computes int8."""
     if asked != "auto":
         return asked
     return "int8" if device == "cpu" else "float16"
 
 
 def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") -> dict[str, Tensor]:
-    """Native names without their prefix; `lm_head.weight` only if the checkpoint has its own, or with int8 weights."""
+    """Return tensors by name without prefix; `lm_head.weight` only if the checkpoint has its own, or with int8."""
     tensors = {name.removeprefix(PREFIX): weights[name] for name in weights if name.startswith((PREFIX, HEAD))}
     if precision == "int8":
         return dict(_int8(tensors))
@@ -32,7 +32,7 @@ def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") 
 
 
 def _int8(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Matrices as int8 with a scale for each output, the embedding's rows in bfloat16, the small rest in float32."""
+    """Yield matrices as int8 with a scale per output, the embedding's rows in bfloat16, the small rest in float32."""
     for name, tensor in {"lm_head.weight": tensors["shared.weight"], **tensors}.items():
         if name == "shared.weight":
             yield name, tensor.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Microsoft's layout of a checkpoint (`microsoft/Florence-2-*`) told in the native one of transformers.
+"""Microsoft's layout of a checkpoint (`microsoft/Florence-2-*`) translated into the native one of transformers.
 
 The two name the same weights and settings differently. `checkpoint` calls this module; everything after it
 knows the native layout only.
@@ -68,7 +68,7 @@ BANNED_PHRASES = (
 
 
 def is_microsoft(names: set[str]) -> bool:
-    """Whether these are weight names of Microsoft's layout."""
+    """Return whether these are weight names of Microsoft's layout."""
     return any(name.startswith("language_model.model.") for name in names)
 
 
@@ -79,7 +79,7 @@ def native_name(name: str) -> str:
 
 
 def native_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under native names; nothing is copied. Raises CheckpointError on a bias that is not zero."""
+    """Return the same weights under native names, not copied. Raise CheckpointError on a bias that is not zero."""
     if DROPPED in weights and weights[DROPPED].any():
         raise CheckpointError(f"{DROPPED} is not zero, but Florence-2's head has no bias")
     return {
@@ -90,7 +90,7 @@ def native_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def native_config(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json with the native names of Microsoft's vision settings. Native configs come back as they are."""
+    """Return config.json with native names for Microsoft's vision settings. Native configs are unchanged."""
     vision = dict(config.get("vision_config") or {})
     if "dim_embed" in vision:
         vision.setdefault("embed_dim", vision["dim_embed"])
@@ -103,5 +103,5 @@ def native_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def complete_tokenizer(tokenizer: Tokenizer) -> None:
-    """Adds what Microsoft's processor would; tokens that are there already keep their ids."""
+    """Add the tokens that Microsoft's processor adds; tokens that exist already keep their ids."""
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ADDED_TOKENS])

@@ -1,8 +1,8 @@
-"""The parity report: what was exported against the checkpoint, as transformers runs it, stage by stage.
+"""The parity report: compare the exported model with transformers on the same checkpoint, stage by stage.
 
-`pipeline` calls `parity_report` on the staged files, before they replace anything. What was
-exported runs first and is gone before the reference is loaded, so that memory holds one of them at a time.
-Shapes: B pictures, H x W pixels, T image tokens, D = d_model.
+`pipeline` calls `parity_report` on the staged files, before they replace anything. The exported model runs first and is
+freed before the reference is loaded, so that memory holds one of them at a time.
+Shapes: B images, H x W pixels, T image tokens, D = d_model.
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ from florence2.triton.onnx_session import open_session
 from florence2_export import vision
 from florence2_export.checkpoint import Checkpoint
 from florence2_export.language import language_tensors
-from florence2_export.pictures import draw_pictures
 from florence2_export.reference import load_reference, reference_features, reference_log_probs, reference_tokens
 from florence2_export.repository import read_config
+from florence2_export.sample_images import draw_images
 from florence2_export.targets import as_triton_passes_it
 
 BATCHES = (1, 2)
 FLOAT32 = "float32"
 # float32 sums in another order: 2e-6 is usual, and features have a spread of about 1
 TOLERANCE = 1e-3
-ASKED = ("<CAPTION>", "<OD>", "<OCR_WITH_REGION>")
+COMPARED_TASKS = ("<CAPTION>", "<OD>", "<OCR_WITH_REGION>")
 NEW_TOKENS = 24  # enough for beams to part and meet, and short on base and large
 
 
 @dataclass(frozen=True)
 class Bound:
-    """How far a precision may stray: the mean error of the features, in their own standard deviations, and of
-    the tokens' log-probs. Beyond, something is broken; what a precision costs in answers is reported, not judged.
+    """The largest mean errors of a precision: of features, in standard deviations, and of the tokens' log-probs.
+
+    Beyond them something is broken. What a precision costs in answers is reported, not judged.
     """
 
     features: float
@@ -53,7 +54,7 @@ class Bound:
 
 
 # A few times what rounding does to the bundled checkpoint and to random base: features 0.0004
-# (float16), 0.004 and 0.015 (bfloat16), 0.003 (int8 weights alone); log-probs 0.002, 0.012, 0.03.
+# (float16), 0.004 and 0.015 (bfloat16), 0.003 (int8 weights only); log-probs 0.002, 0.012, 0.03.
 BOUNDS = {"bfloat16": Bound(0.05, 0.1), "float16": Bound(0.01, 0.02), "int8": Bound(0.2, 0.3)}
 
 
@@ -71,9 +72,9 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Case:
-    """One question of the comparison. `picture` numbers the pictures from the first."""
+    """One request of the comparison. `image` is the index of its image."""
 
-    picture: int
+    image: int
     prompt: list[int]
     options: GenerationOptions
 
@@ -85,13 +86,13 @@ def parity_report(
     vision_precision: str = FLOAT32,
     language_precision: str = FLOAT32,
 ) -> Iterator[StageReport]:
-    """Yields the stages as they are done. `decoder`: folder of the exported language model."""
-    pictures = draw_pictures(checkpoint.config.image, sum(BATCHES))
-    ours = run_vision(onnx_file, pictures)
-    cases = questions(checkpoint)
+    """Yield the stages when they are done. `decoder` is the folder of the exported language model."""
+    images = draw_images(checkpoint.config.image, sum(BATCHES))
+    ours = run_vision(onnx_file, images)
+    cases = requests(checkpoint)
     answers = run_language(decoder, ours, cases)
     reference = load_reference(checkpoint)
-    theirs = reference_features(checkpoint, reference, pictures)
+    theirs = reference_features(checkpoint, reference, images)
     yield compare_features(ours, theirs, vision_precision)
     if language_precision == FLOAT32:
         yield compare_weights(decoder, reference)
@@ -100,29 +101,29 @@ def parity_report(
     yield compare_answers(answers, reference, checkpoint.config, theirs, cases, exact)
 
 
-def questions(checkpoint: Checkpoint) -> list[Case]:
-    """Prompt i about picture i: greedy, with repetitions allowed, and with the checkpoint's own beams and rules."""
+def requests(checkpoint: Checkpoint) -> list[Case]:
+    """Return prompt i for image i, twice: greedy with repetitions allowed, and with the checkpoint's defaults."""
     config, cases = checkpoint.config, list[Case]()
-    for picture, task in enumerate(ASKED):
+    for image, task in enumerate(COMPARED_TASKS):
         prompt = checkpoint.tokenizer.encode(f"<s>{TASKS[task].prompt}</s>", add_special_tokens=False).ids
         usual = config.generation_options(max_new_tokens=min(NEW_TOKENS, config.max_new_tokens))
         free = replace(usual, num_beams=1, no_repeat_ngram_size=0)
-        cases += [Case(picture, prompt, free), Case(picture, prompt, usual)]
+        cases += [Case(image, prompt, free), Case(image, prompt, usual)]
     return cases
 
 
-def run_vision(onnx_file: Path, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """The exported encoder's features [B, T, D] of all pictures, which it gets in BATCHES, run as it will be served."""
+def run_vision(onnx_file: Path, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """Return the exported encoder's features [B, T, D], run in BATCHES as it will be served."""
     session = open_session(onnx_file, as_triton_passes_it(read_config(onnx_file.parents[1])))
-    pixels = np.stack([np.asarray(picture) for picture in pictures])  # uint8 [B, H, W, 3]
+    pixels = np.stack([np.asarray(image) for image in images])  # uint8 [B, H, W, 3]
     batches = np.split(pixels, np.cumsum(BATCHES)[:-1])
     return np.concatenate([session.run({vision.INPUT: batch})[vision.OUTPUT] for batch in batches])
 
 
 def run_language(decoder: Path, features: NDArray[np.float32], cases: Sequence[Case]) -> list[Generation]:
-    """The exported language model's answers. features: [B, T, D]."""
+    """Return the exported language model's answers. features: [B, T, D]."""
     engine = Engine.load(decoder, rows=max(case.options.num_beams for case in cases))  # one at a time: less memory
-    return engine.generate([Request(features[case.picture], case.prompt, case.options) for case in cases])
+    return engine.generate([Request(features[case.image], case.prompt, case.options) for case in cases])
 
 
 def compare_features(ours: NDArray[np.float32], theirs: NDArray[np.float32], precision: str = FLOAT32) -> StageReport:
@@ -134,7 +135,7 @@ def compare_features(ours: NDArray[np.float32], theirs: NDArray[np.float32], pre
 
 
 def _judge(stage: str, what: str, worst: float, mean: float, bound: float | None) -> StageReport:
-    """In float32, without a bound, the largest error decides; a lower precision has outliers: there it is the mean."""
+    """Judge float32, which has no bound, by the largest error; a lower precision has outliers, so judge its mean."""
     if bound is None:
         passed, allowed = worst <= TOLERANCE, f"largest at most {TOLERANCE:.0e}"
     else:
@@ -144,13 +145,13 @@ def _judge(stage: str, what: str, worst: float, mean: float, bound: float | None
 
 
 def compare_weights(decoder: Path, reference: Florence2ForConditionalGeneration) -> StageReport:
-    """Every exported tensor bit for bit, whatever the file leaves out is a copy of the embedding."""
+    """Compare every exported tensor bit for bit. What the file leaves out is a copy of the embedding."""
     theirs = language_tensors(reference.state_dict())
     different: list[str] = []
     with safe_open(decoder / "model.safetensors", "pt") as file:
         ours = set(file.keys())
     for name in sorted(theirs.keys() | ours):
-        with safe_open(decoder / "model.safetensors", "pt") as file:  # opened anew: what was read is let go of
+        with safe_open(decoder / "model.safetensors", "pt") as file:  # opened again, which frees what was read
             stored = file.get_tensor(name if name in ours else "shared.weight")
             if name not in theirs or not torch.equal(stored, theirs[name]):
                 different.append(name)
@@ -166,11 +167,11 @@ def compare_log_probs(
     cases: Sequence[Case],
     precision: str = FLOAT32,
 ) -> StageReport:
-    """The language model alone: the reference scores the engine's own greedy tokens on the same features [B, T, D]."""
+    """Compare only the language model: the reference scores our greedy tokens on the same features [B, T, D]."""
     errors: list[Tensor] = []
     for answer, case in zip(answers, cases, strict=True):
         if case.options.num_beams == 1 and case.options.no_repeat_ngram_size == 0:  # others' scores follow rules, too
-            seen = torch.from_numpy(features[case.picture])
+            seen = torch.from_numpy(features[case.image])
             theirs = reference_log_probs(reference, config, seen, case.prompt, answer.tokens)
             errors.append((torch.tensor(answer.log_probs) - theirs)[1:-1].abs())  # first and last may be forced
     error = torch.cat(errors)
@@ -187,13 +188,13 @@ def compare_answers(
     cases: Sequence[Case],
     exact: bool = True,
 ) -> StageReport:
-    """Tokens of the whole exported path against `generate`. theirs: the reference's own features [B, T, D].
+    """Compare the tokens of the whole exported path with `generate`. theirs: the reference's own features [B, T, D].
 
     `exact`: all must be equal; otherwise changed answers are counted, which is what a lower precision costs.
     """
     equal = [
         list(answer.tokens)
-        == reference_tokens(reference, config, torch.from_numpy(theirs[case.picture]), case.prompt, case.options)
+        == reference_tokens(reference, config, torch.from_numpy(theirs[case.image]), case.prompt, case.options)
         for answer, case in zip(answers, cases, strict=True)
     ]
     beams = " and ".join(str(count) for count in sorted({case.options.num_beams for case in cases}))

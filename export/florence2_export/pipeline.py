@@ -1,4 +1,4 @@
-"""The export, a step a line: read, vision, language model, configs, parity, swap. Called by `cli`."""
+"""The export: read the checkpoint, write both stages and the configs, compare, and move the result to its place."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from florence2.errors import CheckpointError
 from florence2_export import installation, language, repository, targets, vision
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
 from florence2_export.parity import parity_report
-from florence2_export.provenance import story, without_time
+from florence2_export.provenance import provenance, without_time
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `--target` and `--precision` come to: cpu or gpu, and the precision of each stage."""
+    """The meaning of `--target` and `--precision`: cpu or gpu, and the precision of each stage."""
 
     device: str
     vision: str
@@ -47,11 +47,11 @@ def export_checkpoint(
     add_version: bool = False,
     device: str = "cpu",
 ) -> bool:
-    """True if the parity report passed and `target` holds the new models; otherwise `target` is as it was.
+    """Return whether the parity report passed and `target` holds the new models; otherwise `target` is unchanged.
 
-    `precision`: float32, bfloat16, int8, float16, or auto, which each stage understands in its own way. `device`: cpu
-    or gpu. `add_version` keeps what is there as the previous version. Raises CheckpointError if the checkpoint cannot
-    be exported or the target not be written.
+    `precision`: float32, bfloat16, int8, float16, or auto, which means something else for each stage. `device`: cpu
+    or gpu. `add_version` keeps the present models as the previous version. Raise CheckpointError if the
+    checkpoint cannot be exported or the target cannot be written.
     """
     say = _with_time(output)
     repository.check_target(target, name)
@@ -66,7 +66,7 @@ def export_checkpoint(
         _build(checkpoint, stage, name, version, plan, say)
         say("comparing with the checkpoint, as transformers runs it")
         if not _compare(checkpoint, stage, name, version, plan, say):
-            say(f"the comparison did not pass; {target} is as it was")
+            say(f"the comparison did not pass; {target} is unchanged")
             return False
         size = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
         if add_version:
@@ -86,19 +86,19 @@ def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: P
     try:
         dims = repository.true_dims(config.image, config.text.d_model)
         settings = {"target": plan.device, "vision_precision": plan.vision, "language_precision": plan.language}
-        told = story(checkpoint, settings)
-        repository.copy_template(stage, name, version, dims, told)
+        origin = provenance(checkpoint, settings)
+        repository.copy_template(stage, name, version, dims, origin)
         targets.fit(stage, name, plan.device, plan.vision)
         for directory in (preprocess, decoder, postprocess):
             config.save(directory / FILE_NAME)
         for directory in (preprocess, postprocess):
             (directory / "tokenizer.json").write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
         say(f"writing the vision encoder as ONNX, for {plan.vision} on a {plan.device.upper()}")
-        vision.export_vision(checkpoint, encoder / "model.onnx", plan.vision, without_time(told))
+        vision.export_vision(checkpoint, encoder / "model.onnx", plan.vision, without_time(origin))
         say(f"writing the language model as safetensors, {plan.language}")
         language.export_language_model(checkpoint.weights, decoder / "model.safetensors", plan.language)
     except (OSError, SafetensorError) as error:
-        # numpy and safetensors, which write most of the bytes, do not pass the system's reason on.
+        # numpy and safetensors, which write most of the bytes, drop the system's reason.
         reason = getattr(error, "strerror", None) or f"the disk is full, or a file too large ({error})"
         raise CheckpointError(f"{stage.parent.parent} cannot be written: {reason}") from error
 
@@ -113,13 +113,13 @@ def _compare(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan:
 
 
 def _with_time(output: Say) -> Say:
-    """Every line tells when its step began."""
+    """Prefix every line with the time at which its step began."""
     started = time.monotonic()
     return lambda line: output(f"[{time.monotonic() - started:6.1f} s] {line}")
 
 
 def _quiet_libraries() -> None:
-    """Their bars and warnings are about loading twice and about exporting; ours say what matters."""
+    """Silence progress bars and warnings of libraries; the lines of the export say what matters."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

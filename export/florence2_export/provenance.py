@@ -1,7 +1,7 @@
-"""What an export says of itself: where it came from, with what it was made, and when.
+"""The provenance of an export: which checkpoint it came from, which tools made it, and when.
 
-`pipeline` writes it as parameters of the ensemble's config.pbtxt, where `florence2 info` and anyone who asks
-Triton for the model's configuration finds it. But for the time, equal exports tell equal stories.
+`pipeline` writes it as parameters of the ensemble's config.pbtxt. `florence2 info` shows it, and so does Triton's model
+configuration. Equal exports have equal provenance, except for the time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from florence2_export.stored import content_hash
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "safetensors")
 
 
-def story(checkpoint: Checkpoint, settings: Mapping[str, str]) -> dict[str, str]:
-    """`settings`: the options that shaped the export, such as its precision. Raises CheckpointError."""
-    told: dict[str, str | None] = {
+def provenance(checkpoint: Checkpoint, settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the facts by name. `settings` are the options that shaped the export, such as its precision."""
+    facts: dict[str, str | None] = {
         "checkpoint": checkpoint.source.name,
         "revision": checkpoint.source.revision,
         "weights_sha256": content_hash(checkpoint.files),
@@ -33,12 +33,12 @@ def story(checkpoint: Checkpoint, settings: Mapping[str, str]) -> dict[str, str]
         "florence2": florence2.__version__,
         **{tool: version(tool) for tool in TOOLS},
     }
-    return {key: value for key, value in told.items() if value is not None}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
-def without_time(told: Mapping[str, str]) -> dict[str, str]:
-    """What equal exports have in common."""
-    return {key: value for key, value in told.items() if key != "exported"}
+def without_time(facts: Mapping[str, str]) -> dict[str, str]:
+    """Return what equal exports have in common."""
+    return {key: value for key, value in facts.items() if key != "exported"}
 
 
 def _adapter(adapter: Adapter) -> dict[str, str | None]:
@@ -50,8 +50,8 @@ def _adapter(adapter: Adapter) -> dict[str, str | None]:
 
 
 def now() -> int:
-    """Seconds since 1970: SOURCE_DATE_EPOCH where it is set (https://reproducible-builds.org), the clock elsewhere."""
+    """Return seconds since 1970: SOURCE_DATE_EPOCH if it is set (https://reproducible-builds.org), else the clock's."""
     try:
         return int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
     except ValueError as error:
-        raise CheckpointError("SOURCE_DATE_EPOCH is no number of seconds") from error
+        raise CheckpointError("SOURCE_DATE_EPOCH is not a number of seconds") from error

@@ -1,7 +1,7 @@
-"""transformers' own Florence-2, which the parity report takes for the truth. `parity` is the only caller.
+"""Florence-2 of transformers, the reference of the parity report.
 
-It reads the checkpoint by itself (`from_pretrained`) where transformers can, so a mistake in `checkpoint` shows.
-Shapes: B pictures, T image tokens, D = d_model, P prompt tokens, N generated tokens, V vocabulary.
+It reads the checkpoint itself (`from_pretrained`) where transformers can, so a mistake in `checkpoint` shows.
+Shapes: B images, T image tokens, D = d_model, P prompt tokens, N generated tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from florence2_export.checkpoint import Checkpoint
 
 
 def load_reference(checkpoint: Checkpoint) -> Florence2ForConditionalGeneration:
-    """transformers' model of the checkpoint in float32."""
-    # transformers alone does not read the others.
+    """Return transformers' model of the checkpoint in float32."""
+    # transformers does not read the others by itself.
     readable = not checkpoint.microsoft and checkpoint.adapter is None and checkpoint.files[0].suffix == ".safetensors"
     model: Florence2ForConditionalGeneration = Florence2ForConditionalGeneration.from_pretrained(
         checkpoint.source.directory if readable else None,
@@ -37,14 +37,14 @@ def load_reference(checkpoint: Checkpoint) -> Florence2ForConditionalGeneration:
 
 
 def reference_features(
-    checkpoint: Checkpoint, reference: Florence2ForConditionalGeneration, pictures: Sequence[Image.Image]
+    checkpoint: Checkpoint, reference: Florence2ForConditionalGeneration, images: Sequence[Image.Image]
 ) -> NDArray[np.float32]:
-    """float32 [B, T, D] of all pictures, one by one, through the checkpoint's own image processor."""
+    """Return float32 [B, T, D] for all images, one by one, through the checkpoint's own image processor."""
     processor = CLIPImageProcessorPil.from_pretrained(checkpoint.source.directory)
     features: list[Tensor] = []
     with torch.inference_mode():
-        for picture in pictures:
-            pixel_values = processor(picture, return_tensors="pt").pixel_values
+        for image in images:
+            pixel_values = processor(image, return_tensors="pt").pixel_values
             features.append(reference.model.get_image_features(pixel_values).pooler_output)
     return torch.cat(features).numpy()
 
@@ -56,7 +56,7 @@ def reference_log_probs(
     prompt_ids: list[int],
     tokens: Sequence[int],
 ) -> Tensor:
-    """[N] log-probs of an answer's tokens, each given all before it. features: [T, D]."""
+    """Return [N] log-probs of an answer's tokens, each given all before it. features: [T, D]."""
     inputs = torch.tensor([[config.tokens.decoder_start, *tokens[:-1]]])  # [1, N]
     with torch.inference_mode():
         logits: Tensor = reference(
@@ -66,7 +66,7 @@ def reference_log_probs(
 
 
 def _encode(reference: Florence2ForConditionalGeneration, features: Tensor, prompt_ids: list[int]) -> Any:
-    """transformers' encoder output for a picture's features [T, D] and a prompt."""
+    """Return transformers' encoder output for an image's features [T, D] and a prompt."""
     prompt = reference.get_input_embeddings()(torch.tensor([prompt_ids]))  # [1, P, D]
     return reference.model.language_model.encoder(inputs_embeds=torch.cat([features[None], prompt], dim=1))
 
@@ -78,7 +78,7 @@ def reference_tokens(
     prompt_ids: list[int],
     options: GenerationOptions,
 ) -> list[int]:
-    """transformers' answer without the start token. features: [T, D]; padding rows of the embedding never win."""
+    """Return transformers' answer without the start token; padding rows never win. features: [T, D]."""
     tokens = config.tokens
     generation = GenerationConfig(
         **dataclasses.asdict(options),  # they have transformers' names

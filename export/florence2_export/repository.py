@@ -1,6 +1,6 @@
-"""What is written into a model repository: a copy of model_repository/ with a checkpoint's own names, dims and story.
+"""Write a model repository: a copy of model_repository/ with a checkpoint's own names, dims and provenance.
 
-Called by `pipeline` to fill the folder that `installation` then moves to its place.
+`pipeline` calls it to fill the folder that `installation` then moves to its place.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ HEADING = "# Written by `florence2 export`; model_repository/ and export/florenc
 
 
 def check_target(target: Path, name: str) -> None:
-    """Raises CheckpointError on a name Triton would not take and on the checkout's own repository."""
+    """Raise CheckpointError on a name that Triton refuses and on the template itself."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII):
         raise CheckpointError(f"the name {name!r} must consist of letters, digits, '_', '-' and '.'")
     if target.resolve() == TEMPLATE.resolve():
-        raise CheckpointError(f"{target} is the source of every export and stays clean; choose another directory")
+        raise CheckpointError(f"{target} is the template of every export and stays unchanged; choose another directory")
     try:
         if target.exists() and not target.is_dir():
             raise CheckpointError(f"{target} is a file, not a directory")
@@ -38,14 +38,14 @@ def check_target(target: Path, name: str) -> None:
 
 
 def version_directory(repository: Path, name: str, role: str, version: int) -> Path:
-    """The ensemble's own version stays 1: what changes is which versions of the others it is made of."""
+    """Return the folder of a version. The ensemble's own stays 1; which versions of the others it uses changes."""
     return repository / f"{name}_{role}" / str(1 if role == "ensemble" else version)
 
 
 def copy_template(
-    repository: Path, name: str, version: int, dims: Mapping[str, list[int]], story: Mapping[str, str]
+    repository: Path, name: str, version: int, dims: Mapping[str, list[int]], provenance: Mapping[str, str]
 ) -> None:
-    """The five models under their new names, nothing generated yet. `story`: what the export says of itself."""
+    """Copy the five models under their new names, without weights."""
     for role in ROLES:
         source, directory = TEMPLATE / f"{TEMPLATE_NAME}_{role}", version_directory(repository, name, role, version)
         directory.mkdir(parents=True)  # Triton wants it even where an ensemble's is empty
@@ -54,21 +54,21 @@ def copy_template(
         committed = (source / CONFIG).read_text(encoding="utf-8")
         if role == "ensemble":
             (directory / ".keep").touch()  # object stores have no empty folders
-        write_config(directory.parent, adapt_config(committed, name, version, dims, story))
+        write_config(directory.parent, adapt_config(committed, name, version, dims, provenance))
 
 
 def true_dims(image: ImageConfig, d_model: int) -> dict[str, list[int]]:
-    """The tensors whose dims depend on the checkpoint."""
+    """Return the dims of the tensors that depend on the checkpoint."""
     return {vision.INPUT: [image.height, image.width, 3], vision.OUTPUT: [image.tokens, d_model]}
 
 
 def adapt_config(
-    text: str, name: str, version: int, dims: Mapping[str, list[int]], story: Mapping[str, str]
+    text: str, name: str, version: int, dims: Mapping[str, list[int]], provenance: Mapping[str, str]
 ) -> model_config_pb2.ModelConfig:
-    """A config.pbtxt with models renamed and dims of the named tensors replaced; every other setting stays.
+    """Return a config.pbtxt with models renamed and the given dims; every other setting stays.
 
-    The ensemble names the versions of its steps, and two versions of a step may be loaded: while a server goes from one
-    to the next, no request meets models of both (docs/adr/0010).
+    The ensemble names the versions of its steps, and two versions of a step may be loaded: while a server switches from
+    one to the next, no request uses models of both (docs/adr/0010).
     """
     config = parse_config(text)
     config.name = _renamed(config.name, name)
@@ -78,7 +78,7 @@ def adapt_config(
     if config.platform == "ensemble":
         for step in config.ensemble_scheduling.step:
             step.model_name, step.model_version = _renamed(step.model_name, name), version
-        for key, value in story.items():
+        for key, value in provenance.items():
             config.parameters[key].string_value = value
     else:
         config.version_policy.latest.num_versions = 2
@@ -86,7 +86,7 @@ def adapt_config(
 
 
 def read_config(model: Path) -> model_config_pb2.ModelConfig:
-    """Of a model's folder."""
+    """Return the configuration in a model's folder."""
     return parse_config((model / CONFIG).read_text(encoding="utf-8"))
 
 

@@ -1,6 +1,6 @@
 """From a checkpoint's JSON files and tokenizer to `ModelConfig`, the little that serving needs to know.
 
-Called by `checkpoint`. What files say twice and differently is settled here, and every surprise becomes a note.
+`checkpoint` calls it. Contradictions between the files are settled here, and each becomes a note.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from florence2_export import layouts
 def read_model_config(
     directory: Path, name: str, architecture: Florence2Config, tokenizer: Tokenizer, microsoft: bool, notes: list[str]
 ) -> ModelConfig:
-    """`name`: what the checkpoint is called. Raises CheckpointError on settings that are missing or foreign."""
+    """Return the configuration. Raise CheckpointError on settings that are missing or unknown."""
     text = text_config(architecture)
     tokens = token_config(tokenizer, text.vocab_size)
     whole, generation = read_json(directory / "config.json"), read_optional(directory, "generation_config.json")
     inner: Mapping[str, Any] = whole.get("text_config") or {}
     notes.extend(stale_ids({"config.json": whole, "text_config": inner, "generation_config.json": generation}, tokens))
-    # Microsoft's generate() runs the inner language model, which knows its own config alone.
+    # Microsoft's generate() runs the inner language model, which knows only its own config.
     sources = [inner, generation] if microsoft else [generation, inner]
     try:
         return ModelConfig(
@@ -56,13 +56,13 @@ def read_optional(directory: Path, name: str) -> dict[str, Any]:
 
 
 def read_image_processor(directory: Path) -> dict[str, Any]:
-    """transformers 5 keeps it inside processor_config.json, earlier ones in preprocessor_config.json."""
+    """Return the image processor's settings: of processor_config.json since transformers 5, else of its own file."""
     inside: dict[str, Any] | None = read_optional(directory, "processor_config.json").get("image_processor")
     return inside or read_json(directory / "preprocessor_config.json")
 
 
 def image_config(processor: Mapping[str, Any], architecture: Florence2Config, notes: list[str]) -> ImageConfig:
-    """Raises CheckpointError on preprocessing that the server would not do in the same way."""
+    """Return the image settings. Raise CheckpointError on preprocessing that the server would do differently."""
     height, width = int(processor["size"]["height"]), int(processor["size"]["width"])
     red, green, blue = processor["image_mean"]
     spread_red, spread_green, spread_blue = processor["image_std"]
@@ -72,7 +72,7 @@ def image_config(processor: Mapping[str, Any], architecture: Florence2Config, no
     if processor.get("do_center_crop") and processor.get("crop_size") != processor["size"]:
         unusual.append("do_center_crop")
     if unusual:
-        raise CheckpointError(f"the image processor's {', '.join(unusual)} is not as Florence-2 has it")
+        raise CheckpointError(f"the image processor's {', '.join(unusual)} is not that of Florence-2")
     tokens = image_tokens(architecture, height, width)
     if processor.get("image_seq_length", tokens) != tokens:
         said = processor["image_seq_length"]
@@ -88,14 +88,14 @@ def image_config(processor: Mapping[str, Any], architecture: Florence2Config, no
 
 
 def image_tokens(architecture: Florence2Config, height: int, width: int) -> int:
-    """One mean token and one for every cell of the last feature map."""
+    """Return the number of image tokens: one for the mean and one for every cell of the last feature map."""
     vision = architecture.vision_config
     for size, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
         height = (height + 2 * padding - size) // stride + 1
         width = (width + 2 * padding - size) // stride + 1
     if not 0 < max(height, width) <= vision.max_position_embeddings:
         raise CheckpointError(
-            f"pictures would give a feature map of {height} x {width}, "
+            f"images would give a feature map of {height} x {width}, "
             f"but there are {vision.max_position_embeddings} image positions"
         )
     return 1 + height * width
@@ -120,7 +120,7 @@ def text_config(architecture: Florence2Config) -> TextConfig:
 
 
 def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
-    """The ids Florence-2 lives by. Raises CheckpointError if the tokenizer is not Florence-2's."""
+    """Return the ids of special tokens. Raise CheckpointError if the tokenizer is not Florence-2's."""
 
     def id_of(token: str) -> int:
         found = tokenizer.token_to_id(token)
@@ -130,7 +130,7 @@ def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
 
     first = id_of("<loc_0>")
     if id_of(f"<loc_{LOCATION_BINS - 1}>") != first + LOCATION_BINS - 1:
-        raise CheckpointError("the tokenizer's location tokens are not in one row")
+        raise CheckpointError("the tokenizer's location tokens are not consecutive")
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     # `<image>` is the native layout's placeholder in prompts: a row of the padding, never trained.
     known = 1 + max(id for token, id in vocabulary.items() if token != "<image>")
@@ -165,7 +165,7 @@ def _first(sources: list[Mapping[str, Any]], key: str, otherwise: Any) -> Any:
 
 
 def stale_ids(sources: Mapping[str, Mapping[str, Any]], tokens: TokenConfig) -> Iterator[str]:
-    """A sentence for every id in the configs that contradicts the tokenizer: many fine-tunes carry old ones."""
+    """Yield a sentence for every id in the configs that contradicts the tokenizer; many fine-tunes have old ones."""
     truth = {
         "bos_token_id": tokens.bos,
         "pad_token_id": tokens.pad,
@@ -181,7 +181,7 @@ def stale_ids(sources: Mapping[str, Mapping[str, Any]], tokens: TokenConfig) -> 
 
 
 def banned_phrases(directory: Path) -> tuple[str, ...]:
-    """What phrase grounding drops; the checkpoint's own list, or Microsoft's where it has none."""
+    """Return the phrases that grounding drops: the checkpoint's own list, or Microsoft's if it has none."""
     parsers = read_optional(directory, "processor_config.json").get("post_processor_config") or {}
     listed = parsers.get("phrase_grounding", {}).get("banned_grounding_tokens", layouts.BANNED_PHRASES)
     return tuple(dict.fromkeys(listed))

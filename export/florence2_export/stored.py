@@ -26,9 +26,9 @@ CODE = re.compile(r"Unsupported (global|class|operand)|GLOBAL (\S+)")
 
 
 def weight_files(directory: Path, names: Iterable[str]) -> list[Path]:
-    """The files of the first of `names` that is there, whole or as `NAME.index.json` with its shards.
+    """Return the files of the first of `names` that exists, whole or as `NAME.index.json` with its shards.
 
-    In the order of transformers, so that both read the same weights. Raises CheckpointError.
+    The order is that of transformers, so that both read the same weights. Raise CheckpointError if there are none.
     """
     for name in names:
         if (directory / name).exists():
@@ -52,7 +52,7 @@ def _shards(directory: Path, index: str) -> list[Path]:
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of the files, as stored. Raises CheckpointError."""
+    """Return all tensors of the files, as stored. Raise CheckpointError if a file is damaged."""
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -65,23 +65,23 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
-    """torch.load in its mode that builds tensors and plain containers alone."""
+    """Return the content of torch.load in the mode that builds only tensors and plain containers."""
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         if CODE.search(str(error)):
             raise CheckpointError(
                 f"{file.name} in {file.parent} wants to run code when it is read, so it is refused; "
-                "save the checkpoint as safetensors where it can be trusted"
+                "save the checkpoint as safetensors on a machine that trusts it"
             ) from error
-        raise CheckpointError(f"{file.name} in {file.parent} is damaged or no file of weights") from error
+        raise CheckpointError(f"{file.name} in {file.parent} is damaged or not a file of weights") from error
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise CheckpointError(f"{file.name} in {file.parent} holds something else than weights by name")
+        raise CheckpointError(f"{file.name} in {file.parent} holds something other than weights by name")
     return {str(name): tensor.detach() for name, tensor in content.items()}
 
 
 def content_hash(files: Iterable[Path]) -> str:
-    """SHA-256 of one file, as the hub shows it; of several, that of the listing `sha256sum` prints of them."""
+    """Return the SHA-256 of one file, as the hub shows it; for several, that of their listing by `sha256sum`."""
     digests = {}
     for file in files:
         with file.open("rb") as stream:

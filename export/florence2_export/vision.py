@@ -1,6 +1,6 @@
 """The vision encoder as ONNX: uint8 pixels in, the language model's image tokens out, any batch.
 
-Called by `pipeline`. Shapes: B pictures, H x W pixels, T image tokens, D = d_model.
+`pipeline` calls it. Shapes: B images, H x W pixels, T image tokens, D = d_model.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from florence2_export.checkpoint import Checkpoint
 from florence2_export.davit import Projector, Tower, to_dtype
-from florence2_export.pictures import calibration_pictures
-from florence2_export.quantise import quantise
+from florence2_export.quantize import quantize
+from florence2_export.sample_images import calibration_images
 
 INPUT, OUTPUT = "PIXELS", "IMAGE_FEATURES"  # as in florence2_vision/config.pbtxt
 OPSET = 18  # the exporter adds IR 10; ONNX Runtime 1.19 of Triton 24.10 reads both
@@ -24,7 +24,7 @@ MAX_BATCH = 64
 
 
 class VisionEncoder(nn.Module):
-    """Normalisation, tower and projector of one checkpoint; `dtype` is that of convolutions and linear layers."""
+    """Normalization, tower and projector of one checkpoint; `dtype` is that of convolutions and linear layers."""
 
     mean: Tensor
     std: Tensor
@@ -50,13 +50,13 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> float32 [B, T, D], what transformers calls `pooler_output`."""
-        normalised = (pixels.to(torch.float32) / 255 - self.mean) / self.std
-        features: Tensor = self.projector(self.tower(normalised.flatten(1, 2).to(self.dtype)))
+        normalized = (pixels.to(torch.float32) / 255 - self.mean) / self.std
+        features: Tensor = self.projector(self.tower(normalized.flatten(1, 2).to(self.dtype)))
         return features.float()
 
 
 def _weights(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    """Of one part of the checkpoint, in float32 under the part's own names."""
+    """Return the weights of one part of the checkpoint, in float32 under the part's own names."""
     prefix = f"model.{prefix}"
     return {
         name.removeprefix(prefix): tensor.to(torch.float32).contiguous()
@@ -65,16 +65,16 @@ def _weights(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
     }
 
 
-def export_vision(checkpoint: Checkpoint, path: Path, precision: str, told: Mapping[str, str]) -> None:
-    """Writes the graph to `path` and the weights beside it, to `path` + ".data".
+def export_vision(checkpoint: Checkpoint, path: Path, precision: str, provenance: Mapping[str, str]) -> None:
+    """Write the graph to `path` and the weights next to it, to `path` + ".data".
 
     One file would be built in memory from several copies of them (base: 2.9 GB instead of 1.2 at the peak).
-    `precision`: float32 serves bfloat16 too, which is the runtime's choice; float16 and int8 are in the file.
-    `told`: what the file says of its own making.
+    `precision`: float32 serves bfloat16 too, which the runtime chooses; float16 and int8 are in the file.
+    `provenance` goes into the file.
     """
     program = trace(VisionEncoder(checkpoint, torch.float16 if precision == "float16" else torch.float32), checkpoint)
     _strip_traces(program)
-    program.model.metadata_props.update(told)
+    program.model.metadata_props.update(provenance)
     if precision != "int8":
         program.save(path, external_data=True)
         return
@@ -82,12 +82,12 @@ def export_vision(checkpoint: Checkpoint, path: Path, precision: str, told: Mapp
         whole = Path(folder) / path.name
         program.save(whole, external_data=True)
         del program
-        quantise(whole, path, calibration_pictures(checkpoint.config.image))
+        quantize(whole, path, calibration_images(checkpoint.config.image))
 
 
 def trace(encoder: VisionEncoder, checkpoint: Checkpoint) -> torch.onnx.ONNXProgram:
     image = checkpoint.config.image
-    # With one example picture the exporter would take the batch for a constant.
+    # With one example image the exporter would treat the batch as a constant.
     example = torch.zeros(2, image.height, image.width, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -106,7 +106,7 @@ def trace(encoder: VisionEncoder, checkpoint: Checkpoint) -> torch.onnx.ONNXProg
 
 
 def _strip_traces(program: torch.onnx.ONNXProgram) -> None:
-    """Drops the exporter's notes on every node and value: stack traces with the paths of this machine."""
+    """Drop the exporter's notes on every node and value: stack traces with the paths of this machine."""
     graph = program.model.graph
     graph.metadata_props.clear()
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):

@@ -147,8 +147,10 @@ class PackedLayer:
 
 
 class EncoderLayer(PackedLayer):
+    """An encoder layer."""
+
     def __call__(self, x: Tensor) -> Tensor:
-        """[S, D] -> [S, D]"""
+        """Return the layer's output: [S, D] -> [S, D]."""
         queries, keys, values = (part.transpose(0, 1)[None] for part in self.project(x))
         attended = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[0]
         x = self.self_norm(x + self.self_out(attended.transpose(0, 1).flatten(1)))

@@ -98,7 +98,7 @@ def _int8(weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Projecti
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
     def project(x: Tensor) -> Tensor:
-        """float32 [N, I] -> float32 [N, O]"""
+        """Return the product: float32 [N, I] -> float32 [N, O]."""
         scale = x.abs().amax(-1, keepdim=True).clamp_min_(TINY)
         sums: Tensor = multiply(x / scale, 1 / LEVELS, ZERO_POINT, packed)
         return torch.addcmul(offset, sums, scale)

@@ -1,7 +1,7 @@
-"""Read tritonserver's log line by line and keep what a person should see.
+r"""Read tritonserver's log line by line and keep what a person should see.
 
 Lines look like `E1122 04:29:36.964754 6808 model_lifecycle.cc:642] "failed to load 'm' version 1: Internal: reason"`,
-the message quoted with \\n and \\" escaped. Lines without such a head come from the models or are rows of tables.
+the message quoted with \n and \" escaped. Lines without such a head come from the models or are rows of tables.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The decoder on the real server: its metrics add up, and hostile or fickle callers cost their neighbours nothing."""
+"""The decoder on the real server: its metrics add up, and bad or cancelled requests harm no other request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RANDOM = np.random.default_rng(0).standard_normal((TOKENS, WIDTH)).astype(np.flo
 
 
 def metrics(server, model=MODEL) -> dict[str, float]:
-    """Every line of ours: `name{label="…",…}` without the model, and its value. Waits for the next publication."""
+    """Return our metrics, `name{label="…",…}` without the model, after the next publication."""
     time.sleep(2.1)
     with urllib.request.urlopen(server.metrics_url) as answer:
         lines = answer.read().decode().splitlines()
@@ -40,7 +40,7 @@ def tensors(features=RANDOM, prompt=PROMPT, **options):
 
 
 def test_the_metrics_add_up_to_the_requests(server):
-    """By task and outcome; tokens, stages and histograms too. Whoever preprocess refused is in Triton's own count."""
+    """By task and outcome; tokens, stages and histograms too. Triton counts the requests that preprocess refuses."""
     before = metrics(server)
     image = png(scene_picture(SEEDS[0]))
     sent = [("<OD>", {}), ("<OD>", {"NUM_BEAMS": 1}), ("<CAPTION>", {"MAX_NEW_TOKENS": 3}), ("what is it?", {}),
@@ -57,7 +57,7 @@ def test_the_metrics_add_up_to_the_requests(server):
 
     assert requests("stop", "od") == 2
     assert requests("length", "caption") == 1
-    assert requests("stop", "other") + requests("length", "other") == 2, "callers' own prompts are one series"
+    assert requests("stop", "other") + requests("length", "other") == 2, "free prompts are one series"
     assert requests("deadline", "ocr") == 1
     assert requests("invalid", "other") == 1
     total = sum(value for line, value in grown.items() if line.startswith("florence2_requests_total"))
@@ -73,7 +73,7 @@ def test_the_metrics_add_up_to_the_requests(server):
 
 
 def test_every_metric_is_on_the_endpoint(server):
-    """What docs/metrics.md promises."""
+    """docs/metrics.md lists them."""
     ask(server, png(scene_picture(SEEDS[0])), "<OD>")
     lines = " ".join(metrics(server))
     assert [metric.name for metric in METRICS if metric.name not in lines] == []
@@ -110,37 +110,37 @@ HOSTILE = [
 ]
 
 
-def test_hostile_tensors_are_refused_and_their_neighbours_served_exactly(server):
-    """All of them, while others are being decoded: each refusal is the caller's, each neighbour gets its own tokens."""
+def test_hostile_tensors_are_refused_and_change_no_other_answer(server):
+    """Other requests that are decoded at the same time get the same tokens as without them."""
     good = tensors(MAX_NEW_TOKENS=200, NUM_BEAMS=3)
-    alone = call(server, MODEL, good)
-    neighbours = []
-    threads = [threading.Thread(target=lambda: neighbours.append(call(server, MODEL, good))) for _ in range(3)]
+    expected = call(server, MODEL, good)
+    others = []
+    threads = [threading.Thread(target=lambda: others.append(call(server, MODEL, good))) for _ in range(3)]
     for thread in threads:
         thread.start()
     statuses = [call(server, MODEL, hostile)[0] for hostile in HOSTILE]
     for thread in threads:
         thread.join()
     assert statuses == ["INVALID_ARGUMENT"] * len(HOSTILE)
-    for neighbour in neighbours:
-        assert neighbour["TOKENS"].tolist() == alone["TOKENS"].tolist()
+    for other in others:
+        assert other["TOKENS"].tolist() == expected["TOKENS"].tolist()
 
 
 @pytest.mark.parametrize("features", [np.full((TOKENS, WIDTH), 1e-42), RANDOM * 1e4, np.zeros((TOKENS, WIDTH))])
 def test_odd_but_finite_features_are_answered(server, features):
-    """Denormal, large and empty pictures are numbers like others."""
+    """Denormal, large and zero features are ordinary numbers."""
     answer = call(server, MODEL, tensors(features.astype(np.float32), MAX_NEW_TOKENS=8))
     assert 1 <= answer["NUM_TOKENS"][0] <= 8
 
 
 @pytest.mark.parametrize("timeout", [2**63 - 1, 2**40])
 def test_a_huge_time_limit_is_none(server, timeout):
-    """The deadline's arithmetic holds up to what the protocol can carry."""
+    """The arithmetic of deadlines works up to the largest number of the protocol."""
     assert ask(server, png(scene_picture(SEEDS[0])), "<OD>", timeout=timeout)["FINISH_REASON"] == b"stop"
 
 
-def test_a_caller_who_hangs_up_frees_its_rows(server):
-    """A direct call's cancellation reaches the engine; the neighbour and the server live on."""
+def test_a_cancelled_request_frees_its_rows(server):
+    """The cancellation of a direct call reaches the engine, and the server goes on."""
     with triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
         inputs = [
             triton.InferInput(name, value.shape, "FP32" if value.dtype == np.float32 else "INT32").set_data_from_numpy(

@@ -147,6 +147,10 @@ def test_answers_are_right(server, token, measure, at_least):
         dict(NUM_BEAMS=4, MAX_NEW_TOKENS=6),
         dict(NUM_BEAMS=1, MAX_NEW_TOKENS=1),
         dict(NUM_BEAMS=3, NO_REPEAT_NGRAM_SIZE=2, LENGTH_PENALTY=-1.0),
+        dict(NUM_BEAMS=1, MIN_NEW_TOKENS=60),
+        dict(NUM_BEAMS=3, MIN_NEW_TOKENS=60, MAX_NEW_TOKENS=60),
+        dict(NUM_BEAMS=1, REPETITION_PENALTY=1.8, NO_REPEAT_NGRAM_SIZE=0),
+        dict(NUM_BEAMS=3, REPETITION_PENALTY=0.7, MIN_NEW_TOKENS=40),
     ],
     ids=str,
 )

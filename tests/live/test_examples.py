@@ -16,7 +16,7 @@ SCENE = Path(__file__).parents[2] / "demo" / "images" / "scene.png"
 
 
 def public_objects():
-    """Classes, their public methods and functions, by name. Errors and plain option tables explain themselves."""
+    """Yield classes, their public methods and functions, by name, except errors and tables of options."""
     for name in florence2_client.__all__:
         value = getattr(florence2_client, name)
         if inspect.isclass(value) and issubclass(value, (Exception, dict)):
@@ -31,7 +31,7 @@ def public_objects():
     ("name", "value"), list(public_objects()), ids=lambda value: value if type(value) is str else ""
 )
 def test_the_example_runs(server, tmp_path, monkeypatch, name, value):
-    """As written, but for the port; `client` is connected and scene.png is the demo's picture."""
+    """It runs as written, except for the port; `client` is connected and scene.png is the demo's image."""
     text = inspect.getdoc(value).replace("grpc://127.0.0.1:8001", server.grpc_url)
     shutil.copy(SCENE, tmp_path)
     (tmp_path / "our-authority.pem").touch()

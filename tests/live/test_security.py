@@ -1,4 +1,4 @@
-"""docs/security.md stays true: what the embedded server refuses, survives, shows to others and writes down."""
+"""docs/security.md is true: what the embedded server refuses, survives, shows and logs."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def log() -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(repository, log):
-    """One of its own: its log is read, and a hostile request would end it for the others."""
+    """A separate server: the tests read its log, and a hostile request could end it for other tests."""
     with EmbeddedServer(ServingOptions.on_free_ports(repository), report=log.append) as running:
         yield running
         assert running._process.poll() is None, "something that was sent ended the server"
 
 
 def ask(server, method: str, path: str, body: bytes | None = None, headers: dict[str, str] = JSON):
-    """Status and JSON of a reply by HTTP."""
+    """Return the status and the JSON of a response over HTTP."""
     connection = http.client.HTTPConnection(server.http_url.removeprefix("http://"), timeout=60)
     with contextlib.closing(connection):
         connection.request(method, path, body, headers)
@@ -64,7 +64,7 @@ def infer(server, image: bytes) -> None:
 
 
 def png(*chunks: tuple[bytes, bytes], side: int = 32) -> bytes:
-    """A grey PNG with chunks of one's own behind its header."""
+    """Return a gray PNG with these chunks after its header."""
     pixels = zlib.compress(b"\0" * side * (side + 1))
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
@@ -91,15 +91,15 @@ CLOSED = [
 
 
 @pytest.mark.parametrize(("method", "path"), CLOSED, ids=lambda value: value)
-def test_what_changes_the_server_is_closed_by_http(server, method, path):
-    """To everybody, and no odd spelling of the path gets around it."""
+def test_http_cannot_change_the_server(server, method, path):
+    """For any client, and with any spelling of the path."""
     assert ask(server, method, path, b"{}")[0] == 403
     for odd in f"/{path}", f"{path}/", path.replace("/v2", "/v2/."), path.replace("o", "%6f"), path.upper():
         assert ask(server, method, odd, b"{}")[0] in (400, 403, 404)
 
 
-def test_what_changes_the_server_is_closed_by_grpc(server):
-    """All that the HTTP side closes."""
+def test_grpc_cannot_change_the_server(server):
+    """Everything that HTTP refuses is refused here too."""
     with triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
         for call in (
             client.get_model_repository_index,
@@ -119,25 +119,25 @@ def test_what_changes_the_server_is_closed_by_grpc(server):
 
 
 @pytest.mark.parametrize("value", [b"\n", b"\r\n \n", b"\r\n\t", b"", b"%0a", b"\\n"])
-def test_nobody_can_send_the_key(server, value):
-    """It is a line break, which ends a header in whatever way it is written."""
+def test_no_client_can_send_the_key(server, value):
+    """The key is a line break, which ends a header however it is written."""
     host, port = server.http_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(b"GET /v2/logging HTTP/1.1\r\nHost: x\r\nnobody: " + value + b"\r\n\r\n")
+        connection.sendall(b"GET /v2/logging HTTP/1.1\r\nHost: x\r\nnobody: " + value + b"\r\n\r\n")  # sic
         connection.shutdown(socket.SHUT_WR)
         reply = connection.recv(1000)
     assert not reply.startswith(b"HTTP/1.1 2")
 
 
-def test_what_tells_of_the_models_is_open(server):
-    """`florence2 info`, `health` and load generators ask for it."""
+def test_information_about_the_models_is_open(server):
+    """`florence2 info`, `florence2 health` and load generators need it."""
     assert ask(server, "GET", f"{ENSEMBLE}/config")[0] == 200
     assert ask(server, "GET", f"{ENSEMBLE}/stats")[0] == 200
     assert ask(server, "GET", "/v2/health/ready")[0] == 200
 
 
-def test_other_users_of_the_machine_see_neither_pictures_nor_files(server):
-    """Shared memory and the server's folder are for its user alone; it listens on this machine alone."""
+def test_other_users_of_the_machine_see_neither_images_nor_files(server):
+    """Only the server's user can read its shared memory and folder, and it listens only on this machine."""
     regions = [path for path in Path("/dev/shm").iterdir() if path.name.startswith(server._shm_prefix)]
     assert len(regions) >= 5
     assert {path.stat().st_mode & 0o777 for path in regions} == {0o600}
@@ -147,13 +147,13 @@ def test_other_users_of_the_machine_see_neither_pictures_nor_files(server):
 
 @pytest.mark.parametrize("headers", [JSON, FORM], ids=["json", "form"])
 def test_a_body_of_24_mb_is_answered(server, headers):
-    """Also as a form, which `curl -d` sends: with Triton's usual stack, 5 MB of it ended the server."""
+    """Also as a form, as `curl -d` sends it: with Triton's default stack, 5 MB of it ended the server."""
     status, reply = generate(server, "A" * 24_000_000, headers)
     assert status == 400 and "the image is damaged" in reply["error"]
 
 
-def test_a_large_message_by_grpc_is_answered(server):
-    """Nothing limits its size but memory."""
+def test_a_large_message_over_grpc_is_answered(server):
+    """Only memory limits its size."""
     with pytest.raises(InferenceServerException, match="the image is damaged"):
         infer(server, b"\xff\xd8" + bytes(64_000_000))
 
@@ -163,7 +163,7 @@ ADDRESSES = ["http://169.254.169.254/latest", "https://example.com/a.jpg", "file
 
 @pytest.mark.parametrize("address", [*ADDRESSES, "/etc/passwd", "../../etc/passwd"])
 def test_nothing_is_fetched(server, address):
-    """Addresses are refused by name; a path is base64 text or no picture."""
+    """URLs are refused with a message of their own; a path is read as base64 text or as a damaged image."""
     status, reply = generate(server, address)
     assert status == 400
     said = "the server fetches nothing" if address in ADDRESSES else "the image"
@@ -174,7 +174,7 @@ BOMB = zlib.compress(bytes(64_000_000))
 HOSTILE = {
     "40,000 x 40,000 pixels": png(side=1).replace(struct.pack(">II", 1, 1), struct.pack(">II", 40_000, 40_000)),
     "a text of 64 MB": png((b"zTXt", b"note\0\0" + BOMB)),
-    "a colour profile of 64 MB": png((b"iCCP", b"icc\0\0" + BOMB)),
+    "a color profile of 64 MB": png((b"iCCP", b"icc\0\0" + BOMB)),
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file showpage",
     "PDF": b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n",
     "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
@@ -182,17 +182,17 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_pictures_are_refused_or_harmless(server, what):
-    """Quickly, whatever they unpack to."""
+def test_hostile_images_are_refused_or_harmless(server, what):
+    """Quickly, whatever they would unpack to."""
     start = time.monotonic()
     with contextlib.suppress(InferenceServerException):
         infer(server, HOSTILE[what])
-        assert what == "a colour profile of 64 MB", "only this one's pixels are worth reading"
+        assert what == "a color profile of 64 MB", "only this image has pixels that can be read"
     assert time.monotonic() - start < 5
 
 
-def test_of_an_animation_one_frame_is_decoded(server):
-    """Three thousand frames cost what one does."""
+def test_one_frame_of_an_animation_is_decoded(server):
+    """Three thousand frames cost as much as one."""
     frames = [Image.new("L", (64, 64), n % 256) for n in range(3000)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
@@ -201,25 +201,25 @@ def test_of_an_animation_one_frame_is_decoded(server):
     assert time.monotonic() - start < 5
 
 
-def test_the_log_holds_no_pictures_prompts_or_answers(server, log):
-    """Neither of good requests nor of refused ones."""
+def test_the_log_contains_no_images_prompts_or_answers(server, log):
+    """Neither those of good requests nor those of refused ones."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(buffer, "PNG")
     generate(server, "c2VjcmV0LXBpY3R1cmU=")
     generate(server, buffer.getvalue().hex(), TASK="secret-prompt")
     for task in "secret-prompt", "<OCR> secret-text", "secret-prompt" * 10_000:
         with contextlib.suppress(InferenceServerException):
-            generate(server, "secret-picture", TASK=task)
+            generate(server, "secret-image", TASK=task)
     assert "secret" not in "\n".join(log)
 
 
-def test_the_page_names_the_version_that_runs(server):
-    """And what it says of it is about that version."""
+def test_the_document_names_the_version_that_runs(server):
+    """What it says about Triton holds for that version."""
     version = ask(server, "GET", "/v2")[1]["version"]
     assert f"Triton {version.rsplit('.', 1)[0]}" in PAGE
 
 
-def test_the_key_is_nothing_to_hide(server):
-    """The command line, which every user can read, holds no secret."""
+def test_the_key_is_no_secret(server):
+    """Every user can read the command line."""
     restricted = [word for word in server._process.args if "restricted" in word]
-    assert len(restricted) == 2 and all(word.endswith(":nobody=\n") for word in restricted)
+    assert len(restricted) == 2 and all(word.endswith(":nobody=\n") for word in restricted)  # sic

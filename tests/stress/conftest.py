@@ -14,12 +14,12 @@ import pytest
 class Sizes:
     """How long and how large the tests are. STRESS_MINUTES sets `minutes`, and so on."""
 
-    minutes: float = 60  # of mixed traffic
+    minutes: float = 60.0  # of mixed traffic
     rate: float = 1.5  # its requests per second
     requests: int = 100_000  # through the engine
     images: int = 300  # damaged, unusual and good
     crowd: int = 500  # clients that send in the same moment
-    seconds: float = 60  # until those of them that still wait give up
+    seconds: float = 60.0  # until those of them that still wait give up
     misbehaving: int = 100  # clients of each kind
 
     @classmethod

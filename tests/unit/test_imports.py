@@ -34,7 +34,7 @@ def test_the_library_imports_none_of_its_users(path):
 
 
 @every_module
-def test_only_the_engine_needs_torch_and_nobody_transformers(path):
+def test_only_the_engine_needs_torch_and_no_module_transformers(path):
     """The server runs without transformers; preprocessing and clients run without torch."""
     heavy = roots(imported_by(path)) & {"torch", "transformers", "safetensors"}
     assert heavy <= ({"torch", "safetensors"} if ENGINE in path.parents else set())
@@ -85,7 +85,7 @@ def test_import_florence2_needs_numpy_at_most():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_client_needs_numpy_pillow_and_tritonclient_alone():
+def test_the_client_needs_only_numpy_pillow_and_tritonclient():
     """The library and every command but serve and export start without what the server needs, and without extras."""
     code = (
         "import sys\n"

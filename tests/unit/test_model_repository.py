@@ -66,7 +66,7 @@ def test_a_config_is_complete_and_without_queue_policy(name):
 
 
 def test_the_ensemble_is_the_contract():
-    """These names, types and dims are what callers rely on."""
+    """These names, types and dims are what clients rely on."""
     ensemble = read("florence2_ensemble")
     assert ensemble.max_batch_size == 0
     assert signature(ensemble.input) == CONTRACT_INPUTS

@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from florence2.errors import Florence2Error
+from florence2.errors import Florence2Error, ServerError
+from florence2.server import machine
 from florence2.server.options import ServingOptions
 
 EXAMPLES = """\
@@ -56,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if not options.tritonserver and (problem := machine.missing()):
+        raise ServerError(problem)  # ahead of the packages, which cannot all be installed on an unsupported Python
     try:
         from florence2.server.foreground import serve
     except ModuleNotFoundError as error:

@@ -94,7 +94,7 @@ class PaddedLayer(PackedLayer):
         self.cross_norm = layer.encoder_attn_layer_norm
 
     def __call__(self, x: Tensor, step: PaddedStep, index: int) -> Tensor:
-        """[R, D] -> [R, D]"""
+        """Return the layer's output: [R, D] -> [R, D]."""
         attended = step.attend_to_self(index, *self.project(x)).flatten(1)
         x = self.self_norm(x + self.self_out(attended))
         attended = step.attend_to_encoder(index, self.split(self.cross_query(x) * self.scale)).flatten(1)

@@ -15,6 +15,7 @@ import pytest
 
 from bench.batch import make_images, measure
 from florence2.server.embedded import EmbeddedServer
+from florence2.server.options import ServingOptions
 
 PICTURES = 60
 
@@ -74,12 +75,12 @@ def test_ctrl_c_ends_soon_and_loses_nothing(server, pictures, protocol):
 
 def test_restarted_server_is_waited_for(repository, pictures):
     """The server stops during a run and another takes its place on the same port: every picture has one answer."""
-    with EmbeddedServer(repository, "127.0.0.1", 0, 0, 0) as first:
+    with EmbeddedServer(ServingOptions.on_free_ports(repository)) as first:
         port = int(first.grpc_url.rpartition(":")[2])
         run = batch(first.grpc_url, pictures)
         wait_for(5, pictures)
     assert len(answers(pictures)) < PICTURES
-    with EmbeddedServer(repository, "127.0.0.1", 0, port, 0):
+    with EmbeddedServer(ServingOptions.on_free_ports(repository, grpc_port=port)):
         _, errors = run.communicate(timeout=180)
     assert run.returncode == 0, errors
     assert set(Counter(line["image"] for line in answers(pictures)).values()) == {1}

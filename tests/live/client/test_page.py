@@ -16,7 +16,7 @@ from PIL import Image
 
 from florence2.tasks import TASKS
 from florence2_client import Client
-from florence2_client.page import asking
+from florence2_client.page import requests
 from florence2_client.page.layout import EXAMPLE, EXAMPLES
 from florence2_client.page.requests import ask
 from florence2_client.page.serving import served_page
@@ -122,7 +122,7 @@ def cards(client, picture, tasks, text="", region="", **options):
 
 def test_answers_grow_where_they_are_streamed(client, monkeypatch):
     """Unfinished cards first, then what a greedy search answers; an error is a card as always."""
-    monkeypatch.setattr(asking, "PAUSE", 0)
+    monkeypatch.setattr(requests, "PAUSE", 0)
     news = list(ask(client, EXAMPLE, ["more_detailed_caption", "od"], "", "", Options(num_beams=3), stream=True))
     for place, task in enumerate(["more_detailed_caption", "od"]):
         shown = [card for key, card in news if key == place]

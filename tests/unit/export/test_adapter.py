@@ -154,14 +154,14 @@ REFUSED = {
     "a kind of tomorrow": (edited(use_something_new={"a": 1}), "use_something_new"),
     "a scale of nonsense": (edited(lora_alpha="much"), "does not say the adapter's scale"),
     "no scale": (edited(lora_alpha=None), "does not say the adapter's scale"),
-    "half a pair": (refilled(lambda factors: factors.pop(FIRST)), "has not its two factors"),
+    "half a pair": (refilled(lambda factors: factors.pop(FIRST)), "lacks one of its two factors"),
     "an adapter of another size": (
         refilled(lambda factors: factors.update({FIRST: torch.zeros(4, 7)})),
         "does not fit this checkpoint",
     ),
     "a factor that is a line": (
         refilled(lambda factors: factors.update({FIRST: torch.zeros(4)})),
-        "has not its two factors",
+        "lacks one of its two factors",
     ),
     "a head of another size": (
         refilled(lambda factors: factors.update({"base_model.model.lm_head.weight": torch.zeros(1576, 64)})),
@@ -177,7 +177,7 @@ REFUSED = {
     ),
     "an adapter of another model": (
         refilled(lambda factors: factors.update({FIRST.replace("language_model", "text"): factors.pop(FIRST)})),
-        "has not its two factors",
+        "lacks one of its two factors",
     ),
     "a whole weight of another model": (
         refilled(lambda factors: factors.update({"base_model.model.classifier.weight": torch.zeros(2, 2)})),

@@ -241,14 +241,14 @@ DAMAGE = {
     "a pickle that is none": (only_a_pickle, "pytorch_model.bin"),
     "a pickle that runs code": (pickled({"weight": Code()}), "wants to run code"),
     "an old pickle that runs code": (pickled({"weight": Code()}, _use_new_zipfile_serialization=False), "run code"),
-    "a pickle of something else": (pickled([1, 2]), "something else than weights"),
+    "a pickle of something else": (pickled([1, 2]), "something other than weights"),
     "half a pickle": (half_a_pickle, "damaged"),
     "an index of nothing": (index({}), "lists no weights"),
     "an index that leads out": (index({EMBEDDING: "../../etc/passwd"}), "outside of the checkpoint"),
     "an adapter alone": (only_an_adapter, "give the checkpoint it changes"),
-    "quantised weights": (
+    "quantized weights": (
         lambda copy: copy.reweigh(lambda weights: weights.update({LAST_NORM: weights[LAST_NORM].to(torch.int8)})),
-        "quantised",
+        "quantized",
     ),
     "half a file": (truncate, "damaged or incomplete"),
     "text for weights": (write("model.safetensors", "<html>404</html>"), "damaged or incomplete"),

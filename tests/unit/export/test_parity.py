@@ -61,7 +61,7 @@ def test_lower_precisions_may_have_outliers_but_no_shift(precision):
 def test_pictures_are_of_the_models_size_and_always_the_same(checkpoint):
     """So that an export's report can be compared with yesterday's."""
     image = checkpoint.config.image
-    first, second = parity.draw_pictures(image, 3), parity.draw_pictures(image, 3)
+    first, second = parity.draw_images(image, 3), parity.draw_images(image, 3)
     assert [picture.tobytes() for picture in first] == [picture.tobytes() for picture in second]
     assert {picture.size for picture in first} == {(image.width, image.height)}
     assert len({picture.tobytes() for picture in first}) == 3
@@ -98,7 +98,7 @@ class Compared:
 def compare(decoder, checkpoint, reference) -> Compared:
     image, text = checkpoint.config.image, checkpoint.config.text
     features = np.random.default_rng(0).standard_normal((3, image.tokens, text.d_model)).astype(np.float32)
-    cases = parity.questions(checkpoint)
+    cases = parity.requests(checkpoint)
     answers = parity.run_language(decoder, features, cases)
     return Compared(answers, (reference, checkpoint.config, features, cases))
 

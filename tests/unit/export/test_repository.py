@@ -62,7 +62,7 @@ def test_nothing_but_code_and_configs_is_copied(tmp_path):
 
 def test_targets_that_cannot_be_are_refused_before_any_work(tmp_path):
     """The checkout's own repository, a file, and names Triton would not take."""
-    with pytest.raises(CheckpointError, match="stays clean"):
+    with pytest.raises(CheckpointError, match="stays unchanged"):
         repository.check_target(repository.TEMPLATE, "florence2")
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file"):

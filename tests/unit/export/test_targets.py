@@ -98,6 +98,6 @@ def test_the_real_server_takes_the_gpu_configuration(tmp_path, exported):
     (accelerator,) = seen["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
     (written,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator["parameters"] == dict(written.parameters)
-    assert [sample["name"] for sample in seen["model_warmup"]] == ["one picture", "a full batch"]
+    assert [sample["name"] for sample in seen["model_warmup"]] == ["one image", "a full batch"]
     pictures = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in ran["batch_stats"]}
     assert pictures == {1: 1, config.max_batch_size: 1}, "the samples run before the first request"

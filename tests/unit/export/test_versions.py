@@ -19,7 +19,7 @@ from florence2.server.options import ServingOptions
 from florence2_client.cli.info import ask_server
 from florence2_client.transports.base import parse_url
 from florence2_export import installation, repository
-from florence2_export.parity import draw_pictures
+from florence2_export.sample_images import draw_images
 
 NAME = "florence2"
 
@@ -151,7 +151,7 @@ class Callers:
 @pytest.mark.live
 def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(served, checkpoint, tmp_path):
     """Under continuous requests: every answer is wholly of the old or of the new version, and none is missing."""
-    draw_pictures(checkpoint.config.image, 1)[0].save(tmp_path / "picture.png")
+    draw_images(checkpoint.config.image, 1)[0].save(tmp_path / "picture.png")
     with EmbeddedServer(ServingOptions.on_free_ports(served, model_control=True)) as server:
         callers = Callers(server.http_url, (tmp_path / "picture.png").read_bytes())
         control = triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))

@@ -11,8 +11,8 @@ from transformers.models.florence2.modeling_florence2 import Florence2VisionBack
 
 from florence2.triton.onnx_session import OpenVino
 from florence2_export.davit import ChannelAttention, Tower
-from florence2_export.pictures import calibration_pictures, draw_pictures
-from florence2_export.quantise import quantise
+from florence2_export.quantize import quantize
+from florence2_export.sample_images import calibration_images, draw_images
 from florence2_export.vision import INPUT, OUTPUT, VisionEncoder, export_vision
 
 
@@ -134,19 +134,19 @@ def test_windows_that_do_not_fit_are_padded_as_in_transformers():
 
 
 def test_int8_keeps_the_features_near(file, checkpoint, tmp_path):
-    """Every product with weights but the last is quantised, and the features stay recognisable, in OpenVINO too."""
+    """Every product with weights but the last is quantized, and the features stay recognisable, in OpenVINO too."""
     path = tmp_path / "model.onnx"
-    quantise(file, path, calibration_pictures(checkpoint.config.image))
+    quantize(file, path, calibration_images(checkpoint.config.image))
     model = onnx.load(path)
     assert model.ir_version <= 10 and max(opset.version for opset in model.opset_import) <= 21
     assert {entry.key: entry.value for entry in model.metadata_props}["checkpoint"] == checkpoint.source.name
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer) >= 40
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    pixels = np.stack([np.asarray(picture) for picture in draw_pictures(checkpoint.config.image, 2)])
+    pixels = np.stack([np.asarray(picture) for picture in draw_images(checkpoint.config.image, 2)])
     (exact,) = onnxruntime.InferenceSession(file).run([OUTPUT], {INPUT: pixels})
-    (quantised,) = onnxruntime.InferenceSession(path).run([OUTPUT], {INPUT: pixels})
+    (quantized,) = onnxruntime.InferenceSession(path).run([OUTPUT], {INPUT: pixels})
     served = OpenVino(path, 2, True, {"INFERENCE_PRECISION_HINT": "bf16"}).run({INPUT: pixels})[OUTPUT]
-    for features in (quantised, served):
+    for features in (quantized, served):
         assert np.linalg.norm(features - exact) < 0.2 * np.linalg.norm(exact)
 
 

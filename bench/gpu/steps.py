@@ -1,0 +1,118 @@
+"""The time of a step by requests x beams, eager and as a graph; captures, prefill and memory. Random weights."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.decode import random_weights
+from bench.gpu.common import (
+    EagerBackend,
+    Report,
+    arguments,
+    engine_of,
+    geometry,
+    memory_mib,
+    milliseconds,
+    random_request,
+)
+from florence2.engine.cuda.backend import CudaBackend
+from florence2.engine.cuda.step import PaddedStep
+from florence2.engine.engine import Engine
+
+LOADS = ((1, 1), (1, 3), (8, 1), (8, 3), (16, 3), (32, 3), (64, 3))
+WARM_UP = 6
+
+
+class TimedBackend(CudaBackend):
+    """Notes how long each capture takes."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.captures: dict[str, int] = {}
+
+    def _capture(self, step: PaddedStep) -> Callable[[], Tensor]:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        run = super()._capture(step)
+        torch.cuda.synchronize()
+        name = f"{step.rows} rows, {step.length} and {step.encoder_length} positions"
+        self.captures[name] = round((time.perf_counter() - started) * 1e3)
+        return run
+
+
+def step_milliseconds(engine: Engine, requests: int, beams: int, steps: int) -> float:
+    """Return the median time of a step with these requests in flight."""
+    length = WARM_UP + steps + 2
+    sequences = [
+        engine.add(random_request(engine.config, seed, num_beams=beams, max_new_tokens=length))
+        for seed in range(requests)
+    ]
+    while any(sequence.prefill is not None or not sequence.rows for sequence in sequences):
+        engine.step()
+    for _ in range(WARM_UP):
+        engine.step()
+    taken = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        engine.step()  # ends by reading its results, so nothing is left running
+        taken.append(time.perf_counter() - started)
+    while not engine.scheduler.idle:
+        engine.step()
+    return round(statistics.median(taken) * 1e3, 3)
+
+
+def table(report: Report, weights: dict[str, Tensor]) -> None:
+    options = report.options
+    config, cuda = geometry(options), options.device == "cuda"
+    for precision in ("float16", "bfloat16", "float32") if cuda else ("float32",):
+        for requests, beams in LOADS[:4] if options.small or precision != "float16" else LOADS:
+            if report.late:
+                return
+            cells = {}
+            for name, backend in (("eager", EagerBackend), ("graph", CudaBackend)):
+                rows = max(24, requests * beams)
+                engine = engine_of(weights, config, options, precision=precision, rows=rows, backend=backend)
+                cells[name] = step_milliseconds(engine, requests, beams, 6 if options.small else 30)
+                del engine
+            report(f"step_ms_{precision}_{requests}x{beams}", cells)
+
+
+def captures(report: Report, weights: dict[str, Tensor]) -> None:
+    if report.options.device != "cuda":
+        return
+    config, before = geometry(report.options), memory_mib("cuda")
+    engine = engine_of(weights, config, report.options, backend=TimedBackend)
+    for requests, beams, tokens in ((1, 1, 5), (1, 3, 5), (2, 3, 5), (4, 3, 5), (8, 3, 70)):
+        options = {"num_beams": beams, "max_new_tokens": tokens}
+        engine.generate([random_request(config, seed, **options) for seed in range(requests)])
+    assert isinstance(engine.backend, TimedBackend)
+    report("capture_ms", engine.backend.captures)
+    report("memory_mib", {"before": before, "after": memory_mib("cuda")})
+
+
+@torch.inference_mode()
+def prefill(report: Report, weights: dict[str, Tensor]) -> None:
+    config, device = geometry(report.options), report.options.device
+    engine, request = engine_of(weights, config, report.options), random_request(config, 1)
+    report(
+        "prefill_ms",
+        milliseconds(lambda: list(engine.backend.prefill(request.image_features, request.prompt_ids, 0)), device, 10),
+    )
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    report, weights = Report(options, "steps"), random_weights(geometry(options))
+    for part in (captures, table, prefill):
+        with report.part(part.__name__):
+            part(report, weights)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Each program in examples/ runs against the live server, and its types hold under `mypy --strict`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.toy_model import scenes
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a folder of images, in which the programs run."""
+    (tmp_path / "images").mkdir()
+    for index in range(2):
+        scenes.make_scene(900_003 + index).draw(640).save(tmp_path / "images" / f"street-{index}.jpg")
+    return tmp_path
+
+
+def run(program: str, folder: Path, *arguments: str) -> str:
+    path = EXAMPLES / program
+    command = [sys.executable, path] if path.suffix == ".py" else [path]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run([*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+IMAGE = "images/street-0.jpg"
+
+
+def test_the_client_library(server, folder):
+    """Detected objects are printed and drawn; tasks run at once; a file that is not an image gets an error."""
+    assert "[" in run("client_sync.py", folder, IMAGE, server.http_url).replace("(", "[")
+    assert (folder / "objects.png").exists()
+    printed = run("client_async.py", folder, IMAGE, server.grpc_url)
+    assert [line.partition(":")[0] for line in printed.splitlines()] == ["caption", "text", "objects"]
+    (folder / "images" / "notes.txt").write_text("no image")
+    notes, *captions = run("client_batch.py", folder, "images", server.grpc_url).splitlines()
+    assert notes.startswith("notes.txt: ") and len(captions) == 2
+
+
+def test_nvidias_client(server, folder):
+    """Over gRPC, with nothing of this project."""
+    assert "[" in run("triton_grpc.py", folder, IMAGE, server.grpc_url.removeprefix("grpc://"))
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_curl(server, folder):
+    """Over HTTP."""
+    response = json.loads(run("generate.sh", folder, IMAGE, server.http_url.removeprefix("http://")))
+    assert json.loads(response["RESULT"])["<OD>"]["labels"]
+
+
+def test_the_command_line(server, folder):
+    """Answers and a COCO file for all images."""
+    run("batch.sh", folder, "images", server.grpc_url)
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 4
+    assert json.loads((folder / "objects.json").read_text())["images"]
+
+
+def test_every_example_is_listed_and_tested():
+    """The table of README names each program, and a test here runs it."""
+    programs = {path.name for path in EXAMPLES.iterdir()} - {"README.md"}
+    text, tests = (EXAMPLES / "README.md").read_text(), Path(__file__).read_text()
+    assert all(f"]({name})" in text and f'"{name}"' in tests for name in programs)
