@@ -24,8 +24,9 @@ class Sizes:
 
     @classmethod
     def from_environment(cls) -> Sizes:
-        names = {field.name: os.environ.get(f"STRESS_{field.name.upper()}") for field in dataclasses.fields(cls)}
-        return cls(**{name: type(getattr(cls, name))(text) for name, text in names.items() if text})
+        types = {"int": int, "float": float}
+        given = {field: os.environ.get(f"STRESS_{field.name.upper()}") for field in dataclasses.fields(cls)}
+        return cls(**{field.name: types[str(field.type)](text) for field, text in given.items() if text})
 
 
 @pytest.fixture(scope="session")
