@@ -23,7 +23,7 @@ from florence2_client import Client, Florence2Error, InvalidRequest
 ROOT = Path(__file__).parents[3]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "florence2.json").read_text())
-PICTURE = ROOT / "docs" / "images" / "answers.png"
+IMAGE = ROOT / "docs" / "images" / "answers.png"
 # What a machine without a GPU lacks, from Triton's user guide on metrics.
 OF_GPUS = {f"nv_gpu_{what}" for what in (
     "utilization", "memory_used_bytes", "memory_total_bytes", "power_usage", "power_limit")}  # fmt: skip
@@ -61,7 +61,7 @@ def metrics_of(query: str) -> set[str]:
 def asked_server(server):
     with Client(server.grpc_url) as client:
         for _ in range(2):
-            client.detect(PICTURE)
+            client.detect(IMAGE)
     time.sleep(1.5)  # published once a second
     return server
 
@@ -111,8 +111,8 @@ def test_each_failed_request_is_counted_once(asked_server):
             with pytest.raises(InvalidRequest):
                 client.caption(b"no image")
         with pytest.raises(Florence2Error):  # in the decoder, and too late
-            client.detect(PICTURE, timeout=0.01)
-        client.caption(PICTURE, num_beams=1)
+            client.detect(IMAGE, timeout=0.01)
+        client.caption(IMAGE, num_beams=1)
     deadline = time.monotonic() + 10
     while increase(panel, before, after := triton_counts(asked_server)) < 4 and time.monotonic() < deadline:
         time.sleep(0.2)  # the late request ends in the server after the client has given up
@@ -197,7 +197,7 @@ def test_the_dashboard_shows_a_live_server(prometheus: str, asked_server):
     with Client(asked_server.grpc_url) as client:
         until = time.monotonic() + 30
         while scrapes(prometheus) < 5 and time.monotonic() < until:
-            client.detect(PICTURE)
+            client.detect(IMAGE)
             time.sleep(0.5)
     empty = {}
     for name, query in queries().items():

@@ -17,7 +17,7 @@ import pytest
 from florence2_client import Client
 
 ROOT = Path(__file__).parents[3]
-PICTURE = ROOT / "docs" / "images" / "answers.png"
+IMAGE = ROOT / "docs" / "images" / "answers.png"
 KEY = {"Authorization": "Bearer a-key"}
 ENSEMBLE = "/v2/models/florence2_ensemble"
 
@@ -70,8 +70,8 @@ def status(proxy: str, method: str, path: str, headers: dict[str, str], body: by
 def test_answers_come_through_with_the_key(proxy: str):
     """By the client library, whole and piece by piece."""
     with Client(f"http://{proxy}", headers=KEY) as client:
-        assert client.detect(PICTURE).answer.labels
-        assert len(list(client.stream(PICTURE, "<CAPTION>"))) > 1
+        assert client.detect(IMAGE).answer.labels
+        assert len(list(client.stream(IMAGE, "<CAPTION>"))) > 1
     assert status(proxy, "GET", "/v2/health/ready", KEY) == 200
     assert status(proxy, "GET", f"{ENSEMBLE}/config", KEY) == 200
 

@@ -68,7 +68,7 @@ def python_model(repository: Path, name: str = "double", initialize: str = "pass
 
 
 def onnx_model(repository: Path, name: str = "triple") -> Path:
-    """Y = 3 * X, with the 3 in a file beside the model as large checkpoints have their weights."""
+    """Y = 3 * X, with the 3 in a file next to the model, where large checkpoints have their weights."""
     version = repository / name / "1"
     version.mkdir(parents=True)
     x, y = (helper.make_tensor_value_info(tensor, TensorProto.FLOAT, ["batch", "n"]) for tensor in "XY")
@@ -140,7 +140,7 @@ def running(models: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files of this test's servers alone, so that leftovers and processes can be told apart."""
+    """A folder for temporary files of only this test's servers, so that leftovers and processes can be told apart."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -241,7 +241,7 @@ def test_model_that_cannot_load_is_named_with_its_reason(tmp_path, temporary, in
 
 
 def test_taken_port_is_named_before_anything_starts(tmp_path):
-    """Nobody waits for models to load only to hear that the port is taken."""
+    """The port is checked before the models load."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ServerError, match=f"port {port} is already in use; choose another with --grpc-port"):

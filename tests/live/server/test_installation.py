@@ -72,7 +72,7 @@ def test_what_an_installation_lacks_is_named(container: Path):
 
 
 def test_onnxruntime_opens_a_mirrored_model_itself(tmp_path: Path):
-    """As the C++ backend does: it is a link, its weights are behind one, and some releases may refuse that."""
+    """The C++ backend does so: it is a link, its weights are behind one, and some releases may refuse that."""
     mirrored = mirror(tmp_path, onnx_model(tmp_path / "exported"))
     session = onnxruntime.InferenceSession(mirrored / "triple" / "1" / "model.onnx")
     assert session.run(["Y"], {"X": np.ones((1, 1), np.float32)})[0] == 3

@@ -1,4 +1,4 @@
-"""The same picture is encoded once: Triton's response cache on the vision encoder, live."""
+"""The same image is encoded once: Triton's response cache on the vision encoder, live."""
 
 import urllib.request
 
@@ -28,19 +28,19 @@ def count(server, what: str) -> int:
     return sum(int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-def test_a_picture_that_was_seen_is_answered_from_the_cache_with_equal_features(server, repository, monkeypatch):
-    """Bit for bit those that the encoder computes, also after other pictures; the metrics tell hits and misses."""
+def test_an_image_that_was_seen_is_answered_from_the_cache_with_equal_features(server, repository, monkeypatch):
+    """Bit for bit those that the encoder computes, also after other images; the metrics tell hits and misses."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(usable_cores()))
     folder = repository / MODEL
     config = read_config(folder)
     shape = (1, *config.input[0].dims)
-    pictures = np.random.default_rng(5).integers(0, 256, (3, *shape), dtype=np.uint8)
+    images = np.random.default_rng(5).integers(0, 256, (3, *shape), dtype=np.uint8)
     hits, misses = count(server, "hits"), count(server, "misses")
     with tritonclient.grpc.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
-        computed = [encode(client, picture) for picture in pictures]
-        cached = [encode(client, picture) for picture in pictures]
+        computed = [encode(client, image) for image in images]
+        cached = [encode(client, image) for image in images]
     assert (count(server, "hits") - hits, count(server, "misses") - misses) == (3, 3)
     np.testing.assert_array_equal(cached, computed)
     uncached = open_session(folder / "1" / "model.onnx", as_triton_passes_it(config))
-    np.testing.assert_array_equal(computed[0], uncached.run({"PIXELS": pictures[0]})["IMAGE_FEATURES"])
+    np.testing.assert_array_equal(computed[0], uncached.run({"PIXELS": images[0]})["IMAGE_FEATURES"])
     assert not np.array_equal(computed[0], computed[1])

@@ -1,6 +1,6 @@
 """The chart as Helm itself renders it.
 
-Helm comes in a wheel that `make install` puts beside the environment's packages; without it and without one on PATH
+Helm comes in a wheel that `make install` puts next to the environment's packages; without it and without one on PATH
 these tests skip.
 """
 

@@ -39,7 +39,7 @@ def server_of(manifests):
 
 
 def options_of(container):
-    """As the real command line understands the container's arguments."""
+    """Parse the container's arguments like the real command line."""
     assert container["args"][0] == "florence2"
     return cli.parser().parse_args(container["args"][1:])
 
@@ -80,7 +80,7 @@ def test_mistaken_values_are_refused(render, value):
 
 @example
 def test_probes_ask_a_real_question(render, example):
-    """By `florence2 health`, whose own time limit ends first; it alone tells a busy server from a dead one."""
+    """By `florence2 health`, whose own time limit ends first; only it tells a busy server from a dead one."""
     server = server_of(render(example))
     for name in ("startupProbe", "livenessProbe", "readinessProbe"):
         probe = server[name]
@@ -100,7 +100,7 @@ def test_stopping_gives_requests_their_time(render, example):
     assert pause > 0 and pod["terminationGracePeriodSeconds"] > needed
 
 
-def test_an_update_takes_nobody_away_first(render):
+def test_an_update_takes_no_pod_away_first(render):
     """Unless the values say that there is no GPU to spare."""
     strategies = {name: the(render(name), "Deployment")["spec"]["strategy"]["rollingUpdate"] for name in EXAMPLES}
     assert strategies["gpu"]["maxUnavailable"] == 1
@@ -153,7 +153,7 @@ def test_containers_may_do_nothing_more(render, example):
 
 
 @example
-def test_services_find_the_servers_alone(render, example):
+def test_services_find_only_the_servers(render, example):
     """Never the export's pod. The service for gRPC gives out the replicas' own addresses."""
     manifests = render(example)
     servers = the(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]

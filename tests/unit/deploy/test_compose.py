@@ -21,7 +21,7 @@ OURS = ("export", "triton-cpu", "triton-gpu", "ui")
 
 
 def interpolated(text: str, settings: dict[str, str]) -> str:
-    """As compose does it: `${NAME:-default}`, `${NAME:?why}`, and `$$` for a dollar."""
+    """Substitute like compose: `${NAME:-default}`, `${NAME:?why}`, and `$$` for a dollar."""
 
     def value(match: re.Match[str]) -> str:
         given = settings.get(match["name"], "")
@@ -97,7 +97,7 @@ def exported(service: dict[str, Any], models: Path) -> list[str]:
 
 
 def test_the_servers_can_start_and_the_page_finds_them():
-    """Shared memory for the models and their streaming twin; executables on /tmp; one name for both kinds."""
+    """Shared memory for the models and their streaming models; executables on /tmp; one name for both kinds."""
     for name in ("triton-cpu", "triton-gpu"):
         service = services()[name]
         assert service["shm_size"] == "1gb" and 2**30 > 6 * SHM_PER_PROCESS > 64 * MIB

@@ -54,7 +54,7 @@ def last_of(stage: str, name: str) -> str:
 
 @pytest.mark.parametrize("stage", ["cpu", "gpu", "ui"])
 def test_commands_are_ones_that_florence2_takes(stage: str):
-    """Of the container and of its probe."""
+    """The command of the container and that of its probe."""
     command = json.loads(last_of(stage, "CMD"))
     assert command[0] == "florence2"
     options = cli.parser().parse_args(command[1:])

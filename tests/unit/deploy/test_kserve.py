@@ -23,7 +23,7 @@ def service():
 
 
 def test_kserve_knows_every_field(runtime, service):
-    """Of both objects."""
+    """The schema of both objects."""
     check_fields(runtime["spec"], "ServingRuntimeSpec")
     check_fields(service["spec"], "InferenceServiceSpec")
     with pytest.raises(KeyError):

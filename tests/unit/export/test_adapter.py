@@ -58,7 +58,7 @@ def train(demo, folder, **settings) -> tuple[Florence2ForConditionalGeneration, 
     ],
 )
 def test_merged_weights_are_those_of_peft(demo, tmp_path, settings):
-    """merge_and_unload of the float32 model, weight by weight; what the adapter leaves alone stays as stored."""
+    """merge_and_unload of the float32 model, weight by weight; what the adapter does not touch stays as stored."""
     _, wrapped = train(demo, tmp_path, **settings)
     merged = wrapped.merge_and_unload().state_dict()
     stored, read = read_checkpoint(str(demo)), read_checkpoint(str(demo), adapter=str(tmp_path))

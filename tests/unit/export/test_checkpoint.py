@@ -17,7 +17,7 @@ LAST_NORM = "model.multi_modal_projector.image_proj_norm.weight"
 
 
 def test_the_config_is_what_transformers_reads_from_the_same_files(demo, checkpoint):
-    """Ids, image size, tokens a picture, geometry and generation defaults."""
+    """Ids, image size, tokens per image, geometry and generation defaults."""
     processor, generation = Florence2Processor.from_pretrained(demo), GenerationConfig.from_pretrained(demo)
     tokenizer, config = AutoTokenizer.from_pretrained(demo), checkpoint.config
     assert (config.tokens.bos, config.tokens.pad, config.tokens.eos) == tuple(
@@ -55,7 +55,7 @@ def test_pickled_weights_are_the_same_checkpoint(copy, checkpoint, settings):
 
 
 def test_pickled_shards_are_one_checkpoint(copy, checkpoint):
-    """As transformers 4 saved them with safe_serialization=False."""
+    """Transformers 4 saved them so, with safe_serialization=False."""
     weights = load_file(copy.path / "model.safetensors")
     (copy.path / "model.safetensors").unlink()
     places = {name: f"pytorch_model-0000{1 + place % 2}-of-00002.bin" for place, name in enumerate(weights)}
@@ -129,7 +129,7 @@ def test_the_embedding_knows_the_vocabulary_better_than_the_config(copy, checkpo
 
 
 def test_truncation_and_padding_left_by_training_are_switched_off(copy):
-    """A saved tokenizer may still cut prompts at the length of somebody's training batches."""
+    """A saved tokenizer may still cut prompts at the length of someone's training batches."""
     cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     copy.edit("tokenizer.json", lambda tokenizer: tokenizer.update(truncation=cut))
     assert len(copy.read().tokenizer.encode("What does the image describe?").ids) > 4
@@ -142,7 +142,7 @@ def test_weights_of_something_else_are_noted(copy):
 
 
 @pytest.mark.parametrize("size", [(128, 128), (160, 96), (192, 256)])
-def test_pictures_may_have_another_size(copy, size):
+def test_images_may_have_another_size(copy, size):
     """Fine-tunes change it; the number of image tokens follows."""
     height, width = size
     edit = {"height": height, "width": width}
@@ -245,7 +245,7 @@ DAMAGE = {
     "half a pickle": (half_a_pickle, "damaged"),
     "an index of nothing": (index({}), "lists no weights"),
     "an index that leads out": (index({EMBEDDING: "../../etc/passwd"}), "outside of the checkpoint"),
-    "an adapter alone": (only_an_adapter, "give the checkpoint it changes"),
+    "only an adapter": (only_an_adapter, "give the checkpoint it changes"),
     "quantized weights": (
         lambda copy: copy.reweigh(lambda weights: weights.update({LAST_NORM: weights[LAST_NORM].to(torch.int8)})),
         "quantized",
@@ -276,7 +276,7 @@ DAMAGE = {
         ),
         "do_resize",
     ),
-    "too large a picture": (
+    "too large an image": (
         lambda copy: copy.edit(
             "processor_config.json", lambda values: values["image_processor"].update(size={"height": 768, "width": 768})
         ),

@@ -1,4 +1,4 @@
-"""Places that cannot be written: a full disk, a limit on file size, somebody else's folder; and a killed export."""
+"""Places that cannot be written: a full disk, a limit on file size, someone else's folder; and a killed export."""
 
 import os
 import resource
@@ -60,9 +60,9 @@ def test_a_full_disk_is_one_sentence(demo, small_disk):
 
 @pytest.mark.parametrize(("mode", "trouble"), [(0o555, "cannot be written"), (0o700, "cannot be read")])
 def test_a_folder_of_others_is_one_sentence(mode, trouble):
-    """Before any work. Root may write everywhere, so where the tests run as root the export runs as nobody."""
+    """Before any work. Root may write everywhere, so where the tests run as root the export runs as another user."""
     if os.geteuid() and mode == 0o700:
-        pytest.skip("only root can make a folder of somebody else")
+        pytest.skip("only root can make a folder of someone else")
     # Not tmp_path: pytest keeps what is above it to its own user.
     with tempfile.TemporaryDirectory() as parent:
         os.chmod(parent, 0o755)
@@ -95,7 +95,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(demo, tmp_path):
         time.sleep(0.05)
         assert run.poll() is None, run.communicate()
     with installation.staging(target):
-        assert len(list(tmp_path.glob(".repository-*"))) == 2, "the running export's folder is let alone"
+        assert len(list(tmp_path.glob(".repository-*"))) == 2, "the running export's folder stays"
     run.send_signal(signal.SIGKILL)
     run.communicate()
     assert len(list(tmp_path.glob(".repository-*"))) == 1

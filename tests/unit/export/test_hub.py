@@ -30,12 +30,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.asked.append(f"{self.command} {self.path}")
         path = self.path.partition("?")[0].strip("/")
-        if path.startswith(("somebody/gated", "api/models/somebody/gated")):
+        if path.startswith(("someone/gated", "api/models/someone/gated")):
             return self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
-        if not path.removeprefix("api/models/").startswith("somebody/florence-2"):
+        if not path.removeprefix("api/models/").startswith("someone/florence-2"):
             return self.answer(401, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         if path.startswith("api/models/"):
-            return self.describe(path.removeprefix("api/models/somebody/florence-2").strip("/"))
+            return self.describe(path.removeprefix("api/models/someone/florence-2").strip("/"))
         _, _, _, revision, name = path.split("/", 4)
         file = self.folder / name
         if revision not in self.REVISIONS or not file.exists():
@@ -51,7 +51,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         names = [file.name for file in self.folder.iterdir()]
         sizes = {name: (self.folder / name).stat().st_size for name in names}
         listing = [{"type": "file", "path": name, "size": sizes[name], "oid": name} for name in names]
-        about = {"id": "somebody/florence-2", "sha": self.REVISIONS[revision], "private": False, "tags": [],
+        about = {"id": "someone/florence-2", "sha": self.REVISIONS[revision], "private": False, "tags": [],
                  "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in names]}  # fmt: skip
         self.answer(200, json.dumps(listing if kind == "tree" else about).encode())
 
@@ -93,38 +93,38 @@ def use_hub(monkeypatch, endpoint: str, cache: Path) -> None:
 
 def test_a_hub_checkpoint_is_downloaded_and_keeps_its_id_and_commit(server, checkpoint):
     """Weights, configs and tokenizer; no code, and a second time nothing."""
-    read = read_checkpoint("somebody/florence-2")
-    assert (read.source.name, read.source.revision) == ("somebody/florence-2", COMMIT)
-    assert read.config.source == "somebody/florence-2"
+    read = read_checkpoint("someone/florence-2")
+    assert (read.source.name, read.source.revision) == ("someone/florence-2", COMMIT)
+    assert read.config.source == "someone/florence-2"
     assert read.weights.keys() == checkpoint.weights.keys()
     downloads = [path for path in server.asked if path.startswith("GET") and "/resolve/" in path]
     assert len(downloads) == 6 and not any(".py" in path for path in downloads)
-    read_checkpoint("somebody/florence-2")
+    read_checkpoint("someone/florence-2")
     assert [path for path in server.asked if path.startswith("GET") and "/resolve/" in path] == downloads
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(server):
     """The commit it stands for is what is remembered."""
-    assert read_checkpoint("somebody/florence-2", revision="tuned").source.revision == BRANCH_COMMIT
-    assert read_checkpoint("somebody/florence-2", revision=COMMIT).source.revision == COMMIT
+    assert read_checkpoint("someone/florence-2", revision="tuned").source.revision == BRANCH_COMMIT
+    assert read_checkpoint("someone/florence-2", revision=COMMIT).source.revision == COMMIT
 
 
 def test_pickles_are_downloaded_only_where_there_is_nothing_better(server):
     """Many repositories hold both forms of the same weights."""
     (server.folder / "pytorch_model.bin").write_bytes(b"never fetched")
-    assert read_checkpoint("somebody/florence-2").files[0].name == "model.safetensors"
+    assert read_checkpoint("someone/florence-2").files[0].name == "model.safetensors"
     assert not any("pytorch_model" in path for path in server.asked)
     (server.folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
-        read_checkpoint("somebody/florence-2", revision="tuned")
+        read_checkpoint("someone/florence-2", revision="tuned")
 
 
 @pytest.mark.parametrize(
     ("hub_id", "revision", "words"),
     [
-        ("somebody/nothing", None, "knows no such repository"),
-        ("somebody/gated", None, "is gated: accept its terms"),
-        ("somebody/florence-2", "v9", "somebody/florence-2 has no revision v9"),
+        ("someone/nothing", None, "knows no such repository"),
+        ("someone/gated", None, "is gated: accept its terms"),
+        ("someone/florence-2", "v9", "someone/florence-2 has no revision v9"),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(server, hub_id, revision, words):
@@ -141,15 +141,15 @@ def refusal(hub_id: str, revision: str | None = None) -> str:
 
 def test_what_is_in_the_cache_is_read_without_a_network(server, tmp_path, monkeypatch):
     """And what is not cannot be had, which is said as such."""
-    read_checkpoint("somebody/florence-2")
+    read_checkpoint("someone/florence-2")
     monkeypatch.undo()
     use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
-    assert read_checkpoint("somebody/florence-2").source.revision == COMMIT
-    assert "neither a directory nor in the hub's cache, and the hub cannot be reached" in refusal("somebody/other")
+    assert read_checkpoint("someone/florence-2").source.revision == COMMIT
+    assert "neither a directory nor in the hub's cache, and the hub cannot be reached" in refusal("someone/other")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert read_checkpoint("somebody/florence-2").source.revision == COMMIT
-    assert "hub cannot be reached" in refusal("somebody/other")
-    assert "revision v9 of somebody/florence-2" in refusal("somebody/florence-2", "v9")
+    assert read_checkpoint("someone/florence-2").source.revision == COMMIT
+    assert "hub cannot be reached" in refusal("someone/other")
+    assert "revision v9 of someone/florence-2" in refusal("someone/florence-2", "v9")
 
 
 def test_a_typing_mistake_is_not_sought_on_the_hub(tmp_path):

@@ -34,7 +34,7 @@ def test_only_models_of_the_same_name_are_replaced(tmp_path):
         "a_vision": None, "a_vision/1": None, "a_vision/1/file": b"new",
         "b_vision": None, "b_vision/1": None, "b_vision/1/file": b"old",
     }  # fmt: skip
-    assert [path.name for path in tmp_path.iterdir()] == ["repository"], "nothing is left beside it"
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"], "nothing is left next to it"
 
 
 @pytest.mark.parametrize("failing", range(4))

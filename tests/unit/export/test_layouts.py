@@ -117,7 +117,7 @@ def test_microsofts_published_files_say_what_the_native_ones_say():
 
 
 def test_a_native_config_stays_as_it_is(demo):
-    """Native files keep some of Microsoft's names beside their own; those do not win."""
+    """Native files keep some of Microsoft's names next to their own; those do not win."""
     config = json.loads((demo / "config.json").read_text())
     assert layouts.native_config(config)["vision_config"] == config["vision_config"]
     config["vision_config"]["dim_embed"] = [1, 2, 3, 4]

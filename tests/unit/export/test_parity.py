@@ -58,13 +58,13 @@ def test_lower_precisions_may_have_outliers_but_no_shift(precision):
     assert not parity.compare_features(ours, theirs, precision).passed
 
 
-def test_pictures_are_of_the_models_size_and_always_the_same(checkpoint):
+def test_images_are_of_the_models_size_and_always_the_same(checkpoint):
     """So that an export's report can be compared with yesterday's."""
     image = checkpoint.config.image
     first, second = parity.draw_images(image, 3), parity.draw_images(image, 3)
-    assert [picture.tobytes() for picture in first] == [picture.tobytes() for picture in second]
-    assert {picture.size for picture in first} == {(image.width, image.height)}
-    assert len({picture.tobytes() for picture in first}) == 3
+    assert [image.tobytes() for image in first] == [image.tobytes() for image in second]
+    assert {image.size for image in first} == {(image.width, image.height)}
+    assert len({image.tobytes() for image in first}) == 3
 
 
 def test_a_changed_or_missing_tensor_fails_the_language_stage(decoder, reference):
@@ -81,7 +81,7 @@ def test_a_changed_or_missing_tensor_fails_the_language_stage(decoder, reference
 
 @dataclass(frozen=True)
 class Compared:
-    """What the engine of a decoder folder answers, beside the reference."""
+    """What the engine of a decoder folder answers, next to the reference."""
 
     answers: list
     arguments: tuple

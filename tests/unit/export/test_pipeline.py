@@ -92,7 +92,7 @@ def standing(tmp_path) -> Path:
 
 
 def test_a_failed_export_leaves_the_repository_as_it_was(standing, demo, monkeypatch):
-    """Full disk, parity not reached, interrupted: nothing changes and nothing is left beside it."""
+    """Full disk, parity not reached, interrupted: nothing changes and nothing is left next to it."""
     before = snapshot(standing)
 
     def full_disk(checkpoint, path, *_settings):

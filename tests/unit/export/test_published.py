@@ -71,7 +71,7 @@ def microsoft(folder: Path) -> None:
     ],
 )
 def test_every_published_checkpoint_exports(tmp_path, name, make, positions, rows):
-    """Positions, vocabulary, picture and defaults are the published ones, and the report passes."""
+    """Positions, vocabulary, image and defaults are the published ones, and the report passes."""
     folder = shutil.copytree(shared(f"checkpoints/{name}"), tmp_path / name)
     make(folder)
     said: list[str] = []

@@ -9,7 +9,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from florence2.errors import CheckpointError
 from florence2_export import repository
 
-STORY = {"checkpoint": "somebody/florence-2", "exported": "2026-01-01T00:00:00Z"}
+PROVENANCE = {"checkpoint": "someone/florence-2", "exported": "2026-01-01T00:00:00Z"}
 DIMS = {"PIXELS": [192, 192, 3], "IMAGE_FEATURES": [37, 128]}
 
 
@@ -18,9 +18,9 @@ def parse(path: Path) -> ModelConfig:
 
 
 @pytest.mark.parametrize("role", repository.ROLES)
-def test_a_copied_config_differs_from_the_committed_one_in_dims_and_versions_alone(tmp_path, role):
+def test_a_copied_config_differs_from_the_committed_one_only_in_dims_and_versions(tmp_path, role):
     """Batching, instances and parameters are tuned in model_repository/ and arrive unchanged."""
-    repository.copy_template(tmp_path, "florence2", 7, DIMS, STORY)
+    repository.copy_template(tmp_path, "florence2", 7, DIMS, PROVENANCE)
     committed = parse(repository.TEMPLATE / f"florence2_{role}" / "config.pbtxt")
     copied = parse(tmp_path / f"florence2_{role}" / "config.pbtxt")
     for tensor in (*copied.input, *copied.output):
@@ -31,7 +31,7 @@ def test_a_copied_config_differs_from_the_committed_one_in_dims_and_versions_alo
             if tensor.name in DIMS:
                 del tensor.dims[:]
     if role == "ensemble":
-        assert {key: value.string_value for key, value in copied.parameters.items()} == STORY
+        assert {key: value.string_value for key, value in copied.parameters.items()} == PROVENANCE
         assert {step.model_version for step in copied.ensemble_scheduling.step} == {7}
         copied.parameters.clear()
         for step in copied.ensemble_scheduling.step:
@@ -44,7 +44,7 @@ def test_a_copied_config_differs_from_the_committed_one_in_dims_and_versions_alo
 
 def test_a_name_reaches_every_model_and_every_step(tmp_path):
     """Two checkpoints side by side must not call each other's models."""
-    repository.copy_template(tmp_path, "large-ft", 1, DIMS, STORY)
+    repository.copy_template(tmp_path, "large-ft", 1, DIMS, PROVENANCE)
     names = {f"large-ft_{role}" for role in repository.ROLES}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert {parse(path / "config.pbtxt").name for path in tmp_path.iterdir()} == names
@@ -54,7 +54,7 @@ def test_a_name_reaches_every_model_and_every_step(tmp_path):
 
 def test_nothing_but_code_and_configs_is_copied(tmp_path):
     """No bytecode; every model has its version directory, which the ensemble's keeps in a bucket too."""
-    repository.copy_template(tmp_path, "florence2", 1, DIMS, STORY)
+    repository.copy_template(tmp_path, "florence2", 1, DIMS, PROVENANCE)
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"config.pbtxt", "model.py", ".keep"}
     assert all((model / "1").is_dir() for model in tmp_path.iterdir())

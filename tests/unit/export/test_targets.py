@@ -40,7 +40,7 @@ def test_each_word_has_a_meaning_for_the_encoder(target, precision, meaning):
 
 
 def test_what_a_target_does_not_do_is_refused_with_the_alternatives():
-    """float16 is of no use on a CPU, and the language model has int8 for the CPU alone."""
+    """float16 is of no use on a CPU, and the language model has int8 only for the CPU."""
     with pytest.raises(CheckpointError, match="float16 is for --target gpu; on a CPU choose auto, bfloat16"):
         targets.vision_precision("cpu", "float16")
     with pytest.raises(CheckpointError, match="int8 is for --target cpu; on a GPU choose auto, float16"):
@@ -99,5 +99,5 @@ def test_the_real_server_takes_the_gpu_configuration(tmp_path, exported):
     (written,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator["parameters"] == dict(written.parameters)
     assert [sample["name"] for sample in seen["model_warmup"]] == ["one image", "a full batch"]
-    pictures = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in ran["batch_stats"]}
-    assert pictures == {1: 1, config.max_batch_size: 1}, "the samples run before the first request"
+    images = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in ran["batch_stats"]}
+    assert images == {1: 1, config.max_batch_size: 1}, "the samples run before the first request"

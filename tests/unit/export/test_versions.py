@@ -1,4 +1,4 @@
-"""A new version beside the served one: a running server changes over by Triton's model control, and nobody notices."""
+"""A new version next to the served one: a running server switches by model control, unnoticed by its clients."""
 
 import base64
 import json
@@ -30,11 +30,11 @@ def served(exported, tmp_path):
     return shutil.copytree(exported[0], tmp_path / "repository")
 
 
-def stage_next(stage, target, config, story=None) -> int:
+def stage_next(stage, target, config, provenance=None) -> int:
     """The exported models as their own next version: other weights in the decoder, another mark in postprocess."""
     version = installation.next_version(target, NAME)
     dims = repository.true_dims(config.image, config.text.d_model)
-    repository.copy_template(stage, NAME, version, dims, story or {"checkpoint": "the next"})
+    repository.copy_template(stage, NAME, version, dims, provenance or {"checkpoint": "the next"})
     for role in repository.ROLES[:-1]:
         before = repository.version_directory(target, NAME, role, version - 1)
         after = repository.version_directory(stage, NAME, role, version)
@@ -113,11 +113,11 @@ def test_adding_that_fails_half_way_is_undone(served, checkpoint, monkeypatch):
     assert {path: path.read_bytes() for path in served.rglob("*") if path.is_file()} == before
 
 
-class Callers:
-    """Threads that ask without a pause from `with` to its end, by HTTP, and remember every answer and failure."""
+class Clients:
+    """Threads that ask without a pause from `with` to its end, over HTTP, and remember every answer and failure."""
 
-    def __init__(self, url: str, picture: bytes, count: int = 3) -> None:
-        body = {"IMAGE": base64.b64encode(picture).decode(), "TASK": "<OD>", "NUM_BEAMS": 1, "MAX_NEW_TOKENS": 30}
+    def __init__(self, url: str, image: bytes, count: int = 3) -> None:
+        body = {"IMAGE": base64.b64encode(image).decode(), "TASK": "<OD>", "NUM_BEAMS": 1, "MAX_NEW_TOKENS": 30}
         self.request = urllib.request.Request(
             f"{url}/v2/models/{NAME}_ensemble/generate", json.dumps(body).encode(), method="POST"
         )
@@ -151,15 +151,15 @@ class Callers:
 @pytest.mark.live
 def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(served, checkpoint, tmp_path):
     """Under continuous requests: every answer is wholly of the old or of the new version, and none is missing."""
-    draw_images(checkpoint.config.image, 1)[0].save(tmp_path / "picture.png")
+    draw_images(checkpoint.config.image, 1)[0].save(tmp_path / "image.png")
     with EmbeddedServer(ServingOptions.on_free_ports(served, model_control=True)) as server:
-        callers = Callers(server.http_url, (tmp_path / "picture.png").read_bytes())
+        clients = Clients(server.http_url, (tmp_path / "image.png").read_bytes())
         control = triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
-        old = callers.ask()
-        with callers:
+        old = clients.ask()
+        with clients:
             add_next(served, checkpoint.config)
             control.load_model(f"{NAME}_ensemble", client_timeout=120)
-            new = callers.ask()
+            new = clients.ask()
             assert {
                 ask_server(parse_url(url))[0].description["checkpoint"] for url in (server.grpc_url, server.http_url)
             } == {"the next"}
@@ -171,10 +171,10 @@ def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(serve
                 control.load_model(f"{NAME}_{role}", client_timeout=120)
             wait_until(lambda: (f"{NAME}_decoder", "1") not in held(control))
         control.close()
-        assert not callers.failures
+        assert not clients.failures
         assert old != new and not old[0] and new[0]
-        assert set(callers.answers) == {old, new}
-        assert callers.answers[-1] == new
+        assert set(clients.answers) == {old, new}
+        assert clients.answers[-1] == new
 
 
 def held(control) -> set[tuple[str, str]]:
@@ -191,7 +191,7 @@ def wait_until(done, seconds: float = 30) -> None:
 
 
 @pytest.mark.live
-def test_model_control_is_for_this_machine_alone(served):
+def test_model_control_is_only_for_this_machine(served):
     """Triton's load request can bring files with it, which Triton then runs."""
     with pytest.raises(ServerError, match=r"listen on 127\.0\.0\.1"):
         EmbeddedServer(ServingOptions.on_free_ports(served, host="0.0.0.0", model_control=True)).__enter__()

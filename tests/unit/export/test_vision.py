@@ -21,14 +21,14 @@ def file(exported):
     return exported[0] / "florence2_vision" / "1" / "model.onnx"
 
 
-def random_pictures(count: int, size: int) -> np.ndarray:
+def random_images(count: int, size: int) -> np.ndarray:
     return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_features_equal_transformers_for_any_batch(demo, file, checkpoint, batch):
     """uint8 pixels in, `pooler_output` of processor-made pixel values out, whatever the batch."""
-    pixels = random_pictures(batch, checkpoint.config.image.width)
+    pixels = random_images(batch, checkpoint.config.image.width)
     pixel_values = CLIPImageProcessorPil.from_pretrained(demo)(list(pixels), return_tensors="pt").pixel_values
     with torch.inference_mode():
         reference = Florence2ForConditionalGeneration.from_pretrained(demo, dtype=torch.float32).eval()
@@ -97,7 +97,7 @@ def test_float16_spares_norms_softmax_and_channel_attention(float16):
 
 def test_float16_stays_close_to_float32(file, float16, checkpoint):
     """ONNX Runtime's CPU kernels run the file that is meant for GPUs."""
-    pixels = random_pictures(2, checkpoint.config.image.width)
+    pixels = random_images(2, checkpoint.config.image.width)
     (exact,), (half,) = (onnxruntime.InferenceSession(path).run([OUTPUT], {INPUT: pixels}) for path in (file, float16))
     assert np.linalg.norm(half - exact) < 0.01 * np.linalg.norm(exact)
 
@@ -142,7 +142,7 @@ def test_int8_keeps_the_features_near(file, checkpoint, tmp_path):
     assert {entry.key: entry.value for entry in model.metadata_props}["checkpoint"] == checkpoint.source.name
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer) >= 40
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    pixels = np.stack([np.asarray(picture) for picture in draw_images(checkpoint.config.image, 2)])
+    pixels = np.stack([np.asarray(image) for image in draw_images(checkpoint.config.image, 2)])
     (exact,) = onnxruntime.InferenceSession(file).run([OUTPUT], {INPUT: pixels})
     (quantized,) = onnxruntime.InferenceSession(path).run([OUTPUT], {INPUT: pixels})
     served = OpenVino(path, 2, True, {"INFERENCE_PRECISION_HINT": "bf16"}).run({INPUT: pixels})[OUTPUT]
@@ -150,9 +150,9 @@ def test_int8_keeps_the_features_near(file, checkpoint, tmp_path):
         assert np.linalg.norm(features - exact) < 0.2 * np.linalg.norm(exact)
 
 
-def test_the_wrapper_alone_equals_the_onnx_file(file, checkpoint):
-    """The traced graph took no branch of the example picture."""
-    pixels = random_pictures(1, checkpoint.config.image.width)
+def test_the_wrapper_by_itself_equals_the_onnx_file(file, checkpoint):
+    """The traced graph took no branch of the example image."""
+    pixels = random_images(1, checkpoint.config.image.width)
     encoder = VisionEncoder(checkpoint).eval()
     with torch.inference_mode():
         expected = encoder(torch.from_numpy(pixels)).numpy()
