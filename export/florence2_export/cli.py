@@ -1,4 +1,7 @@
-"""`florence2 export`: the command's arguments and its exit code. `florence2 --help` imports it, so it stays light."""
+"""Define the arguments and the exit code of `florence2 export`.
+
+`florence2 --help` imports this module, so it must not import torch.
+"""
 
 from __future__ import annotations
 
@@ -15,42 +18,45 @@ examples:
   florence2 export my-checkpoint/ --target gpu --repository models
   florence2 export microsoft/Florence-2-base --adapter my-lora/ --name mine
 
-Needs the `export` extra: pip install 'florence2-triton[export]'
-Exit codes: 0 exported, 1 failed or the answers differ from the checkpoint's, 130 stopped by Ctrl-C.
+This command needs the export extra: pip install 'florence2-triton[export]'
+Exit codes: 0 exported, 1 failed or the comparison with the checkpoint failed, 130 stopped by Ctrl-C.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `florence2 export` to its parser."""
-    parser.description = "Turn a Florence-2 checkpoint into a Triton model repository."
+    parser.description = (
+        "Turn a Florence-2 checkpoint into a Triton model repository, and check it against transformers."
+    )
     parser.epilog = EXAMPLES
-    parser.add_argument("checkpoint", help="a directory, or a Hugging Face hub id")
+    parser.add_argument("checkpoint", help="a directory, or the id of a repository on the Hugging Face hub")
     parser.add_argument(
         "--repository", type=Path, default=Path("build/model_repository"), metavar="DIR",
-        help="where the repository goes (default: %(default)s); models of other names in it stay",
+        help="the repository to write (default: %(default)s); models with other names in it are kept",
     )  # fmt: skip
     parser.add_argument(
-        "--name", default="florence2", help="prefix of the names of the five models (default: %(default)s)"
+        "--name", default="florence2", help="first part of the five models' names (default: %(default)s)"
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: its main branch)")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub (default: the main branch)")
     parser.add_argument(
-        "--adapter", metavar="DIR_OR_ID", help="a PEFT LoRA adapter, trained on either layout, to merge"
-    )
+        "--adapter", metavar="DIR_OR_ID",
+        help="PEFT LoRA adapter, trained on either layout, to merge into the checkpoint",
+    )  # fmt: skip
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="auto",
-        help="precision of both stages (default: %(default)s, the fastest that keeps the quality)",
+        help="precision of both models (default: %(default)s, the fastest that keeps the quality)",
     )  # fmt: skip
     parser.add_argument(
         "--add-version", action="store_true",
-        help="keep the models of that name as the previous version, for a server that switches without a pause",
+        help="keep the present models as the previous version, so that a running server can switch without downtime",
     )  # fmt: skip
     parser.add_argument(
-        "--target", choices=("cpu", "gpu"), default="cpu", help="the hardware to export for (default: %(default)s)"
+        "--target", choices=("cpu", "gpu"), default="cpu", help="hardware to export for (default: %(default)s)"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export the checkpoint. Return 0 if the result answers like the checkpoint, otherwise 1."""
+    """Export the checkpoint. Return 0 if the comparison with the checkpoint passes, otherwise 1."""
     try:
         from florence2_export.pipeline import export_checkpoint  # imports torch and transformers, which takes seconds
     except ModuleNotFoundError as error:

@@ -1,16 +1,16 @@
-"""Florence-2's vision encoder, written for inference: transformers' mathematics and weight names, cheaper moves.
+"""Florence-2's vision encoder for inference: transformers' mathematics and weight names with fewer copies.
 
-`vision` fills it with a checkpoint's weights and traces it; the parity report compares it with transformers.
-What differs from transformers' own modules, and only in speed and rounding:
+`vision` loads a checkpoint's weights into it and traces it; the parity report compares it with transformers.
+It differs from transformers' own modules in three ways, which change only speed and rounding:
 
-- the stream stays [B, N, C]. A convolution's way to [B, C, H, W] and back is a permutation of axes, which runtimes that
-  compute convolutions channels-last get for free; transformers' `flatten(2).transpose(1, 2)` costs them two copies;
-- attention's scale is folded into the query's weights. Channel attention sums over all N tokens (36,864 in base's first
-  stage), and a sum that is scaled afterwards could leave float16's range;
-- layer norm, softmax and channel attention compute in float32 whatever the dtype of the weights.
+- Activations stay [B, N, C]. A convolution permutes the axes to [B, C, H, W] and back, which is free in runtimes that
+  compute convolutions channels-last; transformers' `flatten(2).transpose(1, 2)` costs them two copies.
+- Attention's scale is folded into the query's weights. Channel attention sums over all N tokens (36,864 in base's first
+  stage), and a sum that is scaled afterwards could leave float16's range.
+- Layer norm, softmax and channel attention compute in float32 for any dtype of the weights.
 
-B images, H x W places, N = H * W, C channels, h heads or groups, c channels of one, w window, T image tokens,
-D = d_model.
+Shapes: B images, H x W places, N = H * W, C channels, h heads or groups, c channels of one head or group, w window,
+T image tokens, D = d_model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Norm(nn.LayerNorm):
 
 
 class Attention(nn.Module):
-    """What window and channel attention share: the projections, the query scaled by its weights."""
+    """What window and channel attention share: the projections, and a query that its weights scale."""
 
     def __init__(self, channels: int, heads: int, bias: bool) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def scale_query(self, factor: float) -> None:
-        """Folds `factor` into the query's rows of `qkv`, into copies: the weights may be shared with the checkpoint."""
+        """Fold `factor` into the query's rows of `qkv`. It copies the weights, which the checkpoint may share."""
         factors = torch.ones(self.qkv.out_features)
         factors[: self.proj.in_features] = factor
         self.qkv.weight = nn.Parameter(self.qkv.weight * factors[:, None])
@@ -50,20 +50,20 @@ class Attention(nn.Module):
             self.qkv.bias = nn.Parameter(self.qkv.bias * factors)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, N, C] -> query, key and value, [B, h, N, c] each."""
+        """Return query, key and value, [B, h, N, c] each, of x [B, N, C]."""
         batch, places, channels = x.shape
         qkv = self.qkv(x).reshape(batch, places, 3, self.heads, channels // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
     def join(self, x: Tensor) -> Tensor:
-        """[B, h, N, c] -> [B, N, C]."""
+        """Join the heads and project: [B, h, N, c] -> [B, N, C]."""
         joined: Tensor = self.proj(x.transpose(1, 2).flatten(2))
         return joined
 
 
 class WindowAttention(Attention):
-    """Places attend to those of their own window of w x w."""
+    """Attention of each place to the places of its window of w x w."""
 
     def __init__(self, channels: int, heads: int, bias: bool, window: int) -> None:
         super().__init__(channels, heads, bias)
@@ -73,7 +73,7 @@ class WindowAttention(Attention):
         self.scale_query((self.proj.in_features // self.heads) ** -0.5)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
+        """Map [B, N, C] to [B, N, C]."""
         batch, _, channels = x.shape
         w = self.window
         down, right = -height % w, -width % w  # padding, after the norm as in transformers; none in published models
@@ -91,20 +91,20 @@ class WindowAttention(Attention):
 
 
 class ChannelAttention(Attention):
-    """Channels attend to those of their own group, over all places."""
+    """Attention of each channel to the channels of its group, over all places."""
 
     def fold_scale(self, height: int, width: int) -> None:
         self.scale_query((height * width) ** -0.5)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
+        """Map [B, N, C] to [B, N, C]."""
         query, key, value = (part.float() for part in self.split(x))
         weights = torch.softmax(query.transpose(-2, -1) @ key, dim=-1)  # [B, h, c, c]
         return self.join((value @ weights.transpose(-2, -1)).to(x.dtype))
 
 
 class Mlp(nn.Module):
-    """Two layers."""
+    """Two linear layers with an activation between them."""
 
     def __init__(self, channels: int, ratio: float, activation: str) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def place_encoding(channels: int) -> nn.Conv2d:
 
 
 class HalfBlock(nn.Module):
-    """Attention of one kind, then the MLP, each after a place encoding. A subclass names its attention."""
+    """Attention, then the MLP, each after a place encoding. A subclass names its kind of attention."""
 
     attention_name: str
 
@@ -136,7 +136,7 @@ class HalfBlock(nn.Module):
         self.ffn = Mlp(channels, config.mlp_ratio, config.activation_function)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
+        """Map [B, N, C] to [B, N, C]."""
         x = x + convolve(self.conv1, x, height, width)
         x = x + self.get_submodule(self.attention_name)(self.norm1(x), height, width)
         x = x + convolve(self.conv2, x, height, width)
@@ -145,14 +145,20 @@ class HalfBlock(nn.Module):
 
 
 class SpatialBlock(HalfBlock):
+    """The half with window attention."""
+
     attention_name = "window_attn"
 
 
 class ChannelBlock(HalfBlock):
+    """The half with channel attention."""
+
     attention_name = "channel_attn"
 
 
 class Block(nn.Module):
+    """A spatial and a channel half."""
+
     def __init__(self, config: Florence2VisionConfig, stage: int) -> None:
         super().__init__()
         channels, bias = config.embed_dim[stage], config.qkv_bias
@@ -167,7 +173,7 @@ class Block(nn.Module):
 
 
 class Shrink(nn.Module):
-    """What a stage begins with: a convolution with stride, a norm before or after it."""
+    """The start of a stage: a convolution with stride, and a norm before or after it."""
 
     def __init__(self, config: Florence2VisionConfig, stage: int) -> None:
         super().__init__()
@@ -180,13 +186,13 @@ class Shrink(nn.Module):
         self.norm = Norm(before if self.norm_first else after)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """H x W after it. Formula: torch.nn.Conv2d."""
+        """Return H and W after the convolution, by the formula of torch.nn.Conv2d."""
         kernel, stride, padding = self.conv.kernel_size[0], self.conv.stride[0], int(self.conv.padding[0])
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
         return height, width
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """[B, N, C] -> [B, fewer N, more C]."""
+        """Return [B, fewer N, more C] for x [B, N, C]."""
         if self.norm_first:
             return convolve(self.conv, self.norm(x), height, width)
         result: Tensor = self.norm(convolve(self.conv, x, height, width))
@@ -194,14 +200,14 @@ class Shrink(nn.Module):
 
 
 def convolve(convolution: nn.Conv2d, x: Tensor, height: int, width: int) -> Tensor:
-    """[B, N, C] -> [B, N', C'], whatever the convolution makes of H x W."""
+    """Apply a convolution to x [B, N, C], which stands for H x W places. Return [B, N', C']."""
     batch, _, channels = x.shape
     result = convolution(x.reshape(batch, height, width, channels).permute(0, 3, 1, 2))
     return result.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Tower(nn.Module):
-    """All stages. Names of weights as in transformers' Florence2VisionBackbone."""
+    """All stages. Its weights have the names of transformers' Florence2VisionBackbone."""
 
     def __init__(self, config: Florence2VisionConfig, height: int, width: int) -> None:
         super().__init__()
@@ -215,14 +221,14 @@ class Tower(nn.Module):
             self.sizes.append(shrink.size(*self.sizes[-1]))
 
     def fold_scales(self) -> None:
-        """To be called once, after the weights are loaded."""
+        """Fold attention's scales into the weights. Call it once, after the weights are loaded."""
         for stage, size in zip(self.blocks, self.sizes[1:], strict=True):
             for module in stage.modules():
                 if isinstance(module, WindowAttention | ChannelAttention):
                     module.fold_scale(*size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the last stage: normalized pixels [B, H * W, 3] -> [B, N, C]."""
+        """Return the last stage's features [B, N, C] of normalized pixels [B, H * W, 3]."""
         for conv, blocks, before, after in zip(self.convs, self.blocks, self.sizes, self.sizes[1:], strict=False):
             x = conv(x, *before)
             for block in cast(nn.ModuleList, blocks):
@@ -231,9 +237,9 @@ class Tower(nn.Module):
 
 
 class Projector(nn.Module):
-    """Adds where each token is, puts their mean before them, and maps to the language model's width.
+    """Position embeddings, the mean as a first token, and a projection to the language model's width.
 
-    Names of weights as in transformers' Florence2MultiModalProjector; `position` is what its embeddings come to.
+    Its weights have the names of transformers' Florence2MultiModalProjector, whose embeddings `position` adds up.
     """
 
     position: Tensor
@@ -245,14 +251,14 @@ class Projector(nn.Module):
         self.image_proj_norm = Norm(width)
 
     def set_position(self, columns: Tensor, rows: Tensor, first_frame: Tensor, height: int, width: int) -> None:
-        """columns, rows: embeddings [places, C / 2]; first_frame: [C], the temporal embedding of a single image."""
+        """Set `position` from embeddings: columns and rows [places, C / 2], first_frame [C] of a single image."""
         position = torch.cat(
             [columns[None, :width].expand(height, -1, -1), rows[:height, None].expand(-1, width, -1)], dim=-1
         )
         self.register_buffer("position", position.flatten(0, 1) + first_frame)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, N, C] -> [B, T, D] with T = 1 + N."""
+        """Return [B, T, D] with T = 1 + N for x [B, N, C]."""
         x = x + self.position.to(x.dtype)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         features: Tensor = self.image_proj_norm(self.image_projection(x))
@@ -260,7 +266,7 @@ class Projector(nn.Module):
 
 
 def to_dtype(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert linear layers and convolutions; norms keep float32."""
+    """Convert linear layers and convolutions to `dtype`. Norms keep float32."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             part.to(dtype)

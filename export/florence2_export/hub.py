@@ -1,6 +1,6 @@
-"""Where a checkpoint or an adapter is: a directory, or a repository of the Hugging Face hub in its local cache.
+"""Find a checkpoint or an adapter: in a directory, or on the Hugging Face hub through its local cache.
 
-`checkpoint` and `adapter` call `fetch`. Only configs, tokenizers and weights are downloaded, no code.
+`checkpoint` and `adapter` call `fetch`. It downloads only configs, tokenizers and weights, no code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Source:
-    """Files of a checkpoint or adapter. `revision` is the commit of a hub repository, None for a directory."""
+    """The files of a checkpoint or an adapter. `revision` is the commit of a hub repository, None for a directory."""
 
     directory: Path
     name: str
@@ -25,19 +25,21 @@ class Source:
 
 
 def fetch(source: str, revision: str | None, weights: str, pickles: str) -> Source:
-    """Return the files of a directory or a hub id. Raise CheckpointError if there are none.
+    """Return the source for a directory or a hub id. Raise CheckpointError if it does not exist.
 
-    `weights` and `pickles` are patterns of file names; pickles are downloaded only where there are no other weights.
+    `weights` and `pickles` are file name patterns; pickles are downloaded only if there are no other weights.
     """
     path = Path(source)
     if path.is_dir():
         if revision is not None:
-            raise CheckpointError(f"{source} is a directory, which has no revisions; --revision is for hub ids")
+            raise CheckpointError(f"{source} is a directory, which has no revisions; use --revision only with a hub id")
         return Source(path, path.resolve().name, None)
     if path.exists():
-        raise CheckpointError(f"{source} is a file; a checkpoint is the directory that holds it")
+        raise CheckpointError(f"{source} is a file; give the directory that holds it")
     if not HUB_ID.fullmatch(source):
-        raise CheckpointError(f"there is no directory {source}")
+        raise CheckpointError(
+            f"there is no directory {source}; give a directory or a hub id such as microsoft/Florence-2-base"
+        )
     directory = _download(source, revision, ["*.json", weights])
     if not any(directory.glob(weights)):
         directory = _download(source, revision, ["*.json", pickles])
@@ -52,18 +54,28 @@ def _download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except errors.GatedRepoError as error:
-        sentence = f"{hub_id} is gated: accept its terms on its hub page and log in with `hf auth login`"
+        sentence = f"{hub_id} is gated; accept its terms on its hub page and log in with `hf auth login`"
         raise CheckpointError(sentence) from error
     except errors.RepositoryNotFoundError as error:
-        sentence = f"there is no directory {hub_id}, and the hub knows no such repository or shows it only after login"
+        sentence = (
+            f"there is no directory {hub_id}, and the hub has no such public repository; "
+            "check the name, or log in with `hf auth login` if the repository is private"
+        )
         raise CheckpointError(sentence) from error
     except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{hub_id} has no revision {revision}") from error
+        raise CheckpointError(
+            f"{hub_id} has no revision {revision}; give one of its branches, tags or commits"
+        ) from error
     except errors.LocalEntryNotFoundError as error:
-        sentence = f"{wanted} is neither a directory nor in the hub's cache, and the hub cannot be reached"
+        sentence = (
+            f"{wanted} is neither a directory nor in the hub's cache, and the hub cannot be reached; "
+            "check the name and the network"
+        )
         raise CheckpointError(sentence) from error
-    except Exception as error:  # network, disk and hub errors come from half a dozen libraries
-        raise CheckpointError(f"{wanted} cannot be downloaded from the hub: {one_line(error)}") from error
+    except Exception as error:  # errors of network, disk and hub come from half a dozen libraries
+        raise CheckpointError(
+            f"{wanted} cannot be downloaded from the hub ({one_line(error)}); check the network and try again"
+        ) from error
 
 
 def one_line(error: Exception) -> str:

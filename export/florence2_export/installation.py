@@ -1,7 +1,7 @@
-"""Move a finished export to its place: by renames on one file system, all of them or none.
+"""Move a finished export to its place, by renames on one file system: all of them or none.
 
-Called by `pipeline`: build in `staging`, then `replace` or `add`. An export that fails leaves the target
-untouched, one that is killed leaves a hidden folder that the next export into the same place removes.
+`pipeline` builds in `staging`, then calls `replace` or `add`. An export that fails leaves the target unchanged. One
+that is killed leaves a hidden folder, which the next export into the same place removes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ LOCK = "lock"
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """Make a directory on the target's file system that disappears again, whatever happens."""
+    """Yield a directory on the target's file system and remove it at the end, even after an error."""
     target = target.resolve()
     place = target.parent
     try:
         place = target if target.is_mount() else place
         place.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(place, f".{target.name}-")
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=place))
+        prefix = f".{target.name}-"
+        for abandoned in place.glob(f"{prefix}*/{LOCK}"):  # by exports that were killed; one that runs holds its lock
+            with contextlib.suppress(OSError), abandoned.open("r+") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(abandoned.parent)
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         stage = work / "models"
         stage.mkdir()
         lock = (work / LOCK).open("w")
@@ -46,16 +50,8 @@ def staging(target: Path) -> Iterator[Path]:
         lock.close()
 
 
-def _remove_abandoned(place: Path, prefix: str) -> None:
-    """Remove the staging folders of exports that were killed. Running exports hold the locks of theirs."""
-    for lock in place.glob(f"{prefix}*/{LOCK}"):
-        with contextlib.suppress(OSError), lock.open("r+") as held:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent)
-
-
 class _Moves:
-    """Renames that are undone together if one of them fails. Leaving a `with` block without an error keeps them."""
+    """Renames that are undone together if the `with` block around them fails."""
 
     def __init__(self, stage: Path, target: Path) -> None:
         self._target = target
@@ -80,10 +76,11 @@ class _Moves:
         self._undo.callback(destination.rename, source)
 
     def away(self, path: Path) -> None:
+        """Move a file or a folder out of the target."""
         self.move(path, Path(tempfile.mkdtemp(dir=self._attic)) / path.name)
 
     def over(self, source: Path, destination: Path) -> None:
-        """Replace a file by another, with no moment in between."""
+        """Replace one file with another, atomically."""
         kept = Path(tempfile.mkdtemp(dir=self._attic)) / destination.name
         shutil.copyfile(destination, kept)
         source.replace(destination)
@@ -91,7 +88,7 @@ class _Moves:
 
 
 def replace(stage: Path, target: Path) -> None:
-    """Move the staged models into the target, in place of models of the same names."""
+    """Move the staged models into the target, where they replace models of the same names."""
     with _Moves(stage, target) as moves:
         for model in sorted(stage.iterdir()):
             if (target / model.name).exists():
@@ -100,14 +97,14 @@ def replace(stage: Path, target: Path) -> None:
 
 
 def next_version(target: Path, name: str) -> int:
-    """Return one more than the highest version of these models."""
+    """Return the version after the highest one of these models."""
     return 1 + max((int(path.name) for role in ROLES for path in _versions(target, name, role)), default=0)
 
 
 def add(stage: Path, target: Path, name: str, version: int) -> None:
-    """Add the staged version next to the one that the ensemble uses, and remove older ones. The ensemble switches last.
+    """Add the staged version next to the one that the ensemble uses, and remove older ones. Switch the ensemble last.
 
-    Raise CheckpointError if the new models have other tensors: all versions of a model share one config.
+    Raise CheckpointError if the new models have other tensors, because all versions of a model share one config.
     """
     ensemble = target / f"{name}_ensemble" / CONFIG
     if not ensemble.exists():
@@ -134,15 +131,19 @@ def _read(config: Path) -> ModelConfig:
     try:
         return parse_config(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, text_format.ParseError) as error:
-        raise CheckpointError(f"{config} cannot be read: {one_line(error)}") from error
+        raise CheckpointError(
+            f"{config} cannot be read ({one_line(error)}); export without --add-version to replace it"
+        ) from error
 
 
 def _require_same_tensors(new: Path, present: Path) -> None:
     ours, theirs = _tensors(new), _tensors(present)
     changed = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if changed:
-        model = present.parent.name
-        raise CheckpointError(f"{model} has another {changed[0]}: not a version of it; export under another --name")
+        raise CheckpointError(
+            f"{present.parent} has other dims of {changed[0]} than this export, which therefore cannot be a version of "
+            "it; choose another --name"
+        )
 
 
 def _tensors(config: Path) -> dict[str, list[int]]:

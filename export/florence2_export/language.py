@@ -1,4 +1,4 @@
-"""The language model's weights as the decoder's engine loads them. Called by `pipeline`."""
+"""Export the language model's weights in the form that the decoder's engine loads. `pipeline` calls it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CAST = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.f
 
 
 def choose_precision(asked: str, device: str) -> str:
-    """Return what `auto` means here (docs/adr/0001-precision-of-the-language-model.md); no GPU computes int8."""
+    """Return what `auto` means here (docs/adr/0001-precision-of-the-language-model.md). The GPU has no int8."""
     if asked != "auto":
         return asked
     return "int8" if device == "cpu" else "float16"
 
 
 def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") -> dict[str, Tensor]:
-    """Return tensors by name without prefix; `lm_head.weight` only if the checkpoint has its own, or with int8."""
+    """Return tensors by name without prefix. `lm_head.weight` is one only if the checkpoint has it, or with int8."""
     tensors = {name.removeprefix(PREFIX): weights[name] for name in weights if name.startswith((PREFIX, HEAD))}
     if precision == "int8":
         return dict(_int8(tensors))
@@ -32,7 +32,7 @@ def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") 
 
 
 def _int8(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield matrices as int8 with a scale per output, the embedding's rows in bfloat16, the small rest in float32."""
+    """Yield matrices as int8 with a scale per output, the embedding as bfloat16, and the small rest as float32."""
     for name, tensor in {"lm_head.weight": tensors["shared.weight"], **tensors}.items():
         if name == "shared.weight":
             yield name, tensor.to(torch.bfloat16)
@@ -45,5 +45,6 @@ def _int8(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def export_language_model(weights: Mapping[str, Tensor], path: Path, precision: str = "float32") -> None:
+    """Write the tensors as safetensors."""
     save_file(language_tensors(weights, precision), path, metadata={"precision": precision})
-    path.chmod(0o644)  # safetensors makes it private, but the server may run as another user
+    path.chmod(0o644)  # safetensors makes the file private, but the server may run as another user

@@ -1,7 +1,7 @@
-"""Microsoft's layout of a checkpoint (`microsoft/Florence-2-*`) translated into the native one of transformers.
+"""Translate a checkpoint in Microsoft's layout (`microsoft/Florence-2-*`) into transformers' native layout.
 
-The two name the same weights and settings differently. `checkpoint` calls this module; everything after it
-knows the native layout only.
+The two layouts have different names for the same weights and settings. `checkpoint` calls this module; everything
+after it knows only the native layout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from florence2.errors import CheckpointError
 
 EMBEDDING = "model.language_model.shared.weight"
 HEAD = "lm_head.weight"
-# Copies of the embedding: checkpoints store any of them, at least one.
+# Copies of the embedding. Checkpoints store at least one of them.
 TIED = (
     EMBEDDING,
     "model.language_model.encoder.embed_tokens.weight",
@@ -25,7 +25,7 @@ TIED = (
     HEAD,
 )
 
-# Every rule is tried, in this order.
+# All rules are applied, in this order.
 RENAMES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -46,7 +46,7 @@ RENAMES = tuple(
 TRANSPOSED = "image_projection"
 DROPPED = "language_model.final_logits_bias"  # zeros in every checkpoint; the native head has no bias
 
-# Microsoft's processor adds these to the tokenizer each time it starts; the tokenizer.json on disk lacks them.
+# Microsoft's processor adds these to the tokenizer each time it starts; its tokenizer.json lacks them.
 ADDED_TOKENS = (
     "<od>", "</od>", "<ocr>", "</ocr>",
     *(f"<loc_{bin}>" for bin in range(LOCATION_BINS)),
@@ -55,13 +55,13 @@ ADDED_TOKENS = (
     "<proposal>", "</proposal>", "<poly>", "</poly>", "<and>",
 )  # fmt: skip
 
-# The same list that native checkpoints keep in processor_config.json; Microsoft's is in its remote code.
+# Native checkpoints keep this list in processor_config.json, Microsoft's keep it in their remote code.
 BANNED_PHRASES = (
     "it", "I", "me", "mine", "you", "your", "yours", "he", "him", "his", "she", "her", "hers", "they", "them",
     "their", "theirs", "one", "oneself", "we", "us", "our", "ours", "its", "myself", "yourself", "himself",
     "herself", "itself", "ourselves", "yourselves", "themselves", "this", "that", "these", "those", "who", "whom",
-    "whose", "which", "what", "all", "another", "any", "anybody", "anyone", "anything", "each", "everybody",
-    "everyone", "everything", "few", "many", "nobody", "none", "several", "some", "somebody", "someone",
+    "whose", "which", "what", "all", "another", "any", "anybody", "anyone", "anything", "each", "everybody",  # sic
+    "everyone", "everything", "few", "many", "nobody", "none", "several", "some", "somebody", "someone",  # sic
     "something", "each other", "one another", "the image", "image", "images", "the", "a", "an", "a group",
     "other objects", "lots", "a set",
 )  # fmt: skip
@@ -73,15 +73,18 @@ def is_microsoft(names: set[str]) -> bool:
 
 
 def native_name(name: str) -> str:
+    """Return the native name of a weight. A native name stays unchanged."""
     for pattern, replacement in RENAMES:
         name = pattern.sub(replacement, name)
     return name
 
 
 def native_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same weights under native names, not copied. Raise CheckpointError on a bias that is not zero."""
+    """Return the weights under native names, not copied. Raise CheckpointError if the head's bias is not zero."""
     if DROPPED in weights and weights[DROPPED].any():
-        raise CheckpointError(f"{DROPPED} is not zero, but Florence-2's head has no bias")
+        raise CheckpointError(
+            f"{DROPPED} is not zero, but Florence-2's head has no bias, so this checkpoint cannot be exported"
+        )
     return {
         native_name(name): tensor.T if name == TRANSPOSED else tensor
         for name, tensor in weights.items()
@@ -90,7 +93,7 @@ def native_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def native_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return config.json with native names for Microsoft's vision settings. Native configs are unchanged."""
+    """Return config.json with native names for Microsoft's vision settings. A native config stays unchanged."""
     vision = dict(config.get("vision_config") or {})
     if "dim_embed" in vision:
         vision.setdefault("embed_dim", vision["dim_embed"])
@@ -103,5 +106,5 @@ def native_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def complete_tokenizer(tokenizer: Tokenizer) -> None:
-    """Add the tokens that Microsoft's processor adds; tokens that exist already keep their ids."""
+    """Add the tokens that Microsoft's processor adds. Tokens that exist already keep their ids."""
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ADDED_TOKENS])

@@ -1,7 +1,7 @@
-"""The parity report: compare the exported model with transformers on the same checkpoint, stage by stage.
+"""Compare the exported model with transformers on the same checkpoint, stage by stage: the parity report.
 
-`pipeline` calls `parity_report` on the staged files, before they replace anything. The exported model runs first and is
-freed before the reference is loaded, so that memory holds one of them at a time.
+`pipeline` calls `parity_report` on the staged files before they replace anything. The exported model runs first and is
+freed before the reference is loaded, so that only one of them is in memory at a time.
 Shapes: B images, H x W pixels, T image tokens, D = d_model.
 """
 
@@ -36,24 +36,24 @@ from florence2_export.targets import as_triton_passes_it
 
 BATCHES = (1, 2)
 FLOAT32 = "float32"
-# float32 sums in another order: 2e-6 is usual, and features have a spread of about 1
+# The order of sums differs, which usually makes float32 differ by 2e-6; features have a spread of about 1.
 TOLERANCE = 1e-3
 COMPARED_TASKS = ("<CAPTION>", "<OD>", "<OCR_WITH_REGION>")
-NEW_TOKENS = 24  # enough for beams to part and meet, and short on base and large
+NEW_TOKENS = 24  # enough for beams to diverge and merge, and quick on base and large
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The largest mean errors of a precision: of features, in standard deviations, and of the tokens' log-probs.
+    """The largest allowed mean errors of a precision: of features, in standard deviations, and of log-probs.
 
-    Beyond them something is broken. What a precision costs in answers is reported, not judged.
+    A larger error means that something is broken. Answers that a precision changes are counted, but do not fail.
     """
 
     features: float
     log_probs: float
 
 
-# A few times what rounding does to the bundled checkpoint and to random base: features 0.0004
+# A few times the errors that rounding causes in the bundled checkpoint and in base with random weights: features 0.0004
 # (float16), 0.004 and 0.015 (bfloat16), 0.003 (int8 weights only); log-probs 0.002, 0.012, 0.03.
 BOUNDS = {"bfloat16": Bound(0.05, 0.1), "float16": Bound(0.01, 0.02), "int8": Bound(0.2, 0.3)}
 
@@ -72,11 +72,12 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Case:
-    """One request of the comparison. `image` is the index of its image."""
+    """One request of the comparison."""
 
-    image: int
+    image: int  # its index
     prompt: list[int]
     options: GenerationOptions
+    plain: bool  # greedy, without options that change scores
 
 
 def parity_report(
@@ -86,7 +87,7 @@ def parity_report(
     vision_precision: str = FLOAT32,
     language_precision: str = FLOAT32,
 ) -> Iterator[StageReport]:
-    """Yield the stages when they are done. `decoder` is the folder of the exported language model."""
+    """Yield each stage's result as soon as it is known. `decoder` is the folder of the exported language model."""
     images = draw_images(checkpoint.config.image, sum(BATCHES))
     ours = run_vision(onnx_file, images)
     cases = requests(checkpoint)
@@ -102,18 +103,19 @@ def parity_report(
 
 
 def requests(checkpoint: Checkpoint) -> list[Case]:
-    """Return prompt i for image i, twice: greedy with repetitions allowed, and with the checkpoint's defaults."""
+    """Return two requests per image, with the task's prompt: one plain, one with the checkpoint's defaults."""
     config, cases = checkpoint.config, list[Case]()
+    limit = min(NEW_TOKENS, config.max_new_tokens)
+    usual = config.generation_options(max_new_tokens=limit, min_new_tokens=min(limit, config.generation.min_new_tokens))
+    plain = replace(usual, num_beams=1, no_repeat_ngram_size=0, min_new_tokens=0, repetition_penalty=1.0)
     for image, task in enumerate(COMPARED_TASKS):
         prompt = checkpoint.tokenizer.encode(f"<s>{TASKS[task].prompt}</s>", add_special_tokens=False).ids
-        usual = config.generation_options(max_new_tokens=min(NEW_TOKENS, config.max_new_tokens))
-        free = replace(usual, num_beams=1, no_repeat_ngram_size=0)
-        cases += [Case(image, prompt, free), Case(image, prompt, usual)]
+        cases += [Case(image, prompt, plain, plain=True), Case(image, prompt, usual, plain=False)]
     return cases
 
 
 def run_vision(onnx_file: Path, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-    """Return the exported encoder's features [B, T, D], run in BATCHES as it will be served."""
+    """Return the features [B, T, D] of the exported encoder, which runs in BATCHES, as it will be served."""
     session = open_session(onnx_file, as_triton_passes_it(read_config(onnx_file.parents[1])))
     pixels = np.stack([np.asarray(image) for image in images])  # uint8 [B, H, W, 3]
     batches = np.split(pixels, np.cumsum(BATCHES)[:-1])
@@ -122,41 +124,43 @@ def run_vision(onnx_file: Path, images: Sequence[Image.Image]) -> NDArray[np.flo
 
 def run_language(decoder: Path, features: NDArray[np.float32], cases: Sequence[Case]) -> list[Generation]:
     """Return the exported language model's answers. features: [B, T, D]."""
-    engine = Engine.load(decoder, rows=max(case.options.num_beams for case in cases))  # one at a time: less memory
+    rows = max(case.options.num_beams for case in cases)  # of one request at a time, which takes less memory
+    engine = Engine.load(decoder, rows=rows)
     return engine.generate([Request(features[case.image], case.prompt, case.options) for case in cases])
 
 
 def compare_features(ours: NDArray[np.float32], theirs: NDArray[np.float32], precision: str = FLOAT32) -> StageReport:
+    """Compare the encoders' features [B, T, D] of the same images."""
     errors = np.abs(ours - theirs)  # [B, T, D]
     bound = None if precision == FLOAT32 else BOUNDS[precision].features * float(theirs.std())
-    batches = " and ".join(str(size) for size in BATCHES)
-    what = f"{precision}, in batches of {batches}"
+    what = f"image features in {precision}, in batches of {' and '.join(map(str, BATCHES))}"
     return _judge("vision", what, float(errors.max()), float(errors.mean()), bound)
 
 
-def _judge(stage: str, what: str, worst: float, mean: float, bound: float | None) -> StageReport:
-    """Judge float32, which has no bound, by the largest error; a lower precision has outliers, so judge its mean."""
+def _judge(stage: str, what: str, largest: float, mean: float, bound: float | None) -> StageReport:
+    """Judge float32, which has no bound, by its largest error. A lower precision has outliers; judge its mean error."""
     if bound is None:
-        passed, allowed = worst <= TOLERANCE, f"largest at most {TOLERANCE:.0e}"
+        passed, allowed = largest <= TOLERANCE, f"largest error {TOLERANCE:.0e}"
     else:
-        passed, allowed = mean <= bound, f"mean at most {bound:.1e}"
-    detail = f"{what}: largest error {worst:.1e}, mean {mean:.1e} ({allowed})"
-    return StageReport(stage, bool(np.isfinite(worst)) and passed, detail)
+        passed, allowed = mean <= bound, f"mean error {bound:.1e}"
+    detail = f"{what}: largest error {largest:.1e}, mean error {mean:.1e}; allowed: {allowed}"
+    return StageReport(stage, bool(np.isfinite(largest)) and passed, detail)
 
 
 def compare_weights(decoder: Path, reference: Florence2ForConditionalGeneration) -> StageReport:
-    """Compare every exported tensor bit for bit. What the file leaves out is a copy of the embedding."""
+    """Compare each tensor of the language model bit for bit. A tensor not in the file is a copy of the embedding."""
     theirs = language_tensors(reference.state_dict())
     different: list[str] = []
     with safe_open(decoder / "model.safetensors", "pt") as file:
         ours = set(file.keys())
     for name in sorted(theirs.keys() | ours):
-        with safe_open(decoder / "model.safetensors", "pt") as file:  # opened again, which frees what was read
+        with safe_open(decoder / "model.safetensors", "pt") as file:  # opened again, which frees the tensor before
             stored = file.get_tensor(name if name in ours else "shared.weight")
             if name not in theirs or not torch.equal(stored, theirs[name]):
                 different.append(name)
-    detail = f"{len(ours) - len(different)} of {len(ours)} tensors equal"
-    return StageReport("weights", not different, detail + (f", not {different[0]}" if different else ""))
+    detail = f"{len(ours)} tensors of the language model compared bit for bit: "
+    detail += f"{len(different)} differ, among them {different[0]}" if different else "all are equal"
+    return StageReport("weights", not different, detail)
 
 
 def compare_log_probs(
@@ -167,16 +171,16 @@ def compare_log_probs(
     cases: Sequence[Case],
     precision: str = FLOAT32,
 ) -> StageReport:
-    """Compare only the language model: the reference scores our greedy tokens on the same features [B, T, D]."""
+    """Compare only the language model: the reference scores the tokens of plain requests on the same `features`."""
     errors: list[Tensor] = []
     for answer, case in zip(answers, cases, strict=True):
-        if case.options.num_beams == 1 and case.options.no_repeat_ngram_size == 0:  # others' scores follow rules, too
+        if case.plain:
             seen = torch.from_numpy(features[case.image])
             theirs = reference_log_probs(reference, config, seen, case.prompt, answer.tokens)
-            errors.append((torch.tensor(answer.log_probs) - theirs)[1:-1].abs())  # first and last may be forced
+            errors.append((torch.tensor(answer.log_probs) - theirs)[1:-1].abs())  # the first and the last may be forced
     error = torch.cat(errors)
     bound = None if precision == FLOAT32 else BOUNDS[precision].log_probs
-    what = f"{precision}, log-probs of {len(error)} tokens"
+    what = f"log-probs of {len(error)} tokens in {precision}"
     return _judge("language", what, float(error.max()), float(error.mean()), bound)
 
 
@@ -188,9 +192,9 @@ def compare_answers(
     cases: Sequence[Case],
     exact: bool = True,
 ) -> StageReport:
-    """Compare the tokens of the whole exported path with `generate`. theirs: the reference's own features [B, T, D].
+    """Compare the answers of both exported models with transformers' `generate` on its own features [B, T, D].
 
-    `exact`: all must be equal; otherwise changed answers are counted, which is what a lower precision costs.
+    If `exact`, all must be equal. If not, the report counts the answers that a lower precision changes.
     """
     equal = [
         list(answer.tokens)
@@ -198,5 +202,7 @@ def compare_answers(
         for answer, case in zip(answers, cases, strict=True)
     ]
     beams = " and ".join(str(count) for count in sorted({case.options.num_beams for case in cases}))
-    detail = f"{sum(equal)} of {len(equal)} have transformers' tokens ({beams} beams, {NEW_TOKENS} tokens)"
-    return StageReport("answers", all(equal) or not exact, detail + ("" if exact else ", the others changed"))
+    detail = f"{sum(equal)} of {len(equal)} have transformers' tokens, with {beams} beams and up to {NEW_TOKENS} tokens"
+    if not all(equal):
+        detail += "; all must have them" if exact else "; a lower precision may change some"
+    return StageReport("answers", all(equal) or not exact, detail)

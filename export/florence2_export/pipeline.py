@@ -1,4 +1,4 @@
-"""The export: read the checkpoint, write both stages and the configs, compare, and move the result to its place."""
+"""Export a checkpoint: read it, write both models and the configs, compare, and move the result to its place."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from florence2.errors import CheckpointError
 from florence2_export import installation, language, repository, targets, vision
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
 from florence2_export.parity import parity_report
-from florence2_export.provenance import provenance, without_time
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The meaning of `--target` and `--precision`: cpu or gpu, and the precision of each stage."""
+    """What `--target` and `--precision` mean: cpu or gpu, and the precision of each model."""
 
     device: str
     vision: str
@@ -32,6 +31,7 @@ class Plan:
 
 
 def print_at_once(line: str) -> None:
+    """Print a line without buffering, so that a pipe shows it when its step begins."""
     print(line, flush=True)
 
 
@@ -47,26 +47,32 @@ def export_checkpoint(
     add_version: bool = False,
     device: str = "cpu",
 ) -> bool:
-    """Return whether the parity report passed and `target` holds the new models; otherwise `target` is unchanged.
+    """Write the models to `target` and return True, or leave it unchanged and return False if the comparison fails.
 
-    `precision`: float32, bfloat16, int8, float16, or auto, which means something else for each stage. `device`: cpu
-    or gpu. `add_version` keeps the present models as the previous version. Raise CheckpointError if the
-    checkpoint cannot be exported or the target cannot be written.
+    `precision` is float32, bfloat16, int8, float16, or auto, which each model interprets. `device` is cpu or gpu.
+    `add_version` keeps the present models as the previous version. Raise CheckpointError if the checkpoint cannot be
+    exported or the target cannot be written.
     """
-    say = _with_time(output)
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        output(f"[{time.monotonic() - started:6.1f} s] {line}")
+
     repository.check_target(target, name)
     plan = Plan(device, targets.vision_precision(device, precision), language.choose_precision(precision, device))
     say(f"reading {source}" + (f" with the adapter {adapter}" if adapter else ""))
     checkpoint = read_checkpoint(source, revision, adapter)
     for note in checkpoint.notes:
         say(f"  note: {note}")
-    _quiet_libraries()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     version = installation.next_version(target, name) if add_version else 1
     with installation.staging(target) as stage:
         _build(checkpoint, stage, name, version, plan, say)
-        say("comparing with the checkpoint, as transformers runs it")
+        say("comparing the export with the checkpoint in transformers")
         if not _compare(checkpoint, stage, name, version, plan, say):
-            say(f"the comparison did not pass; {target} is unchanged")
+            say(f"the export differs from the checkpoint where the report says FAILED, so {target} stays unchanged")
             return False
         size = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
         if add_version:
@@ -74,11 +80,12 @@ def export_checkpoint(
         else:
             installation.replace(stage, target)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # Linux counts in KiB
-    say(f"{target} is ready: version {version}, {size / 1e6:.0f} MB written, peak memory {peak:.1f} GiB")
+    say(f"{target} is ready: version {version}, {size / 1e6:.0f} MB, peak memory of the export {peak:.1f} GiB")
     return True
 
 
 def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: Plan, say: Say) -> None:
+    """Write all models to `stage`."""
     config = checkpoint.config
     preprocess, encoder, decoder, postprocess, _ = (
         repository.version_directory(stage, name, role, version) for role in repository.ROLES
@@ -86,40 +93,29 @@ def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: P
     try:
         dims = repository.true_dims(config.image, config.text.d_model)
         settings = {"target": plan.device, "vision_precision": plan.vision, "language_precision": plan.language}
-        origin = provenance(checkpoint, settings)
-        repository.copy_template(stage, name, version, dims, origin)
+        provenance = repository.read_provenance(checkpoint, settings)
+        repository.copy_template(stage, name, version, dims, provenance)
         targets.fit(stage, name, plan.device, plan.vision)
         for directory in (preprocess, decoder, postprocess):
             config.save(directory / FILE_NAME)
         for directory in (preprocess, postprocess):
             (directory / "tokenizer.json").write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
         say(f"writing the vision encoder as ONNX, for {plan.vision} on a {plan.device.upper()}")
-        vision.export_vision(checkpoint, encoder / "model.onnx", plan.vision, without_time(origin))
-        say(f"writing the language model as safetensors, {plan.language}")
+        metadata = {key: value for key, value in provenance.items() if key != "exported"}  # equal exports, equal files
+        vision.export_vision(checkpoint, encoder / "model.onnx", plan.vision, metadata)
+        say(f"writing the language model as safetensors, in {plan.language}")
         language.export_language_model(checkpoint.weights, decoder / "model.safetensors", plan.language)
     except (OSError, SafetensorError) as error:
         # numpy and safetensors, which write most of the bytes, drop the system's reason.
-        reason = getattr(error, "strerror", None) or f"the disk is full, or a file too large ({error})"
+        reason = getattr(error, "strerror", None) or f"the disk is full or limits the size of a file ({error})"
         raise CheckpointError(f"{stage.parent.parent} cannot be written: {reason}") from error
 
 
 def _compare(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: Plan, say: Say) -> bool:
+    """Show the parity report of the staged models. Return whether all of it passed."""
     encoder, decoder = (repository.version_directory(stage, name, role, version) for role in ("vision", "decoder"))
     passed = True
     for line in parity_report(checkpoint, encoder / "model.onnx", decoder, plan.vision, plan.language):
         say(f"  {line}")
         passed = passed and line.passed
     return passed
-
-
-def _with_time(output: Say) -> Say:
-    """Prefix every line with the time at which its step began."""
-    started = time.monotonic()
-    return lambda line: output(f"[{time.monotonic() - started:6.1f} s] {line}")
-
-
-def _quiet_libraries() -> None:
-    """Silence progress bars and warnings of libraries; the lines of the export say what matters."""
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""Florence-2 of transformers, the reference of the parity report.
+"""Run transformers' Florence-2, the reference of the parity report.
 
-It reads the checkpoint itself (`from_pretrained`) where transformers can, so a mistake in `checkpoint` shows.
+transformers reads the checkpoint itself (`from_pretrained`) if it can, which reveals mistakes of `checkpoint`.
 Shapes: B images, T image tokens, D = d_model, P prompt tokens, N generated tokens, V vocabulary.
 """
 
@@ -24,7 +24,7 @@ from florence2_export.checkpoint import Checkpoint
 
 def load_reference(checkpoint: Checkpoint) -> Florence2ForConditionalGeneration:
     """Return transformers' model of the checkpoint in float32."""
-    # transformers does not read the others by itself.
+    # transformers' class by itself reads only native safetensors files without an adapter.
     readable = not checkpoint.microsoft and checkpoint.adapter is None and checkpoint.files[0].suffix == ".safetensors"
     model: Florence2ForConditionalGeneration = Florence2ForConditionalGeneration.from_pretrained(
         checkpoint.source.directory if readable else None,
@@ -39,7 +39,7 @@ def load_reference(checkpoint: Checkpoint) -> Florence2ForConditionalGeneration:
 def reference_features(
     checkpoint: Checkpoint, reference: Florence2ForConditionalGeneration, images: Sequence[Image.Image]
 ) -> NDArray[np.float32]:
-    """Return float32 [B, T, D] for all images, one by one, through the checkpoint's own image processor."""
+    """Return float32 [B, T, D], image by image, made with the checkpoint's own image processor."""
     processor = CLIPImageProcessorPil.from_pretrained(checkpoint.source.directory)
     features: list[Tensor] = []
     with torch.inference_mode():
@@ -56,7 +56,7 @@ def reference_log_probs(
     prompt_ids: list[int],
     tokens: Sequence[int],
 ) -> Tensor:
-    """Return [N] log-probs of an answer's tokens, each given all before it. features: [T, D]."""
+    """Return the log-probs [N] of an answer's tokens, each given all tokens before it. features: [T, D]."""
     inputs = torch.tensor([[config.tokens.decoder_start, *tokens[:-1]]])  # [1, N]
     with torch.inference_mode():
         logits: Tensor = reference(
@@ -78,7 +78,7 @@ def reference_tokens(
     prompt_ids: list[int],
     options: GenerationOptions,
 ) -> list[int]:
-    """Return transformers' answer without the start token; padding rows never win. features: [T, D]."""
+    """Return transformers' answer without the start token. Padding rows are suppressed. features: [T, D]."""
     tokens = config.tokens
     generation = GenerationConfig(
         **dataclasses.asdict(options),  # they have transformers' names

@@ -1,4 +1,4 @@
-"""Images that the export draws, to compare with the checkpoint and to calibrate 8-bit ranges.
+"""Draw sample images, to compare the export with the checkpoint and to calibrate 8-bit ranges.
 
 They have the model's own size, so that nothing is resized, and are the same every time.
 """
@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 from florence2.config import ImageConfig
 
 CALIBRATION = 8
-CALIBRATION_SEED = 11  # other images than those that are compared
+CALIBRATION_SEED = 11  # so that these images differ from those that are compared
 
 
 def calibration_images(image: ImageConfig) -> list[NDArray[np.uint8]]:
-    """Return images [H, W, 3]."""
+    """Return the images [H, W, 3] for calibration."""
     return [np.asarray(drawn) for drawn in draw_images(image, CALIBRATION, CALIBRATION_SEED)]
 
 

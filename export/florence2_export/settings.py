@@ -1,6 +1,6 @@
-"""From a checkpoint's JSON files and tokenizer to `ModelConfig`, the little that serving needs to know.
+"""Make the `ModelConfig`, all that serving needs to know, from a checkpoint's JSON files and tokenizer.
 
-`checkpoint` calls it. Contradictions between the files are settled here, and each becomes a note.
+`checkpoint` calls it. If the files contradict each other, it decides which one to believe and adds a note.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ from florence2.config import (
     read_json,
 )
 from florence2.contract import GenerationOptions
-from florence2.errors import CheckpointError
+from florence2.errors import CheckpointError, InvalidOption
 from florence2_export import layouts
+
+OWN_TOKENIZER = "use the tokenizer.json that was saved with these weights"
 
 
 def read_model_config(
     directory: Path, name: str, architecture: Florence2Config, tokenizer: Tokenizer, microsoft: bool, notes: list[str]
 ) -> ModelConfig:
-    """Return the configuration. Raise CheckpointError on settings that are missing or unknown."""
+    """Return the configuration. Raise CheckpointError if a setting is missing or unsupported."""
     text = text_config(architecture)
     tokens = token_config(tokenizer, text.vocab_size)
     whole, generation = read_json(directory / "config.json"), read_optional(directory, "generation_config.json")
     inner: Mapping[str, Any] = whole.get("text_config") or {}
     notes.extend(stale_ids({"config.json": whole, "text_config": inner, "generation_config.json": generation}, tokens))
-    # Microsoft's generate() runs the inner language model, which knows only its own config.
+    # Microsoft's generate() runs the inner language model, which reads only its own config.
     sources = [inner, generation] if microsoft else [generation, inner]
     try:
-        return ModelConfig(
+        config = ModelConfig(
             image=image_config(read_image_processor(directory), architecture, notes),
             text=text,
             tokens=tokens,
@@ -47,22 +49,32 @@ def read_model_config(
             banned_phrases=banned_phrases(directory),
             source=name,
         )
+        config.generation_options()
+    except InvalidOption as error:
+        raise CheckpointError(
+            f"a generation default of the checkpoint is out of range: {error}; correct generation_config.json"
+        ) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"a setting of the checkpoint is missing or of the wrong kind: {error}") from error
+        raise CheckpointError(
+            f"a setting in the checkpoint's JSON files is missing or invalid ({type(error).__name__}: {error}); "
+            "compare them with the files of the original checkpoint"
+        ) from error
+    return config
 
 
 def read_optional(directory: Path, name: str) -> dict[str, Any]:
+    """Return a JSON file's content, empty if there is no such file."""
     return read_json(directory / name) if (directory / name).exists() else {}
 
 
 def read_image_processor(directory: Path) -> dict[str, Any]:
-    """Return the image processor's settings: of processor_config.json since transformers 5, else of its own file."""
-    inside: dict[str, Any] | None = read_optional(directory, "processor_config.json").get("image_processor")
-    return inside or read_json(directory / "preprocessor_config.json")
+    """Return the image processor's settings. transformers 5 saves them in processor_config.json, 4 in another file."""
+    settings: dict[str, Any] | None = read_optional(directory, "processor_config.json").get("image_processor")
+    return settings or read_json(directory / "preprocessor_config.json")
 
 
 def image_config(processor: Mapping[str, Any], architecture: Florence2Config, notes: list[str]) -> ImageConfig:
-    """Return the image settings. Raise CheckpointError on preprocessing that the server would do differently."""
+    """Return the image settings. Raise CheckpointError if they ask for preprocessing that the server does not do."""
     height, width = int(processor["size"]["height"]), int(processor["size"]["width"])
     red, green, blue = processor["image_mean"]
     spread_red, spread_green, spread_blue = processor["image_std"]
@@ -72,11 +84,16 @@ def image_config(processor: Mapping[str, Any], architecture: Florence2Config, no
     if processor.get("do_center_crop") and processor.get("crop_size") != processor["size"]:
         unusual.append("do_center_crop")
     if unusual:
-        raise CheckpointError(f"the image processor's {', '.join(unusual)} is not that of Florence-2")
+        raise CheckpointError(
+            f"the image processor's settings differ from Florence-2's in {', '.join(unusual)}, which the server does "
+            "not support; train and export with Florence-2's preprocessing"
+        )
     tokens = image_tokens(architecture, height, width)
     if processor.get("image_seq_length", tokens) != tokens:
         said = processor["image_seq_length"]
-        notes.append(f"image_seq_length is {said}, but the vision encoder makes {tokens} tokens, which is used")
+        notes.append(
+            f"image_seq_length is {said}, but the vision encoder makes {tokens} tokens per image; {tokens} is used"
+        )
     return ImageConfig(
         height=height,
         width=width,
@@ -88,23 +105,26 @@ def image_config(processor: Mapping[str, Any], architecture: Florence2Config, no
 
 
 def image_tokens(architecture: Florence2Config, height: int, width: int) -> int:
-    """Return the number of image tokens: one for the mean and one for every cell of the last feature map."""
-    vision = architecture.vision_config
+    """Return the number of tokens per image: one for the mean and one for each place of the last feature map."""
+    vision, pixels = architecture.vision_config, f"{height} x {width}"
     for size, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
         height = (height + 2 * padding - size) // stride + 1
         width = (width + 2 * padding - size) // stride + 1
     if not 0 < max(height, width) <= vision.max_position_embeddings:
         raise CheckpointError(
-            f"images would give a feature map of {height} x {width}, "
-            f"but there are {vision.max_position_embeddings} image positions"
+            f"images of {pixels} pixels give a feature map of {height} x {width}, but the checkpoint has "
+            f"{vision.max_position_embeddings} image positions per axis; set a size that fits in the image processor"
         )
     return 1 + height * width
 
 
 def text_config(architecture: Florence2Config) -> TextConfig:
+    """Return the language model's geometry. Raise CheckpointError if its activation is unsupported."""
     text = architecture.text_config
     if text.activation_function != "gelu":
-        raise CheckpointError(f"the language model's activation is {text.activation_function}, not gelu")
+        raise CheckpointError(
+            f"the language model's activation is {text.activation_function}, but only gelu is supported"
+        )
     return TextConfig(
         vocab_size=text.vocab_size,
         d_model=text.d_model,
@@ -125,21 +145,23 @@ def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
     def id_of(token: str) -> int:
         found = tokenizer.token_to_id(token)
         if found is None or found >= vocab_size:
-            raise CheckpointError(f"the tokenizer is not Florence-2's: {token} is missing or beyond the embedding")
+            raise CheckpointError(
+                f"the tokenizer is not Florence-2's: {token} is missing or beyond the embedding; {OWN_TOKENIZER}"
+            )
         return found
 
     first = id_of("<loc_0>")
     if id_of(f"<loc_{LOCATION_BINS - 1}>") != first + LOCATION_BINS - 1:
-        raise CheckpointError("the tokenizer's location tokens are not consecutive")
+        raise CheckpointError(f"the ids of the tokenizer's location tokens are not consecutive; {OWN_TOKENIZER}")
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    # `<image>` is the native layout's placeholder in prompts: a row of the padding, never trained.
+    # `<image>` is the native layout's placeholder in prompts: an unused, untrained row of the embedding.
     known = 1 + max(id for token, id in vocabulary.items() if token != "<image>")
     eos = id_of("</s>")
     return TokenConfig(
         bos=id_of("<s>"),
         pad=id_of("<pad>"),
         eos=eos,
-        decoder_start=eos,  # BART's habit: a sequence begins with the token that ends it
+        decoder_start=eos,  # BART begins a sequence with the token that ends it
         first_location=first,
         known=min(known, vocab_size),
     )
@@ -148,9 +170,10 @@ def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
 def generation_defaults(
     sources: list[Mapping[str, Any]], tokens: TokenConfig, max_positions: int
 ) -> GenerationDefaults:
-    """Return the first value that one of `sources` has for each option, else Florence-2's; the tokenizer forces tokens.
+    """Return the value of the first source that has one for each option, or Florence-2's.
 
-    The limit on new tokens is always that of the positions: checkpoints carry transformers' 20 or 1024 for it.
+    Forced tokens come from the tokenizer, and the limit on new tokens from the positions: checkpoints carry
+    transformers' own limit of 20 or 1024.
     """
     given = {
         keyword: type(stock)(_first(sources, keyword, stock))
@@ -165,7 +188,7 @@ def _first(sources: list[Mapping[str, Any]], key: str, otherwise: Any) -> Any:
 
 
 def stale_ids(sources: Mapping[str, Mapping[str, Any]], tokens: TokenConfig) -> Iterator[str]:
-    """Yield a sentence for every id in the configs that contradicts the tokenizer; many fine-tunes have old ones."""
+    """Yield a note for each id in the configs that contradicts the tokenizer. Many fine-tunes have outdated ids."""
     truth = {
         "bos_token_id": tokens.bos,
         "pad_token_id": tokens.pad,
@@ -177,11 +200,11 @@ def stale_ids(sources: Mapping[str, Mapping[str, Any]], tokens: TokenConfig) -> 
     for name, source in sources.items():
         for key, expected in truth.items():
             if source.get(key) not in (None, expected):
-                yield f"{key} is {source[key]} in {name}; the tokenizer's {expected} is used"
+                yield f"{key} is {source[key]} in {name}, but {expected} in the tokenizer; {expected} is used"
 
 
 def banned_phrases(directory: Path) -> tuple[str, ...]:
-    """Return the phrases that grounding drops: the checkpoint's own list, or Microsoft's if it has none."""
+    """Return the phrases that phrase grounding drops: the checkpoint's list, or Microsoft's if it has none."""
     parsers = read_optional(directory, "processor_config.json").get("post_processor_config") or {}
     listed = parsers.get("phrase_grounding", {}).get("banned_grounding_tokens", layouts.BANNED_PHRASES)
     return tuple(dict.fromkeys(listed))

@@ -1,7 +1,7 @@
-"""The target of an export: a CPU or a GPU. It decides the vision encoder's precision, runtime and warm-up.
+"""Fit an export to its target, a CPU or a GPU: the vision encoder's precision, runtime and warm-up.
 
-`pipeline` calls it. cpu.pbtxt and gpu.pbtxt are merged into the committed config.pbtxt of florence2_vision, so
-that both kinds come from one source.
+`pipeline` calls it. It merges cpu.pbtxt or gpu.pbtxt into the committed config.pbtxt of florence2_vision, so that both
+targets share one source.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from florence2.errors import CheckpointError
 from florence2_export import repository
 
 TARGETS = ("cpu", "gpu")
-OPENVINO_HINT = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}  # with int8: everything that is not quantized
+OPENVINO_HINT = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}  # of int8: for all that is not quantized
 TENSORRT_MODE = {"float32": "FP32", "float16": "FP16"}
 
 
 def vision_precision(target: str, precision: str) -> str:
     """Return what `--precision` means for the vision encoder. Raise CheckpointError if the target cannot compute it.
 
-    A GPU computes it in float32 or else in float16: TensorRT's BF16 came with Triton 26.02.
+    On a GPU every precision but float32 means float16: TensorRT has BF16 only since Triton 26.02.
     """
     if target == "gpu":
         if precision == "int8":
@@ -35,9 +35,9 @@ def vision_precision(target: str, precision: str) -> str:
 
 
 def fit(stage: Path, name: str, target: str, precision: str) -> None:
-    """Adapt the staged configurations to the target. `precision`: what vision_precision returned.
+    """Adapt the staged configurations to the target. `precision` is the result of `vision_precision`.
 
-    An export for a CPU stays off the GPU that a machine may have; one for a GPU also serves without one.
+    An export for a CPU never uses a GPU of the machine. An export for a GPU also serves without one.
     """
     for role in repository.ROLES:
         model = stage / f"{name}_{role}"
@@ -51,7 +51,7 @@ def fit(stage: Path, name: str, target: str, precision: str) -> None:
 
 
 def _fit_vision(config: ModelConfig, target: str, precision: str) -> None:
-    """Adapt the encoder's configuration. Its dims must be the checkpoint's already."""
+    """Adapt the encoder's configuration, which must have the checkpoint's dims already."""
     folder = Path(__file__).parent
     text_format.Merge((folder / f"{target}.pbtxt").read_text(encoding="utf-8"), config)
     dims = {tensor.name: tensor.dims for tensor in config.input}
@@ -70,6 +70,6 @@ def _fit_vision(config: ModelConfig, target: str, precision: str) -> None:
 
 
 def as_triton_passes_it(config: ModelConfig) -> dict[str, Any]:
-    """Return the configuration as a backend gets it: JSON with the names of the protocol buffers."""
+    """Return the configuration as a backend gets it: JSON with the field names of the protocol buffers."""
     passed: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
     return passed

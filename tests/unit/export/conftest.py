@@ -1,4 +1,4 @@
-"""The bundled checkpoint, read once and exported once, and damaged or rearranged copies of it."""
+"""Fixtures: the bundled checkpoint, read once and exported once, and copies of it to damage or rearrange."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> tuple[Path, list[str]]:
-    """The repository of the bundled checkpoint in float32, and what the export said."""
+    """Return the repository of the bundled checkpoint in float32, and the lines that the export printed."""
     repository = tmp_path_factory.mktemp("exported") / "repository"
     said: list[str] = []
     assert export_checkpoint(str(DEMO), repository, output=said.append, precision="float32"), said

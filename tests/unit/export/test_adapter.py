@@ -1,4 +1,4 @@
-"""LoRA adapters merged at export against PEFT: its own merge where that is exact, its wrapped model where it is not."""
+"""Compare merged LoRA adapters with PEFT: with its own merge if that is exact, otherwise with its wrapped model."""
 
 import json
 import re
@@ -22,7 +22,7 @@ ATTENTION = r".*\.(q_proj|v_proj|qkv|fc2)"
 
 
 def train(demo, folder, **settings) -> tuple[Florence2ForConditionalGeneration, peft.PeftModel]:
-    """An adapter of the bundled checkpoint as PEFT saves it, its factors drawn at random instead of trained."""
+    """Save an adapter of the bundled checkpoint with PEFT. Its factors are random instead of trained."""
     torch.manual_seed(3)
     model = Florence2ForConditionalGeneration.from_pretrained(demo, dtype=torch.float32)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **settings}))
@@ -58,7 +58,7 @@ def train(demo, folder, **settings) -> tuple[Florence2ForConditionalGeneration, 
     ],
 )
 def test_merged_weights_are_those_of_peft(demo, tmp_path, settings):
-    """merge_and_unload of the float32 model, weight by weight; what the adapter does not touch stays as stored."""
+    """Each weight equals merge_and_unload of the float32 model. All others stay as stored."""
     _, wrapped = train(demo, tmp_path, **settings)
     merged = wrapped.merge_and_unload().state_dict()
     stored, read = read_checkpoint(str(demo)), read_checkpoint(str(demo), adapter=str(tmp_path))
@@ -70,7 +70,7 @@ def test_merged_weights_are_those_of_peft(demo, tmp_path, settings):
 
 
 def test_an_adapted_head_answers_as_it_was_trained(demo, tmp_path):
-    """The usual recipe adapts lm_head too. PEFT's merge would change the embedding that is tied to it as well."""
+    """The usual recipe adapts lm_head too. PEFT's merge would also change the embedding, which is tied to it."""
     _, wrapped = train(demo, tmp_path, target_modules=["q_proj", "lm_head"], use_rslora=True)
     read = read_checkpoint(str(demo), adapter=str(tmp_path))
     assert torch.equal(read.weights[EMBEDDING], read_checkpoint(str(demo)).weights[EMBEDDING])
@@ -87,7 +87,7 @@ def test_an_adapted_head_answers_as_it_was_trained(demo, tmp_path):
 
 
 def test_the_reports_reference_has_the_adapter_too(demo, tmp_path):
-    """Otherwise every export with an adapter would fail its comparison."""
+    """Without it, every export with an adapter would fail the comparison."""
     train(demo, tmp_path, target_modules=["q_proj", "lm_head"])
     read = read_checkpoint(str(demo), adapter=str(tmp_path))
     export_language_model(read.weights, tmp_path / "model.safetensors")
@@ -96,7 +96,7 @@ def test_the_reports_reference_has_the_adapter_too(demo, tmp_path):
 
 
 def test_an_adapter_trained_on_microsofts_layout_is_the_same_adapter(demo, tmp_path):
-    """Most adapters were trained with Microsoft's remote code; they fit the native checkpoint as well."""
+    """Most adapters were trained with Microsoft's remote code. They fit the native checkpoint too."""
     train(demo, tmp_path / "native", target_modules=[*"q_proj v_proj fc2 qkv lm_head".split()])
     expected = read_checkpoint(str(demo), adapter=str(tmp_path / "native")).weights
     factors = load_file(tmp_path / "native" / "adapter_model.safetensors")
@@ -115,7 +115,7 @@ def test_an_adapter_trained_on_microsofts_layout_is_the_same_adapter(demo, tmp_p
 
 @pytest.mark.parametrize("rows", [-3, 5], ids=["fewer", "more"])
 def test_a_heads_padding_may_differ(demo, checkpoint, tmp_path, rows):
-    """Microsoft's head has 51,289 rows, the native one 51,328, the last of which mean nothing."""
+    """Microsoft's head has 51,289 rows, the native one 51,328, of which the last are unused."""
     train(demo, tmp_path, target_modules=["lm_head"])
     path = tmp_path / "adapter_model.safetensors"
     factors, expected = load_file(path), read_checkpoint(str(demo), adapter=str(tmp_path)).weights
@@ -148,12 +148,12 @@ def refilled(change):
 
 FIRST = "base_model.model.model.language_model.decoder.layers.0.encoder_attn.q_proj.lora_A.weight"
 REFUSED = {
-    "another kind": (edited(peft_type="LOHA"), "of the kind LOHA"),
+    "another kind": (edited(peft_type="LOHA"), "peft_type LOHA"),
     "DoRA": (edited(use_dora=True), "is DoRA"),
-    "a start that changes the checkpoint": (edited(init_lora_weights="pissa"), "init_lora_weights=pissa"),
-    "a kind of tomorrow": (edited(use_something_new={"a": 1}), "use_something_new"),
-    "a scale of nonsense": (edited(lora_alpha="much"), "does not say the adapter's scale"),
-    "no scale": (edited(lora_alpha=None), "does not say the adapter's scale"),
+    "an initialization that changes the checkpoint": (edited(init_lora_weights="pissa"), "init_lora_weights=pissa"),
+    "a setting of the future": (edited(use_something_new={"a": 1}), "use_something_new"),
+    "a scale of nonsense": (edited(lora_alpha="much"), "has no valid scale of the adapter"),
+    "no scale": (edited(lora_alpha=None), "has no valid scale of the adapter"),
     "half a pair": (refilled(lambda factors: factors.pop(FIRST)), "lacks one of its two factors"),
     "an adapter of another size": (
         refilled(lambda factors: factors.update({FIRST: torch.zeros(4, 7)})),
@@ -165,7 +165,7 @@ REFUSED = {
     ),
     "a head of another size": (
         refilled(lambda factors: factors.update({"base_model.model.lm_head.weight": torch.zeros(1576, 64)})),
-        "lm_head.weight is [1576, 64]",
+        "lm_head.weight has the shape [1576, 64]",
     ),
     "an adapted head of another size": (
         refilled(
@@ -173,7 +173,7 @@ REFUSED = {
                 {f"base_model.model.lm_head.lora_{side}.weight": torch.zeros(4, 4) for side in "AB"}
             )
         ),
-        "does not fit this checkpoint: see lm_head.weight",
+        "does not fit this checkpoint at lm_head.weight",
     ),
     "an adapter of another model": (
         refilled(lambda factors: factors.update({FIRST.replace("language_model", "text"): factors.pop(FIRST)})),
@@ -181,7 +181,7 @@ REFUSED = {
     ),
     "a whole weight of another model": (
         refilled(lambda factors: factors.update({"base_model.model.classifier.weight": torch.zeros(2, 2)})),
-        "does not fit this checkpoint: see classifier.weight",
+        "does not fit this checkpoint at classifier.weight",
     ),
     "an adapted embedding": (
         refilled(lambda factors: factors.update({"base_model.model.shared.lora_embedding_A": torch.zeros(4, 9)})),
@@ -201,8 +201,8 @@ def adapter(demo, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_merged_exactly_is_refused_in_a_sentence(demo, adapter, tmp_path, case, capsys):
-    """An adapter that was merged in part would be the worst answer."""
+def test_an_adapter_that_cannot_be_merged_exactly_is_refused_in_one_sentence(demo, adapter, tmp_path, case, capsys):
+    """An adapter that is merged only in part would give wrong answers without a sign."""
     damage, sentence = REFUSED[case]
     for file in adapter.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -212,7 +212,7 @@ def test_what_cannot_be_merged_exactly_is_refused_in_a_sentence(demo, adapter, t
     assert error.startswith("florence2: ") and sentence in error and error.count("\n") == 1
 
 
-def test_an_adapter_that_is_nowhere_is_refused(demo):
-    """Before the checkpoint's weights are read."""
+def test_a_missing_adapter_is_refused(demo):
+    """This happens before the checkpoint's weights are read."""
     with pytest.raises(CheckpointError, match="there is no directory nowhere"):
         read_checkpoint(str(demo), adapter="nowhere")

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: what it says is believed where it is right, and refused in one sentence where it is broken."""
+"""Test reading a checkpoint: which of its files is believed, and the one sentence that each damage causes."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ LAST_NORM = "model.multi_modal_projector.image_proj_norm.weight"
 
 
 def test_the_config_is_what_transformers_reads_from_the_same_files(demo, checkpoint):
-    """Ids, image size, tokens per image, geometry and generation defaults."""
+    """This holds for ids, image size, tokens per image, geometry and generation defaults."""
     processor, generation = Florence2Processor.from_pretrained(demo), GenerationConfig.from_pretrained(demo)
     tokenizer, config = AutoTokenizer.from_pretrained(demo), checkpoint.config
     assert (config.tokens.bos, config.tokens.pad, config.tokens.eos) == tuple(
@@ -55,7 +55,7 @@ def test_pickled_weights_are_the_same_checkpoint(copy, checkpoint, settings):
 
 
 def test_pickled_shards_are_one_checkpoint(copy, checkpoint):
-    """Transformers 4 saved them so, with safe_serialization=False."""
+    """transformers 4 saved them with safe_serialization=False."""
     weights = load_file(copy.path / "model.safetensors")
     (copy.path / "model.safetensors").unlink()
     places = {name: f"pytorch_model-0000{1 + place % 2}-of-00002.bin" for place, name in enumerate(weights)}
@@ -72,7 +72,7 @@ def assert_same_weights(read, checkpoint):
 
 @pytest.mark.parametrize("stored", TIED)
 def test_any_copy_of_the_embedding_will_do(copy, checkpoint, stored):
-    """Checkpoints store some of the four tied matrices; which ones depends on who saved them."""
+    """Checkpoints store one or more of the four tied matrices, depending on the program that saved them."""
     copy.reweigh(lambda weights: weights.update({stored: weights.pop(EMBEDDING)}))
     assert torch.equal(copy.read().weights[EMBEDDING], checkpoint.weights[EMBEDDING])
 
@@ -86,14 +86,14 @@ def test_a_head_of_its_own_is_kept_and_an_equal_one_is_not(copy):
 
 
 def test_two_different_embeddings_are_refused(copy):
-    """The engine, like Florence-2, has one; a fine-tune that trained its copies apart would answer wrongly."""
+    """The engine, like Florence-2, has one. With several, a fine-tune would answer wrongly."""
     copy.reweigh(lambda weights: weights.update({TIED[2]: weights[EMBEDDING] * 2}))
     with pytest.raises(CheckpointError, match="has one embedding"):
         copy.read()
 
 
 def test_ids_come_from_the_tokenizer_not_from_stale_configs(copy, checkpoint):
-    """Many fine-tunes carry the ids of Florence-2's first, wrong configs."""
+    """Many fine-tunes still have the wrong ids of Florence-2's first configs."""
     copy.edit("config.json", lambda config: config.update(bos_token_id=2, eos_token_id=1, pad_token_id=0))
     read = copy.read()
     assert read.config.tokens == checkpoint.config.tokens
@@ -101,7 +101,7 @@ def test_ids_come_from_the_tokenizer_not_from_stale_configs(copy, checkpoint):
 
 
 def test_generation_defaults_fall_back_file_by_file(copy):
-    """generation_config.json, then the language model's own config, then Florence-2's."""
+    """The order is generation_config.json, the language model's own config, Florence-2's defaults."""
     (copy.path / "generation_config.json").unlink()
     copy.edit("config.json", lambda config: config["text_config"].update(num_beams=5))
     defaults = copy.read().config.generation
@@ -120,30 +120,30 @@ def test_the_older_pair_of_processor_files_is_read_too(copy, checkpoint):
     assert (read.image, read.banned_phrases) == (checkpoint.config.image, checkpoint.config.banned_phrases)
 
 
-def test_the_embedding_knows_the_vocabulary_better_than_the_config(copy, checkpoint):
-    """Added tokens often leave config.json behind."""
+def test_the_vocabulary_size_is_that_of_the_embedding(copy, checkpoint):
+    """config.json is often outdated after tokens were added."""
     copy.edit("config.json", lambda config: config["text_config"].update(vocab_size=1600))
     read = copy.read()
     assert read.config.text == checkpoint.config.text
-    assert "config.json says 1600 tokens" in read.notes[0]
+    assert "config.json says 1600 tokens, but the embedding has" in read.notes[0]
 
 
 def test_truncation_and_padding_left_by_training_are_switched_off(copy):
-    """A saved tokenizer may still cut prompts at the length of someone's training batches."""
+    """A saved tokenizer may still cut prompts to the length of training batches."""
     cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     copy.edit("tokenizer.json", lambda tokenizer: tokenizer.update(truncation=cut))
     assert len(copy.read().tokenizer.encode("What does the image describe?").ids) > 4
 
 
-def test_weights_of_something_else_are_noted(copy):
-    """An extra head does not stop an export, but it is not silent either."""
+def test_unknown_weights_are_noted(copy):
+    """An extra head does not stop an export, but causes a note."""
     copy.reweigh(lambda weights: weights.update({"classifier.weight": torch.zeros(3)}))
     assert "classifier.weight" in copy.read().notes[0]
 
 
 @pytest.mark.parametrize("size", [(128, 128), (160, 96), (192, 256)])
 def test_images_may_have_another_size(copy, size):
-    """Fine-tunes change it; the number of image tokens follows."""
+    """Fine-tunes change it, and the number of image tokens follows."""
     height, width = size
     edit = {"height": height, "width": width}
     copy.edit("processor_config.json", lambda config: config["image_processor"].update(size=edit, crop_size=edit))
@@ -154,7 +154,7 @@ def test_images_may_have_another_size(copy, size):
 
 
 def test_tokens_added_by_a_fine_tune_may_be_generated(copy, checkpoint):
-    """Its tokenizer has more tokens and its embedding more rows, often more than are used."""
+    """Its tokenizer has more tokens, and its embedding more rows, some of them often unused."""
     rows, added = checkpoint.config.text.vocab_size, checkpoint.tokenizer.get_vocab_size()
     token = {"id": added, "content": "<invoice>", "single_word": False, "lstrip": False, "rstrip": False,
              "normalized": False, "special": True}  # fmt: skip
@@ -183,7 +183,7 @@ def truncate(copy):
 
 
 class Code:
-    """Unpickling it would call print."""
+    """An object that calls print when it is unpickled."""
 
     def __reduce__(self):
         return print, ("code of a checkpoint ran",)
@@ -224,28 +224,35 @@ DAMAGE = {
     "broken config": (write("config.json", "{"), "cannot be read"),
     "a list for a config": (write("config.json", "[]"), "not a JSON object"),
     "another model": (write("config.json", '{"model_type": "bart"}'), "'bart'"),
-    "a config of nonsense": (
+    "a nonsensical config": (
         lambda copy: copy.edit("config.json", lambda config: config["vision_config"].update(depths="many")),
         "not a Florence-2 configuration",
     ),
     "a config that fits no model": (
         lambda copy: copy.edit("config.json", lambda config: config["vision_config"].update(num_heads=[5])),
-        "not describe a working model",
+        "does not describe a working model",
     ),
-    "a default of nonsense": (write("generation_config.json", '{"num_beams": "some"}'), "wrong kind"),
+    "a nonsensical default": (
+        write("generation_config.json", '{"num_beams": "some"}'),
+        "missing or invalid (ValueError",
+    ),
+    "a default out of range": (
+        write("generation_config.json", '{"num_beams": 50}'),
+        "a generation default of the checkpoint is out of range: NUM_BEAMS must be between 1 and 16, not 50",
+    ),
     "no image size": (
         lambda copy: copy.edit("processor_config.json", lambda values: values["image_processor"].pop("size")),
-        "'size'",
+        "missing or invalid (KeyError: 'size')",
     ),
     "no weights": (remove("model.safetensors"), "holds no model.safetensors or pytorch_model.bin"),
-    "a pickle that is none": (only_a_pickle, "pytorch_model.bin"),
-    "a pickle that runs code": (pickled({"weight": Code()}), "wants to run code"),
+    "a file that is no pickle": (only_a_pickle, "pytorch_model.bin"),
+    "a pickle that runs code": (pickled({"weight": Code()}), "would run code"),
     "an old pickle that runs code": (pickled({"weight": Code()}, _use_new_zipfile_serialization=False), "run code"),
-    "a pickle of something else": (pickled([1, 2]), "something other than weights"),
+    "a pickle of something else": (pickled([1, 2]), "something other than tensors by name"),
     "half a pickle": (half_a_pickle, "damaged"),
     "an index of nothing": (index({}), "lists no weights"),
-    "an index that leads out": (index({EMBEDDING: "../../etc/passwd"}), "outside of the checkpoint"),
-    "only an adapter": (only_an_adapter, "give the checkpoint it changes"),
+    "an index of a file outside": (index({EMBEDDING: "../../etc/passwd"}), "outside of the checkpoint"),
+    "only an adapter": (only_an_adapter, "give the checkpoint that it was trained on"),
     "quantized weights": (
         lambda copy: copy.reweigh(lambda weights: weights.update({LAST_NORM: weights[LAST_NORM].to(torch.int8)})),
         "quantized",
@@ -257,7 +264,7 @@ DAMAGE = {
     "no embedding": (lambda copy: copy.reweigh(lambda weights: weights.pop(EMBEDDING)), "no token embedding"),
     "a weight of another size": (
         lambda copy: copy.reweigh(lambda weights: weights.update({LAST_NORM: torch.zeros(7)})),
-        "is [7]",
+        "has the shape [7]",
     ),
     "another model's weights": (
         lambda copy: copy.reweigh(lambda weights: [weights.pop(name) for name in list(weights)[1:]]),
@@ -280,14 +287,14 @@ DAMAGE = {
         lambda copy: copy.edit(
             "processor_config.json", lambda values: values["image_processor"].update(size={"height": 768, "width": 768})
         ),
-        "24 x 24",
+        "images of 768 x 768 pixels give a feature map of 24 x 24",
     ),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_one_sentence_and_exit_code_1(copy, case, capsys, tmp_path):
-    """No traceback, no export: whatever is wrong with the files is said in a line."""
+    """There is no traceback and no export. One line says what is wrong with the files."""
     damage, sentence = DAMAGE[case]
     damage(copy)
     assert main(["export", str(copy.path), "--repository", str(tmp_path / "repository")]) == 1
@@ -297,7 +304,7 @@ def test_damage_is_one_sentence_and_exit_code_1(copy, case, capsys, tmp_path):
 
 
 def test_nothing_in_a_checkpoint_is_executed(copy, tmp_path):
-    """Code files and auto_map entries of Microsoft's repositories are never touched."""
+    """Code files and auto_map entries of Microsoft's repositories are ignored."""
     trace = tmp_path / "executed"
     (copy.path / "modeling_florence2.py").write_text(f"open({str(trace)!r}, 'w')")
     (copy.path / "configuration_florence2.py").write_text(f"open({str(trace)!r}, 'w')")

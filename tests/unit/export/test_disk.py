@@ -1,4 +1,4 @@
-"""Places that cannot be written: a full disk, a limit on file size, someone else's folder; and a killed export."""
+"""Test places that cannot be written (a full disk, a file size limit, another user's folder) and a killed export."""
 
 import os
 import resource
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def limit(monkeypatch):
-    """Files may grow to 2 MB: less than the language model's weights. The vision encoder is left out for speed."""
+    """Limit files to 2 MB, less than the language model's weights. Skip the vision encoder to save time."""
     monkeypatch.setattr(pipeline.vision, "export_vision", lambda checkpoint, path, *_: path.touch())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, before[1]))
@@ -30,16 +30,16 @@ def limit(monkeypatch):
 
 
 def test_a_file_that_cannot_grow_is_one_sentence(demo, tmp_path, limit, capsys):
-    """The system refuses further bytes in the middle of the weights; nothing is left."""
+    """The system refuses more bytes in the middle of the weights. Nothing is left."""
     assert main(["export", str(demo), "--precision", "float32", "--repository", str(tmp_path / "repository")]) == 1
     error = capsys.readouterr().err
-    assert "cannot be written: the disk is full, or a file too large" in error and error.count("\n") == 1
+    assert "cannot be written: the disk is full or limits the size of a file" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MB, where tests may mount one."""
+    """Mount a file system of 4 MB, if the tests may."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
@@ -50,7 +50,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_one_sentence(demo, small_disk):
-    """What was there stays, what was begun goes."""
+    """Earlier files stay, and the incomplete export is removed."""
     (small_disk / "repository").mkdir()
     (small_disk / "repository" / "README").write_text("mine")
     with pytest.raises(CheckpointError, match="cannot be written: the disk is full"):
@@ -59,11 +59,11 @@ def test_a_full_disk_is_one_sentence(demo, small_disk):
 
 
 @pytest.mark.parametrize(("mode", "trouble"), [(0o555, "cannot be written"), (0o700, "cannot be read")])
-def test_a_folder_of_others_is_one_sentence(mode, trouble):
-    """Before any work. Root may write everywhere, so where the tests run as root the export runs as another user."""
+def test_an_inaccessible_folder_is_one_sentence(mode, trouble):
+    """The export fails before any work. It never runs as root here, because root may write everywhere."""
     if os.geteuid() and mode == 0o700:
-        pytest.skip("only root can make a folder of someone else")
-    # Not tmp_path: pytest keeps what is above it to its own user.
+        pytest.skip("only root can test with another user's folder")
+    # Not tmp_path, because other users cannot enter the folders above it.
     with tempfile.TemporaryDirectory() as parent:
         os.chmod(parent, 0o755)
         folder = Path(parent) / "theirs"
@@ -86,8 +86,8 @@ def test_a_folder_of_others_is_one_sentence(mode, trouble):
         assert run.stdout.endswith(f"{trouble}: Permission denied\n")
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next(demo, tmp_path):
-    """kill -9 leaves a hidden folder; an export that still runs keeps its own."""
+def test_the_next_export_removes_the_remains_of_a_killed_one(demo, tmp_path):
+    """`kill -9` leaves a hidden folder. The folder of a running export stays."""
     target = tmp_path / "repository"
     command = [sys.executable, "-m", "export", str(demo), "--repository", str(target)]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Hub ids through the real huggingface_hub, against a hub of a few lines on this machine and its cache on disk."""
+"""Test hub ids with the real huggingface_hub, a small hub on this machine, and its cache on disk."""
 
 import http.server
 import json
@@ -18,24 +18,24 @@ BRANCH_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Two commits of one repository, a gated and a missing one: what snapshot_download asks for, and nothing else."""
+    """A hub with two commits of one repository and a gated one, as far as snapshot_download needs it."""
 
     folder: Path
-    asked: list[str]
+    requested: list[str]
     REVISIONS: ClassVar = {"main": COMMIT, COMMIT: COMMIT, "tuned": BRANCH_COMMIT, BRANCH_COMMIT: BRANCH_COMMIT}
 
     def do_HEAD(self):
         self.do_GET()
 
     def do_GET(self):
-        self.asked.append(f"{self.command} {self.path}")
+        self.requested.append(f"{self.command} {self.path}")
         path = self.path.partition("?")[0].strip("/")
-        if path.startswith(("someone/gated", "api/models/someone/gated")):
+        if path.startswith(("example/gated", "api/models/example/gated")):
             return self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
-        if not path.removeprefix("api/models/").startswith("someone/florence-2"):
+        if not path.removeprefix("api/models/").startswith("example/florence-2"):
             return self.answer(401, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         if path.startswith("api/models/"):
-            return self.describe(path.removeprefix("api/models/someone/florence-2").strip("/"))
+            return self.describe(path.removeprefix("api/models/example/florence-2").strip("/"))
         _, _, _, revision, name = path.split("/", 4)
         file = self.folder / name
         if revision not in self.REVISIONS or not file.exists():
@@ -44,14 +44,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.answer(200, data, {"ETag": f'"{hash(data):x}"', "X-Repo-Commit": self.REVISIONS[revision]})
 
     def describe(self, path):
-        """The repository's commit and files: /revision/R, and /tree/R where the library asks for it."""
+        """Send the repository's commit and files: /revision/R, and /tree/R if the library requests it."""
         kind, _, revision = path.partition("/")
         if revision not in self.REVISIONS:
             return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no such revision"})
         names = [file.name for file in self.folder.iterdir()]
         sizes = {name: (self.folder / name).stat().st_size for name in names}
         listing = [{"type": "file", "path": name, "size": sizes[name], "oid": name} for name in names]
-        about = {"id": "someone/florence-2", "sha": self.REVISIONS[revision], "private": False, "tags": [],
+        about = {"id": "example/florence-2", "sha": self.REVISIONS[revision], "private": False, "tags": [],
                  "downloads": 0, "likes": 0, "siblings": [{"rfilename": name} for name in names]}  # fmt: skip
         self.answer(200, json.dumps(listing if kind == "tree" else about).encode())
 
@@ -70,8 +70,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(demo, tmp_path, monkeypatch):
-    """A hub with the bundled checkpoint, and an empty cache."""
-    handler = type("Handler", (Hub,), {"folder": tmp_path / "files", "asked": []})
+    """Serve a hub with the bundled checkpoint, and use an empty cache."""
+    handler = type("Handler", (Hub,), {"folder": tmp_path / "files", "requested": []})
     shutil.copytree(demo, handler.folder)
     (handler.folder / "modeling_florence2.py").write_text("raise SystemExit")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -82,7 +82,7 @@ def server(demo, tmp_path, monkeypatch):
 
 
 def use_hub(monkeypatch, endpoint: str, cache: Path) -> None:
-    """The library reads its environment at import, so its settings are changed where they lie."""
+    """Patch the library's function, because it reads its environment only at import."""
     snapshot_download = huggingface_hub.snapshot_download
 
     def download(hub_id, **options):
@@ -92,43 +92,43 @@ def use_hub(monkeypatch, endpoint: str, cache: Path) -> None:
 
 
 def test_a_hub_checkpoint_is_downloaded_and_keeps_its_id_and_commit(server, checkpoint):
-    """Weights, configs and tokenizer; no code, and a second time nothing."""
-    read = read_checkpoint("someone/florence-2")
-    assert (read.source.name, read.source.revision) == ("someone/florence-2", COMMIT)
-    assert read.config.source == "someone/florence-2"
+    """The first time weights, configs and tokenizer are downloaded, but no code; the second time nothing."""
+    read = read_checkpoint("example/florence-2")
+    assert (read.source.name, read.source.revision) == ("example/florence-2", COMMIT)
+    assert read.config.source == "example/florence-2"
     assert read.weights.keys() == checkpoint.weights.keys()
-    downloads = [path for path in server.asked if path.startswith("GET") and "/resolve/" in path]
+    downloads = [path for path in server.requested if path.startswith("GET") and "/resolve/" in path]
     assert len(downloads) == 6 and not any(".py" in path for path in downloads)
-    read_checkpoint("someone/florence-2")
-    assert [path for path in server.asked if path.startswith("GET") and "/resolve/" in path] == downloads
+    read_checkpoint("example/florence-2")
+    assert [path for path in server.requested if path.startswith("GET") and "/resolve/" in path] == downloads
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(server):
-    """The commit it stands for is what is remembered."""
-    assert read_checkpoint("someone/florence-2", revision="tuned").source.revision == BRANCH_COMMIT
-    assert read_checkpoint("someone/florence-2", revision=COMMIT).source.revision == COMMIT
+    """The source records the commit that it stands for."""
+    assert read_checkpoint("example/florence-2", revision="tuned").source.revision == BRANCH_COMMIT
+    assert read_checkpoint("example/florence-2", revision=COMMIT).source.revision == COMMIT
 
 
-def test_pickles_are_downloaded_only_where_there_is_nothing_better(server):
-    """Many repositories hold both forms of the same weights."""
+def test_pickles_are_downloaded_only_if_there_are_no_other_weights(server):
+    """Many repositories hold the same weights in both forms."""
     (server.folder / "pytorch_model.bin").write_bytes(b"never fetched")
-    assert read_checkpoint("someone/florence-2").files[0].name == "model.safetensors"
-    assert not any("pytorch_model" in path for path in server.asked)
+    assert read_checkpoint("example/florence-2").files[0].name == "model.safetensors"
+    assert not any("pytorch_model" in path for path in server.requested)
     (server.folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
-        read_checkpoint("someone/florence-2", revision="tuned")
+        read_checkpoint("example/florence-2", revision="tuned")
 
 
 @pytest.mark.parametrize(
     ("hub_id", "revision", "words"),
     [
-        ("someone/nothing", None, "knows no such repository"),
-        ("someone/gated", None, "is gated: accept its terms"),
-        ("someone/florence-2", "v9", "someone/florence-2 has no revision v9"),
+        ("example/nothing", None, "has no such public repository; check the name, or log in"),
+        ("example/gated", None, "is gated; accept its terms"),
+        ("example/florence-2", "v9", "example/florence-2 has no revision v9"),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence(server, hub_id, revision, words):
-    """Each has another remedy, so each is told apart."""
+def test_a_refusal_of_the_hub_is_one_sentence(server, hub_id, revision, words):
+    """Each error has its own remedy, so each has its own message."""
     assert words in refusal(hub_id, revision)
 
 
@@ -139,21 +139,21 @@ def refusal(hub_id: str, revision: str | None = None) -> str:
     return str(caught.value)
 
 
-def test_what_is_in_the_cache_is_read_without_a_network(server, tmp_path, monkeypatch):
-    """And what is not cannot be had, which is said as such."""
-    read_checkpoint("someone/florence-2")
+def test_a_cached_checkpoint_needs_no_network(server, tmp_path, monkeypatch):
+    """What is not in the cache is an error that says so."""
+    read_checkpoint("example/florence-2")
     monkeypatch.undo()
     use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
-    assert read_checkpoint("someone/florence-2").source.revision == COMMIT
-    assert "neither a directory nor in the hub's cache, and the hub cannot be reached" in refusal("someone/other")
+    assert read_checkpoint("example/florence-2").source.revision == COMMIT
+    assert "neither a directory nor in the hub's cache, and the hub cannot be reached" in refusal("example/other")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert read_checkpoint("someone/florence-2").source.revision == COMMIT
-    assert "hub cannot be reached" in refusal("someone/other")
-    assert "revision v9 of someone/florence-2" in refusal("someone/florence-2", "v9")
+    assert read_checkpoint("example/florence-2").source.revision == COMMIT
+    assert "hub cannot be reached" in refusal("example/other")
+    assert "revision v9 of example/florence-2" in refusal("example/florence-2", "v9")
 
 
-def test_a_typing_mistake_is_not_sought_on_the_hub(tmp_path):
-    """Only what looks like OWNER/NAME is a hub id."""
+def test_a_typo_is_not_looked_up_on_the_hub(tmp_path):
+    """Only OWNER/NAME is a hub id."""
     for source in ("nothing-here", "./no/where", "a/b/c", str(tmp_path / "none")):
         assert "there is no directory" in refusal(source)
     (tmp_path / "file").touch()
@@ -161,5 +161,5 @@ def test_a_typing_mistake_is_not_sought_on_the_hub(tmp_path):
 
 
 def test_a_directory_has_no_revisions(demo):
-    """Rather than to ignore what was asked for."""
+    """A revision that has no effect is an error."""
     assert "has no revisions" in refusal(str(demo), "main")

@@ -1,4 +1,4 @@
-"""A finished export is moved to its place, all of it or nothing; what a killed one left is removed by the next."""
+"""Test that a finished export is moved to its place completely or not at all."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def stage_models(stage: Path, content: str, *names: str) -> None:
 
 
 def test_only_models_of_the_same_name_are_replaced(tmp_path):
-    """Another export's models, and whatever else lies there, stay."""
+    """Another export's models and any other files stay."""
     target = tmp_path / "repository"
     stage_models(target, "old", "a_vision", "a_decoder", "b_vision")
     (target / "a_vision" / "1" / "stale").touch()
@@ -40,7 +40,7 @@ def test_only_models_of_the_same_name_are_replaced(tmp_path):
 @pytest.mark.parametrize("failing", range(4))
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_swap_that_fails_half_way_is_undone(tmp_path, monkeypatch, failing, error):
-    """Whichever of the four renames fails, the old models are back."""
+    """The old models are back after a failure of any of the four renames."""
     target = tmp_path / "repository"
     stage_models(target, "old", "a_vision", "a_decoder")
     before, rename, calls = snapshot(target), Path.rename, []
@@ -63,7 +63,7 @@ def test_a_swap_that_fails_half_way_is_undone(tmp_path, monkeypatch, failing, er
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
-    """A parent that is a file stands for every unwritable place; the tests may run as root."""
+    """A parent that is a file is not writable even for root, which may run the tests."""
     (tmp_path / "file").touch()
     with (
         pytest.raises(CheckpointError, match="cannot be written"),

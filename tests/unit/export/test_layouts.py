@@ -1,4 +1,4 @@
-"""Microsoft's layout read as the native one; the tests write it from the published names, not from the code's table."""
+"""Test that Microsoft's layout reads as the native one. The tests build it from published names, not from our table."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ KEYS = SHARED / "facts" / "microsoft_base_keys.tsv"
 
 
 def microsoft_name(native: str) -> str:
-    """Examples of the published names: vision_tower.blocks.0.0.spatial_block.window_attn.fn.qkv.weight,
+    """Return Microsoft's name of a weight, such as vision_tower.blocks.0.0.spatial_block.window_attn.fn.qkv.weight,
     vision_tower.convs.0.proj.bias, language_model.model.shared.weight.
     """
     if native.startswith("model.language_model."):
@@ -51,7 +51,7 @@ def microsoft_name(native: str) -> str:
 
 @pytest.fixture
 def microsoft(demo, checkpoint, tmp_path) -> Path:
-    """The bundled checkpoint as Microsoft would have saved it."""
+    """Return the bundled checkpoint as Microsoft would save it."""
     weights = {microsoft_name(name): tensor for name, tensor in checkpoint.weights.items()}
     weights["image_projection"] = weights["image_projection"].T
     weights["language_model.final_logits_bias"] = torch.zeros(1, len(checkpoint.weights[EMBEDDING]))
@@ -83,9 +83,9 @@ def test_microsofts_layout_holds_the_same_checkpoint(microsoft, checkpoint):
     assert ours == {field: getattr(checkpoint.config, field) for field in ours}
 
 
-@pytest.mark.skipif(not KEYS.exists(), reason="the list of published names is not here")
+@pytest.mark.skipif(not KEYS.exists(), reason="needs the list of published names")
 def test_every_published_name_of_base_is_known():
-    """All 669 names of microsoft/Florence-2-base, and the one that is dropped."""
+    """These are the 669 names of microsoft/Florence-2-base, one of which is dropped."""
     rows = list(csv.DictReader(KEYS.open(), delimiter="\t"))
     assert len(rows) > 660
     for row in rows:
@@ -96,9 +96,9 @@ def test_every_published_name_of_base_is_known():
         assert (row["transform"] == "transpose") == (row["microsoft_key"] == layouts.TRANSPOSED)
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published configs are not here")
-def test_microsofts_published_files_say_what_the_native_ones_say():
-    """Tokenizer completed as by its processor, config translated as by transformers' converter."""
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="needs the published configs")
+def test_microsofts_published_files_agree_with_the_native_ones():
+    """The tokenizer is completed as by Microsoft's processor, the config translated as by transformers' converter."""
     ours = Tokenizer.from_file(str(PUBLISHED / "microsoft-Florence-2-base" / "tokenizer.json"))
     theirs = Tokenizer.from_file(str(PUBLISHED / "Florence-2-base" / "tokenizer.json"))
     layouts.complete_tokenizer(ours)
@@ -117,7 +117,7 @@ def test_microsofts_published_files_say_what_the_native_ones_say():
 
 
 def test_a_native_config_stays_as_it_is(demo):
-    """Native files keep some of Microsoft's names next to their own; those do not win."""
+    """Native files keep some of Microsoft's names next to their own, which take precedence."""
     config = json.loads((demo / "config.json").read_text())
     assert layouts.native_config(config)["vision_config"] == config["vision_config"]
     config["vision_config"]["dim_embed"] = [1, 2, 3, 4]

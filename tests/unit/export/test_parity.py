@@ -1,7 +1,7 @@
-"""The parity report passes on what is right (see test_pipeline) and notices what is wrong, stage by stage."""
+"""Test that each stage of the parity report notices errors. test_pipeline tests that a correct export passes."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def reference(checkpoint) -> Florence2ForConditionalGeneration:
 
 @pytest.fixture
 def decoder(exported, tmp_path):
-    """A copy of the exported decoder to damage."""
+    """Return a copy of the exported decoder to damage."""
     return shutil.copytree(exported[0] / "florence2_decoder" / "1", tmp_path / "decoder")
 
 
@@ -34,7 +34,7 @@ def nudge(decoder, name: str) -> None:
 
 
 def test_one_wrong_feature_fails_the_vision_stage_of_float32():
-    """The largest error decides, not the mean; NaN is never close."""
+    """The largest error decides, not the mean, and NaN always fails."""
     theirs = np.zeros((3, 5, 7), np.float32)
     assert parity.compare_features(theirs, theirs).passed
     for wrong in (0.1, np.nan, np.inf):
@@ -45,7 +45,7 @@ def test_one_wrong_feature_fails_the_vision_stage_of_float32():
 
 @pytest.mark.parametrize("precision", parity.BOUNDS)
 def test_lower_precisions_may_have_outliers_but_no_shift(precision):
-    """Their mean error counts, in standard deviations of the features, whatever unit those have."""
+    """Their mean error counts, in standard deviations of the features, so that their unit does not matter."""
     random = np.random.default_rng(0)
     theirs = 40 * random.standard_normal((3, 50, 70)).astype(np.float32)
     bound = parity.BOUNDS[precision].features
@@ -58,17 +58,17 @@ def test_lower_precisions_may_have_outliers_but_no_shift(precision):
     assert not parity.compare_features(ours, theirs, precision).passed
 
 
-def test_images_are_of_the_models_size_and_always_the_same(checkpoint):
-    """So that an export's report can be compared with yesterday's."""
-    image = checkpoint.config.image
-    first, second = parity.draw_images(image, 3), parity.draw_images(image, 3)
+def test_images_have_the_models_size_and_are_always_the_same(checkpoint):
+    """This makes the reports of two exports comparable."""
+    config = checkpoint.config.image
+    first, second = parity.draw_images(config, 3), parity.draw_images(config, 3)
     assert [image.tobytes() for image in first] == [image.tobytes() for image in second]
-    assert {image.size for image in first} == {(image.width, image.height)}
+    assert {image.size for image in first} == {(config.width, config.height)}
     assert len({image.tobytes() for image in first}) == 3
 
 
 def test_a_changed_or_missing_tensor_fails_the_language_stage(decoder, reference):
-    """By name, so that the report says where to look."""
+    """The report names it."""
     assert parity.compare_weights(decoder, reference).passed
     nudge(decoder, "decoder.layers.0.fc1.bias")
     report = parity.compare_weights(decoder, reference)
@@ -81,7 +81,7 @@ def test_a_changed_or_missing_tensor_fails_the_language_stage(decoder, reference
 
 @dataclass(frozen=True)
 class Compared:
-    """What the engine of a decoder folder answers, next to the reference."""
+    """Answers of the engine, and what the report compares them with."""
 
     answers: list
     arguments: tuple
@@ -104,7 +104,7 @@ def compare(decoder, checkpoint, reference) -> Compared:
 
 
 def test_an_untied_head_is_exported_and_compared(copy, decoder):
-    """The head of such a fine-tune is not the embedding, here as in transformers."""
+    """The head of such a fine-tune differs from the embedding, here and in transformers."""
     copy.reweigh(lambda weights: weights.update({HEAD: weights[EMBEDDING].flip(0)}))
     untied = copy.read()
     reference = load_reference(untied)
@@ -115,7 +115,7 @@ def test_an_untied_head_is_exported_and_compared(copy, decoder):
 
 
 def test_wrong_weights_fail_the_language_and_the_answers_stage(decoder, checkpoint, reference):
-    """By the scores of the very same tokens, and by other tokens, greedy and with the checkpoint's beams."""
+    """The language stage compares scores of the same tokens, the answers stage tokens, greedy and with beams."""
     right = compare(decoder, checkpoint, reference)
     assert right.language().passed and right.tokens().passed
     assert "6 of 6" in str(right.tokens()) and "1 and 3 beams" in str(right.tokens())
@@ -126,9 +126,31 @@ def test_wrong_weights_fail_the_language_and_the_answers_stage(decoder, checkpoi
 
 
 def test_a_lower_precision_reports_changed_answers_and_is_judged_by_its_scores(decoder, checkpoint, reference):
-    """bfloat16 weights: outside of float32's bound, inside of its own."""
+    """bfloat16 weights exceed float32's bound, but not their own."""
     weights = load_file(decoder / "model.safetensors")
     save_file({name: tensor.bfloat16().float() for name, tensor in weights.items()}, decoder / "model.safetensors")
     rounded = compare(decoder, checkpoint, reference)
     assert not rounded.language().passed and rounded.language("bfloat16").passed
     assert rounded.tokens(exact=False).passed
+
+
+def test_the_checkpoints_minimum_and_penalty_are_exported_and_compared(copy, decoder):
+    """generation_config.json sets both defaults, and the reference generates with them."""
+    rules = {"repetition_penalty": 1.7, "min_new_tokens": 20, "num_beams": 1, "no_repeat_ngram_size": 0}
+    copy.edit("generation_config.json", lambda values: values.update(rules))
+    tuned = copy.read()
+    defaults = tuned.config.generation
+    assert (defaults.repetition_penalty, defaults.min_new_tokens) == (1.7, 20)
+    tuned.config.save(decoder / "florence2.json")
+    result = compare(decoder, tuned, load_reference(tuned))
+    assert result.language().passed and result.tokens().passed
+    plain, usual = result.answers[::2], result.answers[1::2]
+    assert all(len(answer.tokens) >= 20 for answer in usual) and any(len(answer.tokens) < 20 for answer in plain)
+    reference, config, features, cases = result.arguments
+    others = [
+        replace(case, options=plain_case.options) for plain_case, case in zip(cases[::2], cases[1::2], strict=True)
+    ]
+    assert not parity.compare_answers(usual, reference, config, features, others).passed
+    # A minimum above the report's own limit counts as that limit.
+    copy.edit("generation_config.json", lambda values: values.update(min_new_tokens=parity.NEW_TOKENS + 10))
+    assert parity.requests(copy.read())[1].options.min_new_tokens == parity.NEW_TOKENS

@@ -1,4 +1,4 @@
-"""`florence2 export` from end to end on the bundled checkpoint."""
+"""Test `florence2 export` end to end on the bundled checkpoint."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 
 
 def test_an_export_is_a_complete_repository(exported, checkpoint):
-    """Every model has its files, readable by any user, and they are the checkpoint's."""
+    """Each model has its files, which any user can read and which hold the checkpoint's settings."""
     repository, _ = exported
     for model, files in GENERATED.items():
         assert {path.name for path in (repository / model / "1").iterdir()} == files
@@ -44,7 +44,7 @@ def test_an_export_is_a_complete_repository(exported, checkpoint):
 
 
 def test_the_exported_tokenizer_is_the_checkpoints(exported, demo):
-    """Same ids and same text as transformers reads from the checkpoint."""
+    """It gives the same ids and text as the one that transformers reads from the checkpoint."""
     theirs = AutoTokenizer.from_pretrained(demo)
     ours = Tokenizer.from_file(str(exported[0] / "florence2_preprocess" / "1" / "tokenizer.json"))
     for text in ("<s>What is the region <loc_5><loc_999>?</s>", "<s>café\n中文 </s>"):
@@ -54,7 +54,7 @@ def test_the_exported_tokenizer_is_the_checkpoints(exported, demo):
 
 
 def test_the_report_shows_every_stage_with_its_time(exported):
-    """A line a step, and the comparison of the vision encoder, the language model and the answers."""
+    """It has one line for each step and for each compared stage."""
     repository, said = exported
     assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in said)
     lines = [line.split("] ", 1)[1] for line in said]
@@ -65,7 +65,7 @@ def test_the_report_shows_every_stage_with_its_time(exported):
 
 
 def test_a_second_name_joins_the_first_and_repeats_it_byte_for_byte(exported, demo, monkeypatch):
-    """Exports are reproducible but for the time, which SOURCE_DATE_EPOCH sets; two checkpoints live side by side."""
+    """Exports are reproducible except for the time, which SOURCE_DATE_EPOCH sets. Models of both names are kept."""
     repository, _ = exported
     before = snapshot(repository)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
@@ -84,7 +84,7 @@ def test_a_second_name_joins_the_first_and_repeats_it_byte_for_byte(exported, de
 
 @pytest.fixture
 def standing(tmp_path) -> Path:
-    """A repository that holds an earlier export."""
+    """Return a repository that holds an earlier export."""
     repository = tmp_path / "place" / "repository"
     (repository / "florence2_vision" / "1").mkdir(parents=True)
     (repository / "florence2_vision" / "1" / "model.onnx").write_text("earlier")
@@ -92,7 +92,7 @@ def standing(tmp_path) -> Path:
 
 
 def test_a_failed_export_leaves_the_repository_as_it_was(standing, demo, monkeypatch):
-    """Full disk, parity not reached, interrupted: nothing changes and nothing is left next to it."""
+    """Nothing changes and nothing is left next to it if the disk is full or the export is interrupted."""
     before = snapshot(standing)
 
     def full_disk(checkpoint, path, *_settings):
@@ -114,7 +114,7 @@ def test_a_failed_export_leaves_the_repository_as_it_was(standing, demo, monkeyp
 
 
 def test_a_report_that_does_not_pass_is_exit_code_1(standing, demo, monkeypatch, capsys):
-    """A model that answers differently never replaces one that served."""
+    """A model that answers differently never replaces the present one."""
     before = snapshot(standing)
     monkeypatch.setattr(pipeline.vision, "export_vision", lambda checkpoint, path, *_settings: path.touch())
     monkeypatch.setattr(pipeline, "parity_report", lambda *_: iter([StageReport("vision", False, "far off")]))
@@ -124,7 +124,7 @@ def test_a_report_that_does_not_pass_is_exit_code_1(standing, demo, monkeypatch,
 
 
 def test_help_does_not_wait_for_torch():
-    """The command line is read before anything heavy is imported."""
+    """The command line is parsed before any slow import."""
     code = "import sys; from florence2_client import cli; cli.parser().parse_args(['export', 'x'])\n"
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""The published checkpoints' real configs, tokenizers and processors, with small random weights, from end to end."""
+"""Export the published checkpoints' real configs, tokenizers and processors with small random weights."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ CHANNELS = [16, 32, 64, 128]
 
 
 def shrunk(config: dict, channels: str) -> dict:
-    """Fewer and smaller layers; everything else as published. `channels`: what the layout calls them."""
+    """Return a config with fewer and smaller layers. `channels` is the layout's name of the encoder's widths."""
     config["text_config"].pop("num_hidden_layers", None)  # another name of encoder_layers
     config["text_config"] |= TEXT
     config["vision_config"] |= {**VISION, channels: CHANNELS}
@@ -39,14 +39,14 @@ def random_weights(config: dict) -> dict[str, torch.Tensor]:
 
 
 def native(folder: Path) -> None:
-    """A checkpoint in transformers' layout."""
+    """Write random weights in transformers' layout."""
     config = shrunk(json.loads((folder / "config.json").read_text()), "embed_dim")
     (folder / "config.json").write_text(json.dumps(config))
     save_file(random_weights(config), folder / "model.safetensors")
 
 
 def microsoft(folder: Path) -> None:
-    """A checkpoint in Microsoft's layout, as a pickle in two shards."""
+    """Write random weights in Microsoft's layout, as a pickle in two shards."""
     weights = random_weights(
         shrunk(json.loads((shared("checkpoints/Florence-2-base/config.json")).read_text()), "embed_dim")
     )
@@ -71,7 +71,7 @@ def microsoft(folder: Path) -> None:
     ],
 )
 def test_every_published_checkpoint_exports(tmp_path, name, make, positions, rows):
-    """Positions, vocabulary, image and defaults are the published ones, and the report passes."""
+    """Positions, vocabulary, image size and defaults are the published ones, and the report passes."""
     folder = shutil.copytree(shared(f"checkpoints/{name}"), tmp_path / name)
     make(folder)
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""The repository on disk: settings kept, dims corrected, and all models swapped in or none."""
+"""Test the repository that an export writes: settings are kept, names and dims corrected."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from florence2.errors import CheckpointError
 from florence2_export import repository
 
-PROVENANCE = {"checkpoint": "someone/florence-2", "exported": "2026-01-01T00:00:00Z"}
+PROVENANCE = {"checkpoint": "example/florence-2", "exported": "2026-01-01T00:00:00Z"}
 DIMS = {"PIXELS": [192, 192, 3], "IMAGE_FEATURES": [37, 128]}
 
 
@@ -19,7 +19,7 @@ def parse(path: Path) -> ModelConfig:
 
 @pytest.mark.parametrize("role", repository.ROLES)
 def test_a_copied_config_differs_from_the_committed_one_only_in_dims_and_versions(tmp_path, role):
-    """Batching, instances and parameters are tuned in model_repository/ and arrive unchanged."""
+    """Batching, instances and parameters are tuned in model_repository/ and stay as they are."""
     repository.copy_template(tmp_path, "florence2", 7, DIMS, PROVENANCE)
     committed = parse(repository.TEMPLATE / f"florence2_{role}" / "config.pbtxt")
     copied = parse(tmp_path / f"florence2_{role}" / "config.pbtxt")
@@ -53,16 +53,16 @@ def test_a_name_reaches_every_model_and_every_step(tmp_path):
 
 
 def test_nothing_but_code_and_configs_is_copied(tmp_path):
-    """No bytecode; every model has its version directory, which the ensemble's keeps in a bucket too."""
+    """No bytecode is copied. Each model has a version directory, and a file keeps the ensemble's in object stores."""
     repository.copy_template(tmp_path, "florence2", 1, DIMS, PROVENANCE)
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"config.pbtxt", "model.py", ".keep"}
     assert all((model / "1").is_dir() for model in tmp_path.iterdir())
 
 
-def test_targets_that_cannot_be_are_refused_before_any_work(tmp_path):
-    """The checkout's own repository, a file, and names Triton would not take."""
-    with pytest.raises(CheckpointError, match="stays unchanged"):
+def test_unusable_targets_are_refused_before_any_work(tmp_path):
+    """These are the checkout's own repository, a file, and names that Triton does not accept."""
+    with pytest.raises(CheckpointError, match="is the template of every export"):
         repository.check_target(repository.TEMPLATE, "florence2")
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file"):

@@ -1,4 +1,4 @@
-"""One source, two targets: what `--target` and `--precision` make of the vision encoder's configuration."""
+"""Test the vision encoder's configuration for each `--target` and `--precision`."""
 
 import shutil
 
@@ -34,21 +34,21 @@ def fitted(folder, target, precision, role="vision"):
         ("gpu", "bfloat16", "float16"),
     ],
 )
-def test_each_word_has_a_meaning_for_the_encoder(target, precision, meaning):
-    """One word sets both stages; what a target cannot do in that precision it does in its nearest."""
+def test_each_precision_has_a_meaning_for_the_encoder(target, precision, meaning):
+    """One option sets both models. If a target cannot compute in a precision, it uses the nearest one."""
     assert targets.vision_precision(target, precision) == meaning
 
 
-def test_what_a_target_does_not_do_is_refused_with_the_alternatives():
-    """float16 is of no use on a CPU, and the language model has int8 only for the CPU."""
+def test_an_unsupported_precision_is_refused_with_alternatives():
+    """float16 has no benefit on a CPU, and int8 exists only for CPUs."""
     with pytest.raises(CheckpointError, match="float16 is for --target gpu; on a CPU choose auto, bfloat16"):
         targets.vision_precision("cpu", "float16")
     with pytest.raises(CheckpointError, match="int8 is for --target cpu; on a GPU choose auto, float16"):
         targets.vision_precision("gpu", "int8")
 
 
-def test_the_command_line_offers_what_there_is():
-    """Its choices are written out there, so that --help need not load torch."""
+def test_the_command_line_offers_every_target():
+    """The command line repeats the choices, so that --help does not load torch."""
     assert cli.parser().parse_args(["export", "x"]).target == "cpu"
     for target in targets.TARGETS:
         assert cli.parser().parse_args(["export", "x", "--target", target]).target == target
@@ -56,7 +56,7 @@ def test_the_command_line_offers_what_there_is():
 
 @pytest.mark.parametrize(("precision", "hint"), [("float32", "f32"), ("bfloat16", "bf16"), ("int8", "bf16")])
 def test_a_cpu_gets_openvino_and_a_cache(tmp_path, precision, hint):
-    """No batching on a CPU, where a batch only makes all wait for the last; the warm-up has the checkpoint's size."""
+    """A CPU gets no batching, which would only delay requests. The warm-up uses the checkpoint's image size."""
     config = fitted(tmp_path, "cpu", precision)
     (accelerator,) = config.optimization.execution_accelerators.cpu_execution_accelerator
     assert (accelerator.name, dict(accelerator.parameters)) == ("openvino", {"INFERENCE_PRECISION_HINT": hint})
@@ -68,7 +68,7 @@ def test_a_cpu_gets_openvino_and_a_cache(tmp_path, precision, hint):
 
 
 def test_a_gpu_gets_tensorrt_with_profiles_of_the_checkpoints_size(tmp_path):
-    """No cache, which takes tensors of the CPU only; the decoder goes to the GPU where there is one."""
+    """A GPU gets no cache, which takes only tensors in CPU memory. The decoder uses a GPU if there is one."""
     config = fitted(tmp_path, "gpu", "float16")
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     parameters = dict(accelerator.parameters)
@@ -83,8 +83,8 @@ def test_a_gpu_gets_tensorrt_with_profiles_of_the_checkpoints_size(tmp_path):
 
 
 @pytest.mark.live
-def test_the_real_server_takes_the_gpu_configuration(tmp_path, exported):
-    """On a machine without a GPU tritonserver accepts every field, warms up, and serves it with ONNX Runtime."""
+def test_the_real_server_accepts_the_gpu_configuration(tmp_path, exported):
+    """Without a GPU, tritonserver accepts every field, warms up, and serves the model with ONNX Runtime."""
     config = fitted(tmp_path, "gpu", "float32")
     served = tmp_path / "served"
     shutil.move(tmp_path / "florence2_vision", served / "florence2_vision")
@@ -99,5 +99,5 @@ def test_the_real_server_takes_the_gpu_configuration(tmp_path, exported):
     (written,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator["parameters"] == dict(written.parameters)
     assert [sample["name"] for sample in seen["model_warmup"]] == ["one image", "a full batch"]
-    images = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in ran["batch_stats"]}
-    assert images == {1: 1, config.max_batch_size: 1}, "the samples run before the first request"
+    runs = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in ran["batch_stats"]}
+    assert runs == {1: 1, config.max_batch_size: 1}, "the samples run before the first request"

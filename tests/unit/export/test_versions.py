@@ -1,4 +1,4 @@
-"""A new version next to the served one: a running server switches by model control, unnoticed by its clients."""
+"""Test a new version next to the served one: Triton's model control switches a running server without an error."""
 
 import base64
 import json
@@ -26,12 +26,12 @@ NAME = "florence2"
 
 @pytest.fixture
 def served(exported, tmp_path):
-    """A copy of the exported repository to change."""
+    """Return a copy of the exported repository to change."""
     return shutil.copytree(exported[0], tmp_path / "repository")
 
 
 def stage_next(stage, target, config, provenance=None) -> int:
-    """The exported models as their own next version: other weights in the decoder, another mark in postprocess."""
+    """Stage the exported models as their next version, with other weights in the decoder and a mark in postprocess."""
     version = installation.next_version(target, NAME)
     dims = repository.true_dims(config.image, config.text.d_model)
     repository.copy_template(stage, NAME, version, dims, provenance or {"checkpoint": "the next"})
@@ -66,7 +66,7 @@ def versions(target, role="decoder") -> set[str]:
 
 
 def test_an_added_version_keeps_the_served_one_and_no_older(served, checkpoint):
-    """Two versions at most: the one that running requests still use, and the one that new ones get."""
+    """Running requests still use the previous version, and new ones use the added version."""
     assert pinned(served) == {1}
     assert add_next(served, checkpoint.config) == 2
     assert pinned(served) == {2} and versions(served) == {"1", "2"}
@@ -76,7 +76,7 @@ def test_an_added_version_keeps_the_served_one_and_no_older(served, checkpoint):
 
 
 def test_the_first_version_of_a_name_is_1(exported, checkpoint, tmp_path):
-    """--add-version works in an empty repository as well."""
+    """--add-version works in an empty repository too."""
     target = tmp_path / "empty"
     assert installation.next_version(target, NAME) == 1
     with installation.staging(target) as stage:
@@ -86,9 +86,12 @@ def test_the_first_version_of_a_name_is_1(exported, checkpoint, tmp_path):
 
 
 def test_another_geometry_cannot_be_a_version_of_the_same_models(served, checkpoint):
-    """All versions of a Triton model share one config and its dims. Nothing is changed."""
+    """All versions of a Triton model share one config and its dims. The refusal changes nothing."""
     before = {path: path.stat().st_mtime_ns for path in served.rglob("*")}
-    with pytest.raises(CheckpointError, match="another IMAGE_FEATURES"), installation.staging(served) as stage:
+    with (
+        pytest.raises(CheckpointError, match="has other dims of IMAGE_FEATURES than this export"),
+        installation.staging(served) as stage,
+    ):
         version = stage_next(stage, served, checkpoint.config)
         dims = {"PIXELS": [192, 192, 3], "IMAGE_FEATURES": [37, 64]}
         shutil.rmtree(stage)
@@ -98,7 +101,7 @@ def test_another_geometry_cannot_be_a_version_of_the_same_models(served, checkpo
 
 
 def test_adding_that_fails_half_way_is_undone(served, checkpoint, monkeypatch):
-    """A disk that fills up leaves the served version and its ensemble."""
+    """If the disk fills up, the served version and its ensemble stay."""
     before = {path: path.read_bytes() for path in served.rglob("*") if path.is_file()}
     over = installation._Moves.over
 
@@ -114,7 +117,7 @@ def test_adding_that_fails_half_way_is_undone(served, checkpoint, monkeypatch):
 
 
 class Clients:
-    """Threads that ask without a pause from `with` to its end, over HTTP, and remember every answer and failure."""
+    """Threads that send requests over HTTP without a pause during a `with` block, and keep each answer and failure."""
 
     def __init__(self, url: str, image: bytes, count: int = 3) -> None:
         body = {"IMAGE": base64.b64encode(image).decode(), "TASK": "<OD>", "NUM_BEAMS": 1, "MAX_NEW_TOKENS": 30}
@@ -124,15 +127,15 @@ class Clients:
         self.answers: list[tuple[bool, str]] = []
         self.failures: list[Exception] = []
         self.stopping = threading.Event()
-        self.threads = [threading.Thread(target=self.ask_on) for _ in range(count)]
+        self.threads = [threading.Thread(target=self.keep_asking) for _ in range(count)]
 
     def ask(self) -> tuple[bool, str]:
-        """Whether the new postprocess answered, and what the decoder wrote."""
+        """Return whether the new postprocess answered, and the decoder's text."""
         with urllib.request.urlopen(self.request, timeout=60) as response:
             answer = json.load(response)
         return "version" in json.loads(answer["RESULT"]), answer["GENERATED_TEXT"]
 
-    def ask_on(self):
+    def keep_asking(self):
         while not self.stopping.is_set():
             try:
                 self.answers.append(self.ask())
@@ -150,7 +153,7 @@ class Clients:
 
 @pytest.mark.live
 def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(served, checkpoint, tmp_path):
-    """Under continuous requests: every answer is wholly of the old or of the new version, and none is missing."""
+    """Under continuous requests, each answer comes entirely from the old or the new version, and none is missing."""
     draw_images(checkpoint.config.image, 1)[0].save(tmp_path / "image.png")
     with EmbeddedServer(ServingOptions.on_free_ports(served, model_control=True)) as server:
         clients = Clients(server.http_url, (tmp_path / "image.png").read_bytes())
@@ -160,13 +163,12 @@ def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(serve
             add_next(served, checkpoint.config)
             control.load_model(f"{NAME}_ensemble", client_timeout=120)
             new = clients.ask()
-            assert {
-                ask_server(parse_url(url))[0].description["checkpoint"] for url in (server.grpc_url, server.http_url)
-            } == {"the next"}
+            shown = [ask_server(parse_url(url))[0].description for url in (server.grpc_url, server.http_url)]
+            assert [facts["checkpoint"] for facts in shown] == ["the next", "the next"]
             with pytest.raises(urllib.error.HTTPError, match="403"):
                 urllib.request.urlopen(f"{server.http_url}/v2/repository/models/{NAME}_ensemble/load", b"{}")
             assert {(f"{NAME}_decoder", "1"), (f"{NAME}_decoder", "2")} <= held(control)
-            for role in repository.ROLES[:-1]:  # what the previous version held is given back
+            for role in repository.ROLES[:-1]:  # frees the memory of the previous version
                 shutil.rmtree(served / f"{NAME}_{role}" / "1")
                 control.load_model(f"{NAME}_{role}", client_timeout=120)
             wait_until(lambda: (f"{NAME}_decoder", "1") not in held(control))
@@ -178,7 +180,7 @@ def test_a_running_server_changes_over_without_failing_or_mixing_an_answer(serve
 
 
 def held(control) -> set[tuple[str, str]]:
-    """Models and versions that take memory."""
+    """Return the models and versions that take memory."""
     models = control.get_model_repository_index().models
     return {(model.name, model.version) for model in models if model.state != "UNAVAILABLE"}
 
@@ -192,6 +194,6 @@ def wait_until(done, seconds: float = 30) -> None:
 
 @pytest.mark.live
 def test_model_control_is_only_for_this_machine(served):
-    """Triton's load request can bring files with it, which Triton then runs."""
+    """Triton's load request can contain files, which Triton then runs."""
     with pytest.raises(ServerError, match=r"listen on 127\.0\.0\.1"):
         EmbeddedServer(ServingOptions.on_free_ports(served, host="0.0.0.0", model_control=True)).__enter__()

@@ -1,4 +1,4 @@
-"""The exported vision encoder against transformers' own, through the checkpoint's own image processor."""
+"""Compare the exported vision encoder with transformers', which gets images from the checkpoint's processor."""
 
 import numpy as np
 import onnx
@@ -11,9 +11,8 @@ from transformers.models.florence2.modeling_florence2 import Florence2VisionBack
 
 from florence2.triton.onnx_session import OpenVino
 from florence2_export.davit import ChannelAttention, Tower
-from florence2_export.quantize import quantize
 from florence2_export.sample_images import calibration_images, draw_images
-from florence2_export.vision import INPUT, OUTPUT, VisionEncoder, export_vision
+from florence2_export.vision import INPUT, OUTPUT, VisionEncoder, export_vision, quantize
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def random_images(count: int, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_features_equal_transformers_for_any_batch(demo, file, checkpoint, batch):
-    """uint8 pixels in, `pooler_output` of processor-made pixel values out, whatever the batch."""
+    """From uint8 pixels the model computes the `pooler_output` of the processor's pixel values, for any batch."""
     pixels = random_images(batch, checkpoint.config.image.width)
     pixel_values = CLIPImageProcessorPil.from_pretrained(demo)(list(pixels), return_tensors="pt").pixel_values
     with torch.inference_mode():
@@ -39,7 +38,7 @@ def test_features_equal_transformers_for_any_batch(demo, file, checkpoint, batch
 
 
 def test_the_file_fits_the_oldest_server(file, checkpoint):
-    """Opset, IR and interface that Triton 24.10's ONNX Runtime 1.19 and florence2_vision's config expect."""
+    """Opset, IR, inputs and outputs are those that ONNX Runtime 1.19 of Triton 24.10 and florence2_vision expect."""
     model = onnx.load(file)
     assert model.ir_version <= 10
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
@@ -55,8 +54,8 @@ def dims(value) -> list[str | int]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-def test_the_file_says_what_made_it_and_nothing_of_the_machine(file, checkpoint):
-    """Metadata names the checkpoint and the versions; no path of the exporting machine is left."""
+def test_the_file_names_its_provenance_but_nothing_of_the_machine(file, checkpoint):
+    """Its metadata names the checkpoint and versions. No path of the exporting machine is left."""
     metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert metadata["checkpoint"] == checkpoint.source.name
     assert metadata.keys() >= {"weights_sha256", "vision_precision", "target", "florence2", "torch", "transformers"}
@@ -72,8 +71,8 @@ def float16(checkpoint, tmp_path_factory):
     return path
 
 
-def test_float16_spares_norms_softmax_and_channel_attention(float16):
-    """They compute in float32, everything with weights else in float16; pixels and features keep their types."""
+def test_float16_leaves_norms_softmax_and_channel_attention_in_float32(float16):
+    """All other layers with weights compute in float16. Pixels and features keep their types."""
     model = onnx.shape_inference.infer_shapes(onnx.load(float16))
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -96,14 +95,14 @@ def test_float16_spares_norms_softmax_and_channel_attention(float16):
 
 
 def test_float16_stays_close_to_float32(file, float16, checkpoint):
-    """ONNX Runtime's CPU kernels run the file that is meant for GPUs."""
+    """ONNX Runtime's CPU kernels can run the file for GPUs."""
     pixels = random_images(2, checkpoint.config.image.width)
     (exact,), (half,) = (onnxruntime.InferenceSession(path).run([OUTPUT], {INPUT: pixels}) for path in (file, float16))
     assert np.linalg.norm(half - exact) < 0.01 * np.linalg.norm(exact)
 
 
 def test_a_channel_sum_over_many_places_stays_finite_in_float16():
-    """The query's weights carry the scale, so that even its sum over the 36,864 places of base's first stage fits."""
+    """The query's weights include the scale, so that even the sum over 36,864 places of base's first stage fits."""
     attention = ChannelAttention(32, 1, bias=True)
     for parameter in attention.parameters():
         torch.nn.init.constant_(parameter, 0.1)
@@ -117,7 +116,7 @@ def test_a_channel_sum_over_many_places_stays_finite_in_float16():
 
 
 def test_windows_that_do_not_fit_are_padded_as_in_transformers():
-    """Other image sizes of fine-tunes leave a rest; published ones do not."""
+    """Image sizes of fine-tunes may need padding; the published one does not."""
     config = Florence2VisionConfig(
         embed_dim=[32, 64], depths=[1, 1], num_heads=[1, 2], num_groups=[1, 2], patch_size=[7, 3], patch_stride=[4, 2],
         patch_padding=[3, 1], patch_prenorm=[False, True], window_size=5, projection_dim=16,
@@ -134,7 +133,7 @@ def test_windows_that_do_not_fit_are_padded_as_in_transformers():
 
 
 def test_int8_keeps_the_features_near(file, checkpoint, tmp_path):
-    """Every product with weights but the last is quantized, and the features stay recognisable, in OpenVINO too."""
+    """All products with weights except the last are quantized. The features stay close, in OpenVINO too."""
     path = tmp_path / "model.onnx"
     quantize(file, path, calibration_images(checkpoint.config.image))
     model = onnx.load(path)
@@ -150,8 +149,8 @@ def test_int8_keeps_the_features_near(file, checkpoint, tmp_path):
         assert np.linalg.norm(features - exact) < 0.2 * np.linalg.norm(exact)
 
 
-def test_the_wrapper_by_itself_equals_the_onnx_file(file, checkpoint):
-    """The traced graph took no branch of the example image."""
+def test_the_module_equals_the_onnx_file(file, checkpoint):
+    """Tracing did not fix a branch that depends on the example image."""
     pixels = random_images(1, checkpoint.config.image.width)
     encoder = VisionEncoder(checkpoint).eval()
     with torch.inference_mode():
