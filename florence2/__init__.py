@@ -1,4 +1,4 @@
-"""Serving Florence-2 on Triton: the domain, the decoder engine and the embedded server.
+"""Serve Florence-2 on Triton: the domain, the decoder engine, and the embedded server.
 
 `import florence2` needs only the standard library and numpy; only `florence2.engine` needs torch.
 """

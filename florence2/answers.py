@@ -70,7 +70,7 @@ class BoxesAndPolygons(_Lists):
 Answer: TypeAlias = TextAnswer | Boxes | Quads | Polygons | BoxesAndPolygons
 
 SHAPES: dict[Grammar, type[Boxes] | type[Quads] | type[Polygons] | type[BoxesAndPolygons]] = {
-    Grammar.LABELLED_BOXES: Boxes,
+    Grammar.LABELED_BOXES: Boxes,
     Grammar.BARE_BOXES: Boxes,
     Grammar.GROUNDING: Boxes,
     Grammar.OCR: Quads,
@@ -86,4 +86,4 @@ def answer_from_json(grammar: Grammar, value: Any) -> Answer:
             return TextAnswer(value)
         return SHAPES[grammar](**value)
     except (KeyError, TypeError) as error:
-        raise InternalError(f"the server's answer is not of the form {grammar.value}") from error
+        raise InternalError(f"the server's answer does not have the form {grammar.value}") from error

@@ -1,4 +1,4 @@
-"""The one exception tree. Every layer raises these; the Triton adapter and the command line each translate them once.
+"""The only exception tree. Every layer raises these; the Triton adapter and the command line translate them once each.
 
 Florence2Error
 ├── InvalidRequest          INVALID_REQUEST      the client's mistake, named in one sentence

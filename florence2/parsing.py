@@ -24,6 +24,8 @@ Size: TypeAlias = tuple[int, int]  # width, height
 
 
 class Kind(enum.Enum):
+    """What a piece is: text, or one of the structural tokens."""
+
     TEXT = "text"
     LOCATION = "location"
     SEPARATOR = "<sep>"
@@ -97,12 +99,12 @@ def parse(grammar: Grammar, pieces: Sequence[Piece], size: Size, banned_phrases:
             return TextAnswer("".join(piece.text for piece in pieces).strip())
         case Grammar.OCR:
             return _quads(pieces, size)
-        case Grammar.LABELLED_BOXES:
-            return _boxes(list(_labelled_corners(pieces)), size)
+        case Grammar.LABELED_BOXES:
+            return _boxes(list(_labeled_corners(pieces)), size)
         case Grammar.BARE_BOXES:
-            return _boxes([("", corners) for _, corners in _labelled_corners(pieces)], size)
+            return _boxes([("", corners) for _, corners in _labeled_corners(pieces)], size)
         case Grammar.GROUNDING:
-            found = _labelled_corners(pieces)
+            found = _labeled_corners(pieces)
             return _boxes([(label, corners) for label, corners in found if label not in banned_phrases], size)
         case Grammar.POLYGONS:
             return _polygons(pieces, size)
@@ -178,7 +180,7 @@ def _location_stretches(run: list[Piece]) -> Iterator[list[Piece]]:
             yield list(group)
 
 
-def _labelled_corners(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece]]]:
+def _labeled_corners(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece]]]:
     for text, run in _phrases(pieces):
         for four in _fours(run):
             yield _label(text), four

@@ -30,7 +30,7 @@ _TAKES = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """`key` names the answer in RESULT; `text` is what the model reads, without `<s>` and `</s>`."""
+    """A prompt. `key` names the answer in RESULT; `text` is what the model reads, without `<s>` and `</s>`."""
 
     task: Task | None
     key: str
@@ -57,7 +57,7 @@ def build_prompt(task: str, text: str | None, size: tuple[int, int]) -> Prompt:
 
 def _require_readable(name: str, words: str) -> None:
     if len(words) > MAX_CHARACTERS:
-        raise InvalidPrompt(f"{name} has {len(words):,} characters; at most {MAX_CHARACTERS:,} are read")
+        raise InvalidPrompt(f"{name} has {len(words):,} characters; at most {MAX_CHARACTERS:,} are accepted")
     if any("\ud800" <= character <= "\udfff" for character in words):
         raise InvalidPrompt(f"{name} is not valid Unicode")
     for token in CONTROL_TOKENS:

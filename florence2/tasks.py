@@ -1,6 +1,6 @@
 """TASKS: the table of Florence-2's tasks. Prompts, parsers, command line and docs derive from it.
 
-Prompts are those of transformers' `Florence2Processor` (`task_prompts_without_inputs`, `task_prompts_with_input`).
+The prompts are those of transformers' `Florence2Processor` (`task_prompts_without_inputs`, `task_prompts_with_input`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Grammar(enum.Enum):
 
     TEXT = "pure_text"
     OCR = "ocr"
-    LABELLED_BOXES = "description_with_bboxes"
+    LABELED_BOXES = "description_with_bboxes"
     BARE_BOXES = "bboxes"
     GROUNDING = "phrase_grounding"
     POLYGONS = "polygons"
@@ -59,10 +59,10 @@ TASKS: dict[str, Task] = _table(
     Task("<MORE_DETAILED_CAPTION>", "a paragraph about the image",
          "Describe with a paragraph what is shown in the image.", NONE, Grammar.TEXT),
     Task("<OD>", "objects with their categories",
-         "Locate the objects with category name in the image.", NONE, Grammar.LABELLED_BOXES),
-    Task("<DENSE_REGION_CAPTION>", "objects with a short description each",
-         "Locate the objects in the image, with their descriptions.", NONE, Grammar.LABELLED_BOXES),
-    Task("<REGION_PROPOSAL>", "boxes of whatever stands out, without labels",
+         "Locate the objects with category name in the image.", NONE, Grammar.LABELED_BOXES),
+    Task("<DENSE_REGION_CAPTION>", "objects, each with a short description",
+         "Locate the objects in the image, with their descriptions.", NONE, Grammar.LABELED_BOXES),
+    Task("<REGION_PROPOSAL>", "boxes of everything that stands out, without labels",
          "Locate the region proposals in the image.", NONE, Grammar.BARE_BOXES),
     Task("<CAPTION_TO_PHRASE_GROUNDING>", "the phrases of a caption, each with its boxes",
          "Locate the phrases in the caption: {input}", TEXT, Grammar.GROUNDING),

@@ -23,6 +23,7 @@ class Tokenizer:
     """A checkpoint's tokenizer. Raise CheckpointError if its file is missing, damaged, or lacks Florence-2's tokens."""
 
     def __init__(self, path: Path) -> None:
+        """Read the file. Raise CheckpointError if it is missing, damaged, or lacks Florence-2's tokens."""
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises no narrower type

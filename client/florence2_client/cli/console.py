@@ -19,7 +19,7 @@ INPUTS = {TaskInput.NONE: "-", TaskInput.TEXT: "text", TaskInput.REGION: "region
 ANSWERS = {
     Grammar.TEXT: "text",
     Grammar.OCR: "quads",
-    Grammar.LABELLED_BOXES: "boxes",
+    Grammar.LABELED_BOXES: "boxes",
     Grammar.BARE_BOXES: "boxes",
     Grammar.GROUNDING: "boxes",
     Grammar.POLYGONS: "polygons",

@@ -18,7 +18,7 @@ SIZE = (320, 240)
 KINDS = {
     Grammar.TEXT: TextAnswer,
     Grammar.OCR: Quads,
-    Grammar.LABELLED_BOXES: Boxes,
+    Grammar.LABELED_BOXES: Boxes,
     Grammar.BARE_BOXES: Boxes,
     Grammar.GROUNDING: Boxes,
     Grammar.POLYGONS: Polygons,

@@ -15,7 +15,7 @@ from tests.reference import processor
 BOX, QUAD, OUTLINE = [0.32, 1.0, 2.5, 4.75], [1.0, 2.0, 3.0, 2.0, 3.0, 4.0, 1.0, 4.0], [0.5, 0.5, 9.5, 0.5, 5.0, 7.25]
 ANSWERS = [
     (Grammar.TEXT, TextAnswer("naïve\n中文<loc_1>")),
-    (Grammar.LABELLED_BOXES, Boxes([BOX, BOX], ["a", "é"], [0.5, 1.0])),
+    (Grammar.LABELED_BOXES, Boxes([BOX, BOX], ["a", "é"], [0.5, 1.0])),
     (Grammar.BARE_BOXES, Boxes([BOX], [""])),
     (Grammar.GROUNDING, Boxes([], [], [])),
     (Grammar.OCR, Quads([QUAD], ["line"])),

@@ -223,7 +223,7 @@ def test_icons_within_the_limit_are_read(side):
         b"P6\n9 9\n255\n",
     ],
 )
-def test_what_is_no_picture_is_refused(data):
+def test_bytes_that_are_no_image_are_refused(data):
     """PostScript, which would be a program to run, among them."""
     with pytest.raises(InvalidImage, match="image"):
         decode_image(data, LIMIT)

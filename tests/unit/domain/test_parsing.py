@@ -47,7 +47,7 @@ instances = many(outlines.map("<poly>{}</poly>".format))
 WELL_FORMED = {
     Grammar.TEXT: st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<")),
     Grammar.OCR: many(joined(labels, locations(8))),
-    Grammar.LABELLED_BOXES: many(joined(labels, locations(4, 14))),
+    Grammar.LABELED_BOXES: many(joined(labels, locations(4, 14))),
     Grammar.GROUNDING: many(joined(labels | st.sampled_from(sorted(BANNED)), locations(4, 14))),
     Grammar.BARE_BOXES: locations(0, 40),
     Grammar.POLYGONS: outlines | instances,
@@ -197,7 +197,7 @@ def scored(*tokens):
 
 
 @pytest.mark.parametrize(
-    "grammar", [Grammar.LABELLED_BOXES, Grammar.BARE_BOXES, Grammar.GROUNDING, Grammar.BOXES_OR_POLYGONS]
+    "grammar", [Grammar.LABELED_BOXES, Grammar.BARE_BOXES, Grammar.GROUNDING, Grammar.BOXES_OR_POLYGONS]
 )
 def test_a_score_is_the_geometric_mean_of_the_boxes_own_tokens(grammar):
     """Neither the label, nor a dropped phrase, nor leftover locations count."""
@@ -211,7 +211,7 @@ def test_a_score_is_the_geometric_mean_of_the_boxes_own_tokens(grammar):
 
 def test_scores_are_absent_where_log_probabilities_are_unknown():
     """No box has one, rather than some a made-up one."""
-    assert parse(Grammar.LABELLED_BOXES, pieces_from_text(f"a{CORNERS}"), (1000, 1000), ()) == Boxes([BOX], ["a"], None)
+    assert parse(Grammar.LABELED_BOXES, pieces_from_text(f"a{CORNERS}"), (1000, 1000), ()) == Boxes([BOX], ["a"], None)
 
 
 def test_recorded_outputs_are_read_as_by_transformers():
@@ -262,9 +262,9 @@ def test_an_answer_so_far_holds_only_what_stays(grammar, text):
 def test_a_box_is_there_with_its_fourth_location():
     """Not one token later, and a quad with its eighth."""
     box = pieces_from_text("car<loc_1><loc_2><loc_3><loc_4>")
-    assert without_open_end(Grammar.LABELLED_BOXES, box) == box
-    assert len(parse(Grammar.LABELLED_BOXES, box, SIZE, ()).bboxes) == 1
-    assert not parse(Grammar.LABELLED_BOXES, box[:-1], SIZE, ()).bboxes
+    assert without_open_end(Grammar.LABELED_BOXES, box) == box
+    assert len(parse(Grammar.LABELED_BOXES, box, SIZE, ()).bboxes) == 1
+    assert not parse(Grammar.LABELED_BOXES, box[:-1], SIZE, ()).bboxes
     quad = pieces_from_text("STOP" + "<loc_9>" * 8)
     assert len(parse(Grammar.OCR, quad, SIZE, ()).quad_boxes) == 1
     assert not parse(Grammar.OCR, quad[:-1], SIZE, ()).quad_boxes
