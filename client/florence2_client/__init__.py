@@ -10,16 +10,16 @@
 `AsyncClient` has the same methods for asyncio. Errors:
 
 Florence2Error
-├── InvalidRequest          the caller's mistake, named in one sentence
+├── InvalidRequest          the client's mistake, named in one sentence
 │   ├── InvalidImage        unreadable, of an unknown format, or too large
-│   ├── InvalidPrompt       missing, superfluous or malformed task or text
-│   ├── InvalidOption       an option out of its range
+│   ├── InvalidPrompt       a task or text that is missing, superfluous or malformed
+│   ├── InvalidOption       a generation option out of its range
 │   └── ModelNotFound       the server has no model of that name
 ├── Unavailable             try again later; was retried for `retry_for` seconds
-│   ├── DeadlineExceeded    the request's own time limit passed; not retried
-│   └── ConnectionFailed    no server answers
-├── Cancelled               the client was closed meanwhile
-└── InternalError           the server's fault; the details are in its log
+│   ├── DeadlineExceeded    a time limit passed before the answer was complete; not retried
+│   └── ConnectionFailed    no server answers at the address
+├── Cancelled               the client was closed before the answer was complete
+└── InternalError           the server failed; its log has the details
 """
 
 from florence2.errors import (

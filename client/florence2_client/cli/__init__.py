@@ -1,4 +1,7 @@
-"""The `florence2` command: finds the subcommand, and turns errors into one sentence and an exit code."""
+"""The `florence2` command: runs a subcommand, and turns errors into one sentence and an exit code.
+
+Each subcommand is a module with `add_arguments(parser)` and `run(options)`, which returns the exit code.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from florence2.errors import Florence2Error, InvalidRequest
 from florence2_client.cli.console import complain
 
 COMMANDS = {  # name -> its module and one line of help
-    "run": ("florence2_client.cli.run", "ask one task about one picture"),
-    "batch": ("florence2_client.cli.batch", "ask about many pictures, and go on where it stopped"),
-    "ui": ("florence2_client.cli.ui", "serve a web page that asks a running server"),
-    "health": ("florence2_client.cli.health", "ask whether a server is alive, by a real inference"),
-    "info": ("florence2_client.cli.info", "tell which checkpoints are served"),
+    "run": ("florence2_client.cli.run", "run one task on one image"),
+    "batch": ("florence2_client.cli.batch", "run tasks on many images, and resume where it stopped"),
+    "ui": ("florence2_client.cli.ui", "serve a web page for a running server"),
+    "health": ("florence2_client.cli.health", "check that a server is alive, with a real inference"),
+    "info": ("florence2_client.cli.info", "show which checkpoints a server holds"),
     "tasks": ("florence2_client.cli.tasks", "list the tasks"),
     "bench": ("florence2_client.cli.bench", "measure latency and throughput of a running server"),
     "serve": ("florence2_client.cli.serve", "serve an exported model"),
@@ -35,9 +38,9 @@ examples:
   florence2 run street.jpg --task od --draw found.png
   florence2 batch photos/ --tasks caption,od --out results.jsonl
 
-On a terminal answers are printed for people, in a pipe as JSON lines. NO_COLOR=1 leaves colours out.
-Exit codes: 0 done, 1 the server failed, 2 a mistake in the request, 3 the server is away, busy or too slow,
-130 stopped by Ctrl-C.
+Answers are printed as text on a terminal and as JSON lines in a pipe. NO_COLOR=1 turns colors off.
+Exit codes: 0 success, 1 the server failed, 2 the request is wrong, 3 the server is absent, overloaded or too slow,
+130 interrupted with Ctrl-C.
 Completion: florence2 --print-completion bash > ~/.local/share/bash-completion/completions/florence2
 """
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -45,7 +48,7 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+    """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode must not end a run
@@ -74,12 +77,12 @@ def _run(arguments: list[str]) -> int:
 
 
 def _show_warning(message: Warning | str, *_where: Any, **_more: Any) -> None:
-    """Such as a character that no font has: one sentence too, without a place in the code."""
+    """Print a warning as one sentence, without its place in the code."""
     complain(message)
 
 
 def _for_argparse(arguments: list[str]) -> list[str]:
-    """Beware: argparse takes a region that begins with a minus sign, `--text -5,0,50,50`, for an option."""
+    """Join `--text -5,0,50,50` with `=`: argparse takes a region that begins with a minus sign for an option."""
     for place, (name, value) in enumerate(itertools.pairwise(arguments)):
         if name == "--text" and re.match(r"-[\d.]", value):
             return [*arguments[:place], f"{name}={value}", *arguments[place + 2 :]]
@@ -87,7 +90,7 @@ def _for_argparse(arguments: list[str]) -> list[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports mistakes as all others are: one sentence, exit code 2."""
+    """Reports mistakes like all other errors: one sentence, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         raise InvalidRequest(f"{message}; see `{self.prog} --help`")
@@ -98,16 +101,17 @@ class _PrintCompletion(argparse.Action):
         try:
             import shtab
         except ImportError as error:
-            raise Florence2Error("completion is made by the package shtab: pip install shtab") from error
+            raise Florence2Error("completion needs the package shtab: pip install shtab") from error
         print(shtab.complete(parser, shell=str(shell)))
         parser.exit(0)
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     raw = argparse.RawTextHelpFormatter
     main_parser = _Parser(
         prog="florence2",
-        description="Ask Florence-2 about pictures, or serve it.",
+        description="Run Florence-2 on images, or serve it.",
         epilog=EPILOG,
         formatter_class=raw,
     )

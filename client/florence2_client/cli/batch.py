@@ -1,4 +1,4 @@
-"""`florence2 batch`: many pictures, some tasks each, into a journal that a second run goes on from."""
+"""`florence2 batch`: tasks on many images, written to a journal from which the next run resumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from florence2_client.cli.arguments import FILES, add_connection, add_generation
 from florence2_client.cli.console import complain
 from florence2_client.cli.journal import Entry, Journal, Key
 from florence2_client.cli.progress import Progress, retries_shown
-from florence2_client.cli.sources import output_path, picture_paths
+from florence2_client.cli.sources import image_paths, output_path
 from florence2_client.exchange import Question, Reply
 
 EXAMPLES = """\
@@ -31,42 +31,42 @@ examples:
   florence2 batch scans.txt --tasks ocr --out ocr.jsonl --csv ocr.csv --url http://gpu-box:8000
   florence2 batch photos/ --tasks open_vocabulary_detection --text "a traffic sign" --out signs.jsonl --yolo labels/
 
-A line of the output is an answer, with `image` and `task`. The same command again goes on where the last run stopped,
-whatever stopped it; answers that are there already are not asked for again. A picture that cannot be read gets a line
+Each line of the output is an answer, with `image` and `task`. Run the same command again to resume where the last run
+stopped, for whatever reason; answers in the output are not requested again. An image that cannot be read gets a line
 with `error`. COCO, YOLO and CSV files are written from all lines at the end of each run.
-Exit codes: 0 all answered, 1 the server failed, 2 some pictures or the request are wrong, 3 the server is away or busy,
-130 stopped by Ctrl-C.
+Exit codes: 0 success, 1 the server failed, 2 some images or the request are wrong, 3 the server is absent or
+overloaded, 130 interrupted with Ctrl-C.
 """
 MOST_FAILURES_IN_A_ROW = 20
 MOST_MISTAKES_SHOWN = 10
 MOST_DRAWN_AT_ONCE = 4
-WHOLE_PICTURE = "<loc_0><loc_0><loc_999><loc_999>"
+WHOLE_IMAGE = "<loc_0><loc_0><loc_999><loc_999>"
 INTERRUPTED = 130
-PROBE_PATIENCE = 5.0  # seconds: that no server was started is told soon
+PROBE_RETRY_SECONDS = 5.0  # so that a server that was never started is reported soon
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Ask about many pictures. Survives bad files, a restarted server and Ctrl-C."
+    parser.description = "Run tasks on many images. Survives bad files, server restarts and Ctrl-C."
     parser.epilog = EXAMPLES
     sources = parser.add_argument(
         "sources", nargs="+", metavar="DIR_OR_GLOB_OR_LIST",
-        help="a directory, a pattern in quotes, picture files, a .txt file with a path\n"
-        "a line, or - for such lines on standard input",
+        help="a directory, a pattern in quotes, image files, a .txt file with one path\n"
+        "per line, or - for such lines on standard input",
     )  # fmt: skip
     sources.complete = FILES  # type: ignore[attr-defined]
     parser.add_argument("--tasks", required=True, type=_tasks, metavar="T,T", help="such as caption,od,ocr")
-    parser.add_argument("--text", metavar="T", help="phrase, caption or region for the tasks that take one")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl", help="answers, a JSON line each")
-    parser.add_argument("--coco", type=Path, metavar="FILE.json", help="all objects found, as COCO detection")
-    parser.add_argument("--yolo", type=Path, metavar="DIR", help="all objects found, as YOLO label files")
-    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="all answers in words")
-    parser.add_argument("--draw", type=Path, metavar="DIR", help="pictures with the answers on them")
+    parser.add_argument("--text", metavar="T", help="phrase, caption or region for tasks that take one")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl", help="answers, one JSON line each")
+    parser.add_argument("--coco", type=Path, metavar="FILE.json", help="all objects as COCO detection")
+    parser.add_argument("--yolo", type=Path, metavar="DIR", help="all objects as YOLO label files")
+    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="all text answers")
+    parser.add_argument("--draw", type=Path, metavar="DIR", help="images with the answers drawn on them")
     parser.add_argument(
         "--concurrency", type=int, default=8, metavar="N", help="requests in flight (default: %(default)s)"
     )
     parser.add_argument(
-        "--patience", type=float, default=120.0, metavar="S",
-        help="wait so long for a server that is away or busy (default: %(default)g)",
+        "--retry-for", "--patience", type=float, default=120.0, metavar="S",  # sic: the second name is the older one
+        help="keep retrying for S seconds if the server is absent or overloaded (default: %(default)g)",
     )  # fmt: skip
     add_generation(parser)
     parser.set_defaults(timeout=600.0)
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    paths = picture_paths(options.sources)
+    paths = image_paths(options.sources)
     with Journal(options.out) as journal:
         batch = Batch(options, paths, journal)
         code = batch.run()
@@ -87,13 +87,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Batch:
-    """One run over the questions that the journal does not answer yet."""
+    """One run over the requests that the journal does not answer yet."""
 
     def __init__(self, options: argparse.Namespace, paths: list[str], journal: Journal) -> None:
         self._options = options
         self._paths = paths
         self._journal = journal
-        self._asked = _with_text(options.tasks, options.text)
+        self._tasks = _with_text(options.tasks, options.text)
         self._unanswered = 0
         self._failures_in_a_row = 0
         self._mistakes = 0
@@ -101,13 +101,13 @@ class Batch:
         self._drawing: set[asyncio.Task[None]] = set()
 
     def run(self) -> int:
-        """Returns the exit code."""
-        total = len(self._paths) * len(self._asked)
+        """Return the exit code."""
+        total = len(self._paths) * len(self._tasks)
         left = sum(1 for _ in self._questions())
         try:
             if left:
                 with Progress(total, total - left) as self._progress, retries_shown(self._progress):
-                    asyncio.run(self._ask_all())
+                    asyncio.run(self._send_all())
         except KeyboardInterrupt:
             self._report(total)
             return INTERRUPTED
@@ -120,18 +120,18 @@ class Batch:
 
     def _questions(self) -> Iterator[Question]:
         for path in self._paths:
-            for task, text in self._asked:
+            for task, text in self._tasks:
                 if (path, task, text) not in self._journal.done:
                     yield Question(Path(path), task, text, key=(path, task, text))
 
-    async def _ask_all(self) -> None:
-        wanted = generation(self._options)
-        patience = self._options.patience
-        async with AsyncClient(**connection(self._options), retry_for=min(PROBE_PATIENCE, patience)) as client:
+    async def _send_all(self) -> None:
+        given = generation(self._options)
+        retry_for = self._options.retry_for
+        async with AsyncClient(**connection(self._options), retry_for=min(PROBE_RETRY_SECONDS, retry_for)) as client:
             await self._probe(client)
-            client.retry_for = patience
+            client.retry_for = retry_for
             replies: AsyncGenerator[Reply, None] = client.run_many(
-                self._questions(), concurrency=self._options.concurrency, ordered=False, **wanted
+                self._questions(), concurrency=self._options.concurrency, ordered=False, **given
             )
             try:
                 async with aclosing(replies):
@@ -145,15 +145,15 @@ class Batch:
                 await asyncio.gather(*self._drawing, return_exceptions=True)
 
     async def _probe(self, client: AsyncClient) -> None:
-        """Each task once about a grey picture: a mistake in the request itself is not to be blamed on the files."""
-        grey = io.BytesIO()
-        Image.new("RGB", (64, 64), "grey").save(grey, "PNG")
-        for task, text in self._asked:
-            words = WHOLE_PICTURE if _takes(task) is TaskInput.REGION else text
-            await client.run(grey.getvalue(), task, words, **generation(self._options))
+        """Run each task once on a gray image, so that a mistake in the request is not blamed on the files."""
+        gray = io.BytesIO()
+        Image.new("RGB", (64, 64), "gray").save(gray, "PNG")
+        for task, text in self._tasks:
+            words = WHOLE_IMAGE if _takes(task) is TaskInput.REGION else text
+            await client.run(gray.getvalue(), task, words, **generation(self._options))
 
     async def _draw_later(self, reply: Reply) -> None:
-        """In a thread, some at a time: the server has the next questions meanwhile."""
+        """Draw in a thread, a few at a time; the server works on the next requests meanwhile."""
         while len(self._drawing) >= MOST_DRAWN_AT_ONCE:
             done, _ = await asyncio.wait(self._drawing, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.gather(*done)
@@ -161,7 +161,7 @@ class Batch:
         self._drawing.add(asyncio.create_task(self._draw(reply)))
 
     async def _draw(self, reply: Reply) -> None:
-        """The answer is written down after its drawing, so that a line promises the picture."""
+        """Write the drawing before the answer, so that every line in the journal has its drawing."""
         path, task, text = reply.question.key
         target = output_path(self._options.draw, path, f"{Path(path).suffix}.{_file_name(task, text)}.jpg")
 
@@ -173,7 +173,7 @@ class Batch:
         self._settle(reply)
 
     def _settle(self, reply: Reply) -> None:
-        """Answers and mistakes are written down; what the server could not do is left for the next run."""
+        """Write down answers and mistakes; leave what the server could not do to the next run."""
         key: Key = reply.question.key
         error = reply.error
         if error is None:
@@ -183,7 +183,7 @@ class Batch:
             self._journal.add(Entry(key, None, str(error)))
             self._mistakes += 1
             if self._mistakes <= MOST_MISTAKES_SHOWN:
-                more = "; further ones are only counted" if self._mistakes == MOST_MISTAKES_SHOWN else ""
+                more = "; further errors are only counted" if self._mistakes == MOST_MISTAKES_SHOWN else ""
                 self._progress.say(f"{key[0]}: {error}{more}")
         else:
             self._unanswered += 1
@@ -193,24 +193,25 @@ class Batch:
         self._progress.step()
 
     def _report(self, total: int) -> None:
-        asked = {(path, *key) for path in self._paths for key in self._asked}
-        left = len(asked - self._journal.done)
+        requested = {(path, *key) for path in self._paths for key in self._tasks}
+        left = len(requested - self._journal.done)
         parts = [f"{total - left} of {total} done"]
         parts += [f"{self._journal.failed} with an error"] * bool(self._journal.failed)
-        parts += [f"{left} left, which the same command goes on with"] * bool(left)
+        parts += [f"{left} left; run the same command again to resume"] * bool(left)
         print(f"{self._options.out}: {', '.join(parts)}", file=sys.stderr)
 
 
 def _with_text(tasks: Sequence[tuple[str, str | None]], text: str | None) -> list[tuple[str, str | None]]:
-    """The common text for those that take one and have none of their own. Raises InvalidPrompt if it is missing, or of
-    no use.
+    """Give the common text to tasks that take one and have none of their own.
+
+    Raise InvalidPrompt if it is missing, or if no task takes it.
     """
-    takers = [task for task, own in tasks if own is None and _takes(task) is not TaskInput.NONE]
-    if takers and text is None:
-        raise InvalidPrompt(f"{takers[0]} takes a text; give it with --text")
-    if text is not None and not takers:
+    takes_text = [task for task, own in tasks if own is None and _takes(task) is not TaskInput.NONE]
+    if takes_text and text is None:
+        raise InvalidPrompt(f"{takes_text[0]} takes a text: add --text")
+    if text is not None and not takes_text:
         raise InvalidPrompt("--text was given, but none of the tasks takes one")
-    return [(task, text if task in takers and own is None else own) for task, own in tasks]
+    return [(task, text if task in takes_text and own is None else own) for task, own in tasks]
 
 
 def _takes(task: str) -> TaskInput:
@@ -218,13 +219,13 @@ def _takes(task: str) -> TaskInput:
 
 
 def _file_name(task: str, text: str | None) -> str:
-    """What tells the drawings of a picture apart."""
+    """Return the part of a file name that distinguishes the drawings of an image."""
     name = TASKS[task].name if task in TASKS else task
     return re.sub(r"[^\w-]+", "_", f"{name}_{text}" if text else name).strip("_")[:80]
 
 
 def _tasks(names: str) -> list[tuple[str, str | None]]:
-    """Task token, or a prompt of a fine-tune, each with the text that followed the token: `<OCR>`, `<TASK>text`."""
+    """Parse tokens, names and prompts of fine-tunes; return each with the text after its token, as in `<TASK>text`."""
     tasks = []
     for name in filter(None, (part.strip() for part in names.split(","))):
         leading = re.match(r"(<[A-Z_]+>)(.+)", name)

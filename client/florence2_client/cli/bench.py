@@ -1,4 +1,4 @@
-"""`florence2 bench`: latency and throughput of a running server, as its users see them."""
+"""`florence2 bench`: latency and throughput of a running server, as clients see them."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ examples:
   florence2 bench street.jpg --task caption --concurrency 1,4,16 --seconds 30 --num-beams 1
   florence2 bench photos/*.jpg --task od --url http://gpu-box:8000 | jq .requests_per_second
 
-So many requests are kept in flight, each followed by the next. Give several pictures to see the speed of the image
-encoder too: the server may remember what it saw of a picture.
+The given number of requests is kept in flight: each response is followed by the next request. Give several images to
+measure the image encoder too, because the server may cache the features of an image.
 """
 HEADINGS = ("in flight", "answered", "failed", "per second", "tokens/s", "median ms", "90% ms", "99% ms", "longest ms")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Measure a running server: requests a second and time to answer."
+    parser.description = "Measure a running server: requests per second and latency."
     parser.epilog = EXAMPLES
-    images = parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, asked about in turn")
+    images = parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, sent in turn")
     images.complete = FILES  # type: ignore[attr-defined]
     parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
-    parser.add_argument("--text", metavar="T", help="of tasks that take one")
+    parser.add_argument("--text", metavar="T", help="text for tasks that take one")
     parser.add_argument(
         "--concurrency", type=_numbers, default=[1, 4, 8], metavar="N,N", help="requests in flight (default: 1,4,8)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=10.0, metavar="S", help="for each of them (default: %(default)g)"
+        "--seconds", type=float, default=10.0, metavar="S", help="for each number (default: %(default)g)"
     )
     add_json(parser)
     add_generation(parser)
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class Measurement:
-    """What happened with so many requests in flight."""
+    """The outcome with so many requests in flight."""
 
     concurrency: int
     seconds: float = 0.0
@@ -68,7 +68,7 @@ class Measurement:
     failures: list[Florence2Error] = field(default_factory=list)
 
     def percentile(self, share: float) -> float:
-        """Milliseconds within which that share of the answers came; NaN without any."""
+        """Return the milliseconds within which that share of the responses arrived; NaN without any."""
         ordered = sorted(self.latencies)
         return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
 
@@ -95,10 +95,10 @@ class Measurement:
 def run(options: argparse.Namespace) -> int:
     if not 0 < options.seconds < float("inf"):
         raise InvalidRequest(f"--seconds must be above 0, not {options.seconds:g}")
-    pictures = [encoded_bytes(Path(name)) for name in options.images]
+    images = [encoded_bytes(Path(name)) for name in options.images]
     measurements = []
     for concurrency in options.concurrency:
-        measurement = asyncio.run(_measure(options, pictures, concurrency))
+        measurement = asyncio.run(_measure(options, images, concurrency))
         measurements.append(measurement)
         if wants_json(options):
             print(json_line(measurement.to_dict()), flush=True)
@@ -110,31 +110,32 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _measure(options: argparse.Namespace, pictures: list[bytes], concurrency: int) -> Measurement:
-    """One request first, which connects and is not counted; its error ends the measurement."""
-    measurement, supply, wanted = Measurement(concurrency), cycle(pictures), generation(options)
+async def _measure(options: argparse.Namespace, images: list[bytes], concurrency: int) -> Measurement:
+    """Send one request that is not counted, to connect, then measure. An error of the first ends the measurement."""
+    measurement, supply, given = Measurement(concurrency), cycle(images), generation(options)
     async with AsyncClient(**connection(options), retry_for=0) as client:
-        await client.run(pictures[0], options.task, options.text, **wanted)
+        await client.run(images[0], options.task, options.text, **given)
         start = time.perf_counter()
-        asking = [
-            _ask_on(client, options, supply, wanted, measurement, start + options.seconds) for _ in range(concurrency)
+        senders = [
+            _send_requests(client, options, supply, given, measurement, start + options.seconds)
+            for _ in range(concurrency)
         ]
-        await asyncio.gather(*asking)
+        await asyncio.gather(*senders)
         measurement.seconds = time.perf_counter() - start
     return measurement
 
 
-async def _ask_on(
+async def _send_requests(
     client: AsyncClient,
     options: argparse.Namespace,
     supply: Iterator[bytes],
-    wanted: Options,
+    given: Options,
     measurement: Measurement,
     end: float,
 ) -> None:
     while (start := time.perf_counter()) < end:
         try:
-            result = await client.run(next(supply), options.task, options.text, **wanted)
+            result = await client.run(next(supply), options.task, options.text, **given)
         except Florence2Error as error:
             measurement.failures.append(error)
         else:
@@ -148,5 +149,5 @@ def _numbers(text: str) -> list[int]:
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
-        raise InvalidRequest(f"--concurrency is one or more whole numbers above 0, such as 1,4,8, not {text!r}")
+        raise InvalidRequest(f"--concurrency takes whole numbers above 0, such as 1,4,8, not {text!r}")
     return numbers

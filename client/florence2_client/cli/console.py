@@ -1,13 +1,17 @@
-"""Answers, tables and summaries as lines for people, and as JSON for programs. The commands print them."""
+"""Print answers, tables and summaries as lines of text, or as JSON."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.tasks import TASKS, Grammar, TaskInput
@@ -32,24 +36,24 @@ Row = Sequence[str]
 
 
 def styled(text: str, style: str, stream: TextIO) -> str:
-    """In a style where the stream is a terminal that has them, and nobody asked for NO_COLOR (no-color.org)."""
+    """Style the text if the stream is a terminal with styles, unless NO_COLOR (no-color.org) is set."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
     return text if plain else f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
 
 def complain(message: object) -> None:
-    """What went wrong, on standard error."""
+    """Print what went wrong on standard error."""
     print(f"{styled('florence2:', 'red', sys.stderr)} {message}", file=sys.stderr)
 
 
 def json_line(value: Any) -> str:
-    """Compact JSON; in ASCII where standard output takes no more."""
+    """Return compact JSON, in ASCII if standard output does not take Unicode."""
     unicode = str(getattr(sys.stdout, "encoding", "")).lower().replace("-", "").startswith("utf")
     return json.dumps(value, ensure_ascii=not unicode)
 
 
 def answer_lines(answer: Answer, size: tuple[int, int]) -> list[str]:
-    """The answer about a picture of a size (width, height): an aligned table, or text with its regions in pixels."""
+    """Return an answer for an image of `size` (width, height): a table, or text with its regions in pixels."""
     if isinstance(answer, TextAnswer):
         text = REGION_IN_TEXT.sub(lambda found: f" [{_points(region_box(found[0], size))}]", answer.text)
         return text.splitlines() or ["(no text)"]
@@ -58,10 +62,10 @@ def answer_lines(answer: Answer, size: tuple[int, int]) -> list[str]:
 
 
 def growing_text(result: Result[Answer]) -> str:
-    """As `answer_lines`, of an answer that may go on: it begins with what it was for the results before.
+    """Return the text of an answer that may still grow; it begins with the text of each earlier result.
 
-    So rows are not aligned, and what can still change is left out: half a region, and rows that others may come before
-    or, as an outline's, grow.
+    So rows are not aligned, and everything that can still change is left out: an incomplete region, a polygon that may
+    grow, rows that others may come before.
     """
     answer = result.answer
     if isinstance(answer, TextAnswer):
@@ -75,7 +79,7 @@ def growing_text(result: Result[Answer]) -> str:
 
 
 def _rows(answer: Answer) -> Iterable[Row]:
-    """A heading and a row per thing found."""
+    """Yield a heading and a row per object."""
     match answer:
         case Boxes():
             yield from _box_rows(answer.bboxes, answer.labels, answer.scores)
@@ -112,34 +116,27 @@ def _points(flat: Sequence[float]) -> str:
 
 
 def summary_line(result: Result, milliseconds: float) -> str:
-    """How the answer came about."""
+    """Return one line about how the answer was generated."""
     width, height = result.image_size
     finish = "stop" if result.finish_reason == "stop" else f"{result.finish_reason} (cut off)"
-    line = f"{result.num_tokens} tokens, {finish}, picture {width}x{height}, {milliseconds:.0f} ms"
+    line = f"{result.num_tokens} tokens, {finish}, image {width}x{height}, {milliseconds:.0f} ms"
     return styled(line, "dim", sys.stdout)
 
 
 def task_lines() -> list[str]:
-    """The table of all tasks."""
+    """Return the table of all tasks."""
     rows = [(task.name, INPUTS[task.input], ANSWERS[task.grammar], task.summary) for task in TASKS.values()]
     return table([("task", "takes", "answers with", "what it is"), *rows])
 
 
 def table(rows: Sequence[Row], numbers: bool = False, heading: bool = True) -> list[str]:
-    """Rows as lines with aligned columns, numbers to the right; the first may be a heading."""
-    cells = [[" ".join(cell.split()) or "-" for cell in row] for row in rows]
-    widths = [max(map(_columns, column)) for column in zip(*cells, strict=True)]
-    padded = [[_padded(cell, width, numbers) for cell, width in zip(row, widths, strict=True)] for row in cells]
-    first, *lines = ["  ".join(row).rstrip() for row in padded]
+    """Return rows as lines with aligned columns, numbers to the right. The first row may be a heading."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for _ in rows[0]:
+        grid.add_column(justify="right" if numbers else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(" ".join(cell.split()) or "-") for cell in row))
+    console = Console(file=io.StringIO(), width=10_000, color_system=None)
+    console.print(grid)
+    first, *lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     return [styled(first, "bold", sys.stdout) if heading else first, *lines]
-
-
-def _padded(cell: str, width: int, right: bool) -> str:
-    space = " " * (width - _columns(cell))
-    return space + cell if right else cell + space
-
-
-def _columns(cell: str) -> int:
-    """Columns on a terminal: East Asian characters take two, combining marks none."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in cell)
-    return len(cell) + wide - sum(map(bool, map(unicodedata.combining, cell)))

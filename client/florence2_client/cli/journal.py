@@ -1,7 +1,7 @@
-"""The JSON lines of a batch run: the one record of what is done, from which a second run resumes and all else is made.
+"""The JSON lines of a batch run: the record from which the next run resumes and all other outputs are made.
 
-A line holds `image`, `task`, perhaps `prompt_text`, and either the fields of `Result.to_dict` or an `error`. What a
-killed run left of its last line is cut off.
+A line holds `image`, `task`, for some tasks `prompt_text`, and either the fields of `Result.to_dict` or an `error`. An
+incomplete last line, which a killed run may leave, is cut off.
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ BEGINNING = b'{"image": '  # of every line
 
 try:
     import fcntl
-except ImportError:  # Windows, where two runs have to keep apart by themselves
+except ImportError:  # Windows, where nothing keeps two runs from writing at once
     fcntl = None  # type: ignore[assignment]
 
-Key: TypeAlias = tuple[str, str, str | None]  # picture's path, task token or prompt, text
+Key: TypeAlias = tuple[str, str, str | None]  # the image's path, task token or prompt, text
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: a question by its key, with its answer or the caller's mistake in its place."""
+    """One line: the key of a request, with its answer or the mistake in it."""
 
     key: Key
     result: Result[Any] | None
     error: str | None = None
 
     def to_json(self) -> str:
+        """Return the line."""
         image, task, text = self.key
-        asked = {"image": image, "task": task} | ({} if text is None else {"prompt_text": text})
+        key = {"image": image, "task": task} | ({} if text is None else {"prompt_text": text})
         answer = self.result.to_dict() if self.result else {"error": self.error}
-        return json.dumps(asked | answer | asked, ensure_ascii=False)
+        return json.dumps(key | answer | key, ensure_ascii=False)
 
 
 class Journal:
-    """Open for one run at a time. `done` are the keys that need not be asked again."""
+    """The open file of one run at a time. `done` holds the keys that need no request any more."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done: set[Key] = set()
-        self.failed = 0  # of those done, how many are mistakes
+        self.failed = 0  # how many of them have an error
 
     def __enter__(self) -> Journal:
         try:
@@ -78,7 +79,7 @@ class Journal:
         self._file.close()
 
     def add(self, entry: Entry) -> None:
-        """Written when this returns: to the kernel, that is, which outlives us but not a power cut."""
+        """Write a line. When this returns, the kernel has it, so it survives this process but not a power failure."""
         line = entry.to_json().encode("utf-8", "backslashreplace") + b"\n"
         while line:
             line = line[self._file.write(line) :]
@@ -86,7 +87,7 @@ class Journal:
         self.failed += entry.error is not None
 
     def _end_of_lines(self) -> int:
-        """Where the last whole line ends. Raises InvalidRequest if what follows is no beginning of a line of ours."""
+        """Return where the last complete line ends. Raise InvalidRequest if the rest is not the beginning of a line."""
         end = place = self._file.seek(0, os.SEEK_END)
         tail = b""
         while place and b"\n" not in tail:
@@ -95,12 +96,12 @@ class Journal:
             tail = self._file.read(end - place)
         half = tail[tail.rfind(b"\n") + 1 :]
         if not half.startswith(BEGINNING[: len(half)]):
-            raise InvalidRequest(f"{self.path} ends with half a line that is not of a batch run")
+            raise InvalidRequest(f"{self.path} ends with an incomplete line that is not from a batch run")
         return end - len(half)
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """The whole lines of a journal, one at a time. Raises InvalidRequest on one that is not of a batch run."""
+    """Yield the complete lines of a journal. Raise InvalidRequest on one that is not from a batch run."""
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
@@ -113,4 +114,4 @@ def entries(path: Path) -> Iterator[Entry]:
                 else:
                     yield Entry(key, Result.from_dict(values))
             except (ValueError, TypeError, KeyError, AttributeError, Florence2Error) as error:
-                raise InvalidRequest(f"line {number} of {path} is not of a batch run") from error
+                raise InvalidRequest(f"line {number} of {path} is not from a batch run") from error

@@ -1,4 +1,4 @@
-"""Other files made from a batch run's journal: COCO, YOLO labels, CSV. Read line by line, so memory stays flat."""
+"""Files made from the journal of a batch run: COCO, YOLO labels, CSV. Memory stays flat, line by line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from florence2_client.result import Result
 
 
 def write_coco(journal: Path, target: Path) -> None:
-    """One data set of every object found in any task; pictures in which none was found are listed too."""
+    """Write one data set of the objects of all tasks; images without any are listed too."""
     images: dict[str, tuple[int, tuple[int, int]]] = {}
     categories: dict[str, int] = {}
     for entry, result in _answered(journal):
@@ -44,16 +44,16 @@ def write_coco(journal: Path, target: Path) -> None:
 
 
 def write_yolo(journal: Path, folder: Path) -> None:
-    """A label file per picture, and `classes.txt` with a label a line, by number."""
+    """Write a label file per image, and `classes.txt` with one label per line, in the order of their numbers."""
     classes: dict[str, int] = {}
-    pictures: dict[Path, str] = {}
+    images_by_path: dict[Path, str] = {}
     for entry, result in _answered(journal):
         path = output_path(folder, entry.key[0], ".txt")
-        if pictures.setdefault(path, entry.key[0]) != entry.key[0]:
-            raise InvalidRequest(f"{pictures[path]} and {entry.key[0]} would share the label file {path}")
+        if images_by_path.setdefault(path, entry.key[0]) != entry.key[0]:
+            raise InvalidRequest(f"{images_by_path[path]} and {entry.key[0]} would share the label file {path}")
         for label in result.labels:
             classes.setdefault(label, len(classes))
-    for path in pictures:
+    for path in images_by_path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     for entry, result in _answered(journal):
@@ -64,7 +64,7 @@ def write_yolo(journal: Path, folder: Path) -> None:
 
 
 def write_csv(journal: Path, target: Path) -> None:
-    """A row per answer in words: image, task, the text that was asked about, the answer."""
+    """Write a row per text answer: image, task, the text of the request, the answer."""
     with _replacing(target) as file:
         rows = csv.writer(file)
         rows.writerow(["image", "task", "asked", "answer"])
@@ -85,7 +85,7 @@ def _write_items(file: TextIO, items: Iterable[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[io.TextIOWrapper]:
-    """A file that takes the target's place only when it is whole."""
+    """Open a file that replaces the target when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:

@@ -1,4 +1,4 @@
-"""`florence2 run`: one task about one picture."""
+"""`florence2 run`: one task on one image."""
 
 from __future__ import annotations
 
@@ -37,22 +37,23 @@ examples:
   cat street.jpg | florence2 run - --task ocr --url http://gpu-box:8000
   florence2 run form.png --task "<DocVQA>What is the date?"      (a fine-tune's own prompt)
 
-`florence2 tasks` lists the tasks. Exit codes: 0 answered, 1 the server failed, 2 a mistake in the request,
-3 the server is away, busy or too slow.
+`florence2 tasks` lists the tasks. Exit codes: 0 success, 1 the server failed, 2 the request is wrong,
+3 the server is absent, overloaded or too slow.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Ask one task about one picture."
+    """Describe the command."""
+    parser.description = "Run one task on one image."
     parser.epilog = EXAMPLES
-    image = parser.add_argument("image", metavar="IMAGE", help="picture file, or - for standard input")
-    image.complete = FILES  # type: ignore[attr-defined]
+    file = parser.add_argument("image", metavar="IMAGE", help="image file, or - for standard input")
+    file.complete = FILES  # type: ignore[attr-defined]
     parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
     parser.add_argument("--text", metavar="T", help="a phrase or caption; for region tasks x1,y1,x2,y2 in pixels")
-    parser.add_argument("--stream", action="store_true", help="print the answer as it grows (see `serve --stream`)")
+    parser.add_argument("--stream", action="store_true", help="print the answer as it grows (needs `serve --stream`)")
     add_json(parser)
     draw = parser.add_argument(
-        "--draw", type=_picture_file, metavar="OUT.png", help="write the picture with the answer on it"
+        "--draw", type=_image_file, metavar="OUT.png", help="write the image with the answer drawn on it"
     )
     draw.complete = FILES  # type: ignore[attr-defined]
     add_generation(parser)
@@ -60,14 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    picture = _standard_input() if options.image == "-" else Path(options.image)
+    """Print the answer, and draw it."""
+    image = _standard_input() if options.image == "-" else Path(options.image)
     start = time.perf_counter()
     with Client(**connection(options), retry_for=0) as client:
-        asked = (picture, options.task, options.text)
+        request = (image, options.task, options.text)
         if options.stream:
-            result = _follow(client.stream(*asked, **generation(options)), wants_json(options))
+            result = _follow(client.stream(*request, **generation(options)), wants_json(options))
         else:
-            result = client.run(*asked, **generation(options))
+            result = client.run(*request, **generation(options))
     milliseconds = (time.perf_counter() - start) * 1000
     if not wants_json(options):
         lines = [] if options.stream else answer_lines(result.answer, result.image_size)
@@ -75,12 +77,12 @@ def run(options: argparse.Namespace) -> int:
     elif not options.stream:
         print(json_line(result.to_dict()))
     if options.draw:
-        _save(result.draw(picture), options.draw)
+        _save(result.draw(image), options.draw)
     return 0
 
 
 def _follow(results: Iterable[Result[Answer]], as_json: bool) -> Result[Answer]:
-    """Prints what is new in each result, and returns the last one. As JSON each is a line."""
+    """Print what is new in each result, or each result as a JSON line; return the last one."""
     shown = ""
     for result in results:
         if as_json:
@@ -93,23 +95,23 @@ def _follow(results: Iterable[Result[Answer]], as_json: bool) -> Result[Answer]:
     return result
 
 
-def _picture_file(name: str) -> Path:
+def _image_file(name: str) -> Path:
     path = Path(name)
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InvalidRequest(f"{name} does not end like a picture file; try a name ending in .png or .jpg")
+        raise InvalidRequest(f"{name} does not have the name of an image file; use one that ends in .png or .jpg")
     if not path.parent.is_dir():
         raise InvalidRequest(f"there is no directory {path.parent} to write {path.name} to")
     return path
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     try:
-        picture.save(path)
+        image.save(path)
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path} cannot be written: {error}") from error
 
 
 def _standard_input() -> bytes:
     if sys.stdin is None or sys.stdin.isatty():
-        raise InvalidImage("IMAGE is - but no picture is piped in")
+        raise InvalidImage("IMAGE is - but no image is piped in")
     return sys.stdin.buffer.read()

@@ -1,4 +1,4 @@
-"""Which pictures a batch run is about: directories, globs, list files, single files, and their names in outputs."""
+"""The images of a batch run, from directories, globs, list files and single files, and their names in outputs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SUFFIXES = frozenset(Image.registered_extensions()) - {".eps", ".ps", ".pdf", ".
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 
 
-def picture_paths(sources: Iterable[str]) -> list[str]:
-    """Each picture once, in the order of the sources and by name within a directory.
+def image_paths(sources: Iterable[str]) -> list[str]:
+    """Return each image once, in the order of the sources and by name within a directory.
 
-    A source is a directory (with all below it), a glob, a picture, a text file with a path a line, or - for such lines
-    on standard input. Raises InvalidRequest if one is none of these, or if nothing is found.
+    A source is a directory (with everything below it), a glob, an image, a text file with one path per line, or - for
+    such lines on standard input. Raise InvalidRequest if a source is none of these, or if there is no image.
     """
     paths = list(dict.fromkeys(path for source in sources for path in _paths(source)))
     if not paths:
-        raise InvalidRequest("there is no picture to ask about")
+        raise InvalidRequest("there is no image in the given sources")
     return paths
 
 
@@ -35,7 +35,7 @@ def _paths(source: str) -> Iterator[str]:
     elif os.path.isdir(source):
         for folder, folders, files in os.walk(source):
             folders.sort()
-            yield from (os.path.join(folder, file) for file in sorted(files) if _is_picture(file))
+            yield from (os.path.join(folder, file) for file in sorted(files) if _is_image(file))
     elif os.path.splitext(source)[1].lower() in LIST_SUFFIXES and os.path.isfile(source):
         try:
             with open(source, encoding="utf-8") as lines:
@@ -45,23 +45,24 @@ def _paths(source: str) -> Iterator[str]:
     elif os.path.isfile(source):
         yield source
     elif glob.has_magic(source):
-        yield from (path for path in sorted(glob.glob(source, recursive=True)) if _is_picture(path))
+        yield from (path for path in sorted(glob.glob(source, recursive=True)) if _is_image(path))
     else:
-        raise InvalidRequest(f"{source} is no directory, picture, list (.txt) or pattern that exists")
+        raise InvalidRequest(f"{source} is not an existing directory, image, list (.txt) or pattern")
 
 
 def _listed(lines: Iterable[str]) -> Iterator[str]:
     return (line.strip() for line in lines if line.strip())
 
 
-def _is_picture(path: str) -> bool:
+def _is_image(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES and not os.path.basename(path).startswith(".")
 
 
-def output_path(folder: Path, picture: str, suffix: str) -> Path:
-    """Where in `folder` something about a picture goes: below the picture's own directories, for its name alone would
-    not tell pictures of two directories apart.
+def output_path(folder: Path, image: str, suffix: str) -> Path:
+    """Return the path in `folder` for an output of an image.
+
+    It includes the image's own directories, because images in different directories may have the same name.
     """
-    path = PurePath(os.path.normpath(picture))
+    path = PurePath(os.path.normpath(image))
     inside = path.parts[bool(path.anchor) :]
     return folder.joinpath(*("_up" if part == ".." else part for part in inside)).with_suffix(suffix)

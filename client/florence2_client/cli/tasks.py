@@ -16,7 +16,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "List the tasks: their names, what they take beside the picture, and what they answer with."
+    parser.description = "List the tasks: their names, what they take besides the image, and what they answer with."
     parser.epilog = EXAMPLES
     add_json(parser)
 

@@ -1,7 +1,7 @@
-"""Letters for any script: each stretch of a text in the first font of the system that has its glyphs.
+"""Draw text in any script: each run of a text in the first font that has its glyphs.
 
-`labels` and `drawing` measure and draw with it. DejaVu where the system has it, for its many scripts, else the Latin
-font that Pillow brings; what they lack is looked for in the system's folders. What no font has is warned of.
+The default is DejaVu if the system has it, for its many scripts, and otherwise the Latin font that Pillow includes.
+Other characters are looked up in the fonts of the system; a warning names scripts that no font has.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ FOLDERS = tuple(
     )
 )  # fmt: skip
 UNWANTED = ("bold", "italic", "oblique", "mono", "serif", "light", "thin", "condensed", "black", "medium")
-NOBODYS = "\U0010ffff"  # a noncharacter: fonts draw it as they draw what they lack
+NONCHARACTER = "\U0010ffff"  # fonts draw it like any character they lack
 PROBE_SIZE = 24
-BITMAP_SIZE = 109  # the one size of the usual colour emoji font
-INVISIBLE = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")  # Unicode's categories of controls and spaces
+BITMAP_SIZE = 109  # the only size of the usual color emoji font
+INVISIBLE = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")  # Unicode categories of controls and spaces
 JOINERS = "\u200c\u200d"
 
 
 class MissingGlyphs(UserWarning):
-    """A label holds characters that no font on the system has."""
+    """A label contains characters that no font on the system has."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A stretch of text in one font; `scale` is for fonts of one size only."""
+    """A run of text in one font; `scale` is for fonts that have only one size."""
 
     text: str
     font: FreeTypeFont
@@ -51,23 +51,24 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class Lettering:
-    """Text of one size in pixels."""
+class TextFont:
+    """Fonts of one size in pixels, for text in any script."""
 
     size: int
 
     @property
     def line_height(self) -> int:
+        """Return the distance between lines in pixels."""
         return sum(_font(None, self.size).getmetrics())
 
     def getlength(self, text: str) -> float:
-        """Width in pixels."""
+        """Return the width of a text in pixels."""
         return sum(run.length for run in self._runs(text))
 
     def draw(
         self, canvas: Image.Image, origin: tuple[float, float], text: str, fill: tuple[int, int, int] | str
     ) -> None:
-        """One line, its top left corner at the origin, all fonts on one base line."""
+        """Draw one line with its top left corner at the origin and all fonts on one baseline."""
         brush = ImageDraw.Draw(canvas)
         x, y = origin
         base = y + _font(None, self.size).getmetrics()[0]
@@ -93,7 +94,7 @@ class Lettering:
 
 @functools.lru_cache(maxsize=64)
 def _font(face: Path | None, size: int) -> FreeTypeFont:
-    """The usual font without a face. Raises OSError for a bitmap font of another size."""
+    """Return the font of a face, or the default font. Raise OSError for a bitmap font of another size."""
     if face:
         return truetype(str(face), size)
     try:
@@ -103,8 +104,10 @@ def _font(face: Path | None, size: int) -> FreeTypeFont:
 
 
 def _faces(text: str) -> list[Path | None]:
-    """A face for each character. A space takes that of its neighbours if they agree, so that right-to-left words keep
-    their order, and else the usual one, whose spaces are narrower than those between emoji.
+    """Return a face for each character.
+
+    A space takes the face of its neighbors if they agree, so that right-to-left words keep their order, and otherwise
+    the default, whose spaces are narrower than those of emoji fonts.
     """
     faces: list[Path | None] = []
     for character in text:
@@ -116,14 +119,14 @@ def _faces(text: str) -> list[Path | None]:
 
 
 def _joins(character: str) -> bool:
-    """Belongs to the character before it: accents, vowel signs, joiners, variation selectors, skin tones."""
+    """Return whether a character belongs to the one before it: an accent, vowel sign, joiner, selector or skin tone."""
     tone = "\U0001f3fb" <= character <= "\U0001f3ff"
     return tone or character in JOINERS or unicodedata.category(character).startswith("M")
 
 
 @functools.lru_cache(maxsize=4096)
 def _face_of(character: str) -> Path | None:
-    """The font that has a character; None for the usual one, which also draws a box for what nobody has."""
+    """Return the face that has a character; None for the default, which draws a box for what no font has."""
     if unicodedata.category(character) in INVISIBLE or _has(None, character):
         return None
     face = next((face for face in _system_fonts() if _has(face, character)), None)
@@ -136,13 +139,13 @@ _warned: set[str] = set()
 
 
 def _warn_of(character: str) -> None:
-    """Once for a script, which is the first word of its characters' names."""
+    """Warn once per script, which is the first word of its characters' names."""
     script = unicodedata.name(character, "private").split()[0]
     if script in _warned:
         return
     _warned.add(script)
     warnings.warn(
-        f"no font here has {character} (U+{ord(character):04X}, {script}); there is a box in its place. On Debian, "
+        f"no font here has {character} (U+{ord(character):04X}, {script}); a box takes its place. On Debian, "
         "fonts-noto-core, fonts-noto-cjk and fonts-noto-color-emoji have nearly all characters",
         MissingGlyphs,
         stacklevel=2,
@@ -152,10 +155,10 @@ def _warn_of(character: str) -> None:
 def _has(face: Path | None, character: str) -> bool:
     try:
         font = _probe(face)
-        mine, nobodys = font.getmask(character), font.getmask(NOBODYS)
+        mine, missing = font.getmask(character), font.getmask(NONCHARACTER)
     except (OSError, ValueError, UnicodeEncodeError):
         return False
-    return mine.size != nobodys.size or bytes(mine) != bytes(nobodys)
+    return mine.size != missing.size or bytes(mine) != bytes(missing)
 
 
 @functools.lru_cache(maxsize=512)
@@ -168,7 +171,7 @@ def _probe(face: Path | None) -> FreeTypeFont:
 
 @functools.lru_cache(maxsize=1)
 def _system_fonts() -> list[Path]:
-    """Every font file, plain upright ones first."""
+    """Return every font file, plain upright ones first."""
     files = [
         Path(folder, name)
         for top in FOLDERS
@@ -180,14 +183,14 @@ def _system_fonts() -> list[Path]:
 
 
 def _paste_scaled(canvas: Image.Image, run: _Run, x: float, base: float) -> None:
-    """A colour font of one size, drawn in that size and scaled to its neighbours'."""
+    """Draw a run of a color font in its only size, and scale it to the size of the text around it."""
     left, top, right, bottom = run.font.getbbox(run.text, anchor="ls")
     width, height = round(right - left), round(bottom - top)
     if width < 1 or height < 1:
         return
-    picture = Image.new("RGBA", (width, height))
-    brush = ImageDraw.Draw(picture)
+    drawn = Image.new("RGBA", (width, height))
+    brush = ImageDraw.Draw(drawn)
     brush.text((-left, -top), run.text, font=run.font, anchor="ls", embedded_color=True)
     size = max(1, round(width * run.scale)), max(1, round(height * run.scale))
-    small = picture.resize(size, Image.Resampling.LANCZOS)
+    small = drawn.resize(size, Image.Resampling.LANCZOS)
     canvas.paste(small, (round(x + left * run.scale), round(base + top * run.scale)), small)

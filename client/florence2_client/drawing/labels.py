@@ -1,4 +1,4 @@
-"""Text on pictures: wrapping, and label chips that stay inside the picture and off each other."""
+"""Wrap text, and place label chips inside the image and off each other."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from florence2_client.drawing.fonts import Lettering
+from florence2_client.drawing.fonts import TextFont
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 MOST_LINES = 3
-WIDEST = 0.45  # of the picture's width, unless the mark itself is wider
+WIDEST = 0.45  # of the image's width, unless the object itself is wider
 
 
 @dataclass(frozen=True)
 class Label:
-    """What is written at a mark, in the mark's colour."""
+    """The text at an object, in the object's color."""
 
     text: str
-    colour: Colour
-    bounds: Rectangle  # of the mark
+    color: Color
+    bounds: Rectangle  # of the object
 
 
 def font_size_for(size: tuple[int, int]) -> int:
-    """Grows with the picture (width, height), but stays within a narrow one."""
+    """Return a font size that grows with the image (width, height), but fits a narrow one."""
     width, height = size
     return round(max(9, min(max(14, math.sqrt(width * height) / 36), min(size) / 4)))
 
 
-def contrasting(colour: Colour) -> Colour:
-    """Black or white, whichever reads better: the contrast is at least 4.5 : 1 (WCAG 2, gamma taken as 2.2)."""
-    red, green, blue = ((channel / 255) ** 2.2 for channel in colour)
+def contrasting(color: Color) -> Color:
+    """Return black or white, whichever is more readable: at least 4.5 : 1 in contrast (WCAG 2, for gamma 2.2)."""
+    red, green, blue = ((channel / 255) ** 2.2 for channel in color)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
 def draw_labels(canvas: Image.Image, labels: Sequence[Label]) -> None:
-    """Draws the chips; earlier labels choose their places first."""
-    font = Lettering(font_size_for(canvas.size))
+    """Draw the chips; earlier labels are placed first."""
+    font = TextFont(font_size_for(canvas.size))
     padding = max(2, round(font.size / 5))
     taken: list[Rectangle] = []
     for label in labels:
@@ -52,15 +52,15 @@ def draw_labels(canvas: Image.Image, labels: Sequence[Label]) -> None:
         height = font.line_height * len(lines) + padding
         place = _best_place((width, height), label.bounds, canvas.size, taken)
         taken.append(place)
-        _draw_chip(canvas, place, lines, label.colour, font, padding)
+        _draw_chip(canvas, place, lines, label.color, font, padding)
 
 
-def wrapped(text: str, font: Lettering, width: float) -> list[str]:
-    """The text in lines that fit the width; line breaks are kept, words wider than a line are cut."""
+def wrapped(text: str, font: TextFont, width: float) -> list[str]:
+    """Split text into lines that fit the width. Keep its line breaks; cut words that are wider than a line."""
     return [line for paragraph in text.splitlines() for line in _wrapped_paragraph(paragraph, font, width)]
 
 
-def _wrapped_paragraph(text: str, font: Lettering, width: float) -> Iterator[str]:
+def _wrapped_paragraph(text: str, font: TextFont, width: float) -> Iterator[str]:
     line = ""
     for word in text.split():
         if line and font.getlength(f"{line} {word}") > width:
@@ -74,8 +74,8 @@ def _wrapped_paragraph(text: str, font: Lettering, width: float) -> Iterator[str
     yield line
 
 
-def _fitting(line: str, font: Lettering, width: float) -> int:
-    """How many characters fit; at least one, or wrapping would not end."""
+def _fitting(line: str, font: TextFont, width: float) -> int:
+    """Return how many characters fit: at least one, or wrapping would not end."""
     return 1 + bisect.bisect_right(range(2, len(line)), width, key=lambda end: font.getlength(line[:end]))
 
 
@@ -86,22 +86,22 @@ def _shortened(lines: list[str]) -> list[str]:
 
 
 def _best_place(
-    chip: tuple[int, int], mark: Rectangle, canvas: tuple[int, int], taken: Sequence[Rectangle]
+    chip: tuple[int, int], target: Rectangle, canvas: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
-    """The first place near the mark that covers no other chip, or the one that covers least."""
+    """Return the first place near the object that covers no other chip, or the one that covers least."""
     width, height = chip
     places = []
-    for x, y in _corners(chip, mark):
+    for x, y in _corners(chip, target):
         left = max(0, min(x, canvas[0] - width))
         top = max(0, min(y, canvas[1] - height))
         places.append((left, top, left + width, top + height))
     return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
 
 
-def _corners(chip: tuple[int, int], mark: Rectangle) -> Iterator[tuple[float, float]]:
-    """Top left corners to try, best first: above the mark, below it, inside, beside, then further away."""
+def _corners(chip: tuple[int, int], target: Rectangle) -> Iterator[tuple[float, float]]:
+    """Yield top left corners, best first: above the object, below it, inside, next to it, then further away."""
     width, height = chip
-    x1, y1, x2, y2 = mark
+    x1, y1, x2, y2 = target
     yield from ((x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2))
     yield from ((x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height))
     yield from ((x2, y1), (x1 - width, y1), (x2, y2 - height), (x1 - width, y2 - height))
@@ -114,11 +114,11 @@ def _overlap(a: Rectangle, b: Rectangle) -> float:
 
 
 def _draw_chip(
-    canvas: Image.Image, place: Rectangle, lines: list[str], colour: Colour, font: Lettering, padding: int
+    canvas: Image.Image, place: Rectangle, lines: list[str], color: Color, font: TextFont, padding: int
 ) -> None:
     brush = ImageDraw.Draw(canvas)
     x1, y1, x2, y2 = place
-    brush.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
+    brush.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
     for index, line in enumerate(lines):
         origin = (x1 + padding, y1 + padding / 2 + index * font.line_height)
-        font.draw(canvas, origin, line, contrasting(colour))
+        font.draw(canvas, origin, line, contrasting(color))

@@ -1,4 +1,4 @@
-"""The web page of `florence2 ui`, made with Gradio, which nothing else of the client imports.
+"""The web page of `florence2 ui`, made with Gradio, which no other part of the client imports.
 
-`asking` puts the page's questions to a server, `region` is the picture that a box is drawn on, `layout` the page.
+`requests` sends the page's requests, `cards` shows the answers, `layout` holds the form, `serving` serves the page.
 """

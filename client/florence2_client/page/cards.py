@@ -1,4 +1,4 @@
-"""Answers as HTML, side by side where there is room. One piece: Gradio loses updates of parts that come and go."""
+"""Show answers as HTML, side by side where there is room. Gradio would lose updates if each were a component."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from florence2_client.page.requests import Card
 
-LARGEST_SIDE = 1280  # pixels of a picture as shown
+LARGEST_SIDE = 1280  # pixels of an image as shown
 STYLE = """
 & { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 1.5em; }
 article { min-width: 0; }
@@ -26,6 +26,7 @@ summary { cursor: pointer; }
 
 
 def cards_html(cards: Iterable[Card]) -> str:
+    """Return the HTML of all cards."""
     return "".join(f'<article id="answer-{place}">{_card(card)}</article>' for place, card in enumerate(cards))
 
 
@@ -36,7 +37,7 @@ def _card(card: Card) -> str:
     if card.timing:
         parts.append(f"<p>{card.timing}</p>")
     if card.overlay:
-        parts.append(f'<img alt="the answer drawn on the picture" src="{_address(card.overlay)}">')
+        parts.append(f'<img alt="the image with the answer drawn on it" src="{_data_url(card.overlay)}">')
     if card.words is not None:
         parts.append(f'<p class="words">{html.escape(card.words) or "(no text)"}</p>')
     if card.details:
@@ -45,8 +46,8 @@ def _card(card: Card) -> str:
     return "".join(parts)
 
 
-def _address(picture: Image.Image) -> str:
-    shown = picture.copy()
+def _data_url(image: Image.Image) -> str:
+    shown = image.copy()
     shown.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     file = io.BytesIO()
     shown.save(file, "JPEG", quality=88)

@@ -1,4 +1,4 @@
-"""The page: what is on it, and what follows from what."""
+"""The page: the form, and how its parts react."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from florence2.tasks import TASKS, TaskInput
 from florence2_client.client import Client
 from florence2_client.options import Options
 from florence2_client.page.cards import STYLE, cards_html
-from florence2_client.page.region import region_picker
 from florence2_client.page.requests import Card, ask, takes
 
 MOST_SIDE_BY_SIDE = 4
-EXAMPLE = str(Path(__file__).with_name("example.jpg"))
-EXAMPLES = {  # label -> task, tasks beside it, text, region
+FOLDER = Path(__file__).parent
+EXAMPLE = str(FOLDER / "example.jpg")
+EXAMPLES = {  # label -> task, tasks to compare with, text, region
     "Find objects": ("od", [], "", ""),
     "Describe": ("more_detailed_caption", [], "", ""),
-    "Find what a phrase says": ("caption_to_phrase_grounding", [], "a yellow star and a green circle", ""),
-    "Outline what is in a box": ("region_to_segmentation", [], "", "278,88,480,306"),
-    "Read": ("ocr_with_region", [], "", ""),
+    "Find a phrase": ("caption_to_phrase_grounding", [], "a yellow star and a green circle", ""),
+    "Outline an object in a box": ("region_to_segmentation", [], "", "278,88,480,306"),
+    "Read text": ("ocr_with_region", [], "", ""),
     "Four tasks side by side": ("caption", ["dense_region_caption", "ocr", "region_to_category"], "", "32,35,255,252"),
 }
 CSS = "#task input { text-overflow: ellipsis; padding-right: 2em; }"
-# On a phone the answers are below the form.
+TEMPLATE = """\
+<div class="stage"><img src="${image}" alt="the image to draw a box on" draggable="false"><div class="box" hidden>
+</div></div><p>Draw a box around the region.</p>
+"""
+# On a phone, the answers are below the form.
 SCROLL_TO_ANSWERS = """() => {
   const first = document.querySelector("#answer-0");
   if (first?.getBoundingClientRect().top > innerHeight / 2) first.scrollIntoView({ behavior: "smooth" });
@@ -39,31 +43,47 @@ SCROLL_TO_ANSWERS = """() => {
 Updates: TypeAlias = "dict[Any, Any]"
 
 
-def _path(_picture: gr.Image, payload: ImageData | None) -> str | None:
+def _path(_component: gr.Image, payload: ImageData | None) -> str | None:
     return payload.path if payload else None
 
 
-# Hands the file on as it came: the server says what is wrong with it, where Gradio would fail without a word.
-# Made past Gradio's metaclass, which writes a .pyi beside every module that defines a component.
-PictureFile: type[gr.Image] = ABCMeta.__new__(
-    type(gr.Image), "PictureFile", (gr.Image,), {"is_template": True, "preprocess": _path}
+# Passes the file on unread: the server explains what is wrong with it, where Gradio would fail silently.
+# Created without Gradio's metaclass, which writes a .pyi file next to every module that defines a component.
+ImageFile: type[gr.Image] = ABCMeta.__new__(
+    type(gr.Image), "ImageFile", (gr.Image,), {"is_template": True, "preprocess": _path}
 )
 
 
+def region_picker(elem_id: str) -> gr.HTML:
+    """Return the image with a box on it, drawn with mouse, pen or finger.
+
+    Its value is the region as `x1,y1,x2,y2` in pixels of the image as displayed, or `""`; `image` is a URL.
+    """
+    return gr.HTML(
+        "",
+        image="",
+        html_template=TEMPLATE,
+        css_template=(FOLDER / "region.css").read_text(encoding="utf-8"),
+        js_on_load=(FOLDER / "region.js").read_text(encoding="utf-8"),
+        visible="hidden",
+        elem_id=elem_id,
+    )
+
+
 class Form:
-    """What is asked: picture, tasks, text, region and options."""
+    """The request: image, tasks, text, region and options."""
 
     def __init__(self) -> None:
-        self.picture = PictureFile(label="Picture", height=360, buttons=[], elem_id="picture")
+        self.image = ImageFile(label="Image", height=360, buttons=[], elem_id="image")
         self.picker = region_picker(elem_id="picker")
-        self.another = gr.Button("Another picture", size="sm", visible="hidden", elem_id="another")
+        self.another = gr.Button("Another image", size="sm", visible="hidden", elem_id="another")
         self.task = gr.Dropdown(
             [(f"{task.name} · {task.summary}", task.name) for task in TASKS.values()], value="od",
-            label="Task", info="of the list, or a fine-tune's own prompt", allow_custom_value=True, elem_id="task",
+            label="Task", info="from the list, or a fine-tune's own prompt", allow_custom_value=True, elem_id="task",
         )  # fmt: skip
-        self.beside = gr.Dropdown(
+        self.others = gr.Dropdown(
             [task.name for task in TASKS.values()], value=[], multiselect=True, max_choices=MOST_SIDE_BY_SIDE - 1,
-            label="Compare with", info="answered side by side about the same picture", elem_id="beside",
+            label="Compare with", info="more tasks on the same image, side by side", elem_id="others",
         )  # fmt: skip
         self.text = gr.Textbox(label="Phrase or caption", visible="hidden", elem_id="text")
         self.region = gr.Textbox(
@@ -72,92 +92,93 @@ class Form:
         with gr.Accordion("Options", open=False):
             checkpoints = "empty: as the checkpoint has it"
             self.beams = gr.Number(None, label="Beams", precision=0, minimum=1, info=checkpoints)
-            self.tokens = gr.Number(None, label="Most tokens", precision=0, minimum=1, info=checkpoints)
+            self.tokens = gr.Number(None, label="Token limit", precision=0, minimum=1, info=checkpoints)
             self.stream = gr.Checkbox(
-                False, label="Show answers as they are written", elem_id="stream",
-                info="with one beam, from a server started with `florence2 serve --stream`",
+                False, label="Show answers as they grow", elem_id="stream",
+                info="one beam; the server must be started with `florence2 serve --stream`",
             )  # fmt: skip
 
     @property
     def inputs(self) -> list[Component]:
-        return [self.picture, self.task, self.beside, self.text, self.region, self.beams, self.tokens, self.stream]
+        """Return the fields of a request."""
+        return [self.image, self.task, self.others, self.text, self.region, self.beams, self.tokens, self.stream]
 
     def follow(self) -> None:
-        """What changes with the tasks and the picture: for a region, the picture becomes one to draw on."""
+        """Adapt the form to the tasks and the image: for a region, the image becomes one to draw a box on."""
         arranged: dict[str, Any] = {
             "fn": self._arrange,
-            "inputs": [self.picture, self.task, self.beside],
-            "outputs": [self.picture, self.picker, self.another, self.text, self.region],
+            "inputs": [self.image, self.task, self.others],
+            "outputs": [self.image, self.picker, self.another, self.text, self.region],
             "show_progress": "hidden",
         }
-        gr.on([self.task.change, self.beside.change, self.picture.change], **arranged)
+        gr.on([self.task.change, self.others.change, self.image.change], **arranged)
         self.picker.input(None, self.picker, self.region, js="region => region")
         self.region.change(None, self.region, self.picker, js="region => region")
-        self.picture.input(None, None, self.region, js="() => ''")
-        self.another.click(None, None, [self.picture, self.region], js="() => [null, '']")
+        self.image.input(None, None, self.region, js="() => ''")
+        self.another.click(None, None, [self.image, self.region], js="() => [null, '']")
 
-    def _arrange(self, picture: str | None, task: str | None, beside: Sequence[str]) -> Updates:
-        tasks = all_tasks(task, beside)
+    def _arrange(self, image: str | None, task: str | None, others: Sequence[str]) -> Updates:
+        tasks = all_tasks(task, others)
         region = takes(tasks, TaskInput.REGION)
-        drawing = region and bool(picture)
+        drawing = region and bool(image)
         return {
-            self.picture: gr.update(visible=_shown(not drawing)),
-            self.picker: gr.update(visible=_shown(drawing), picture=_address(picture)),
+            self.image: gr.update(visible=_shown(not drawing)),
+            self.picker: gr.update(visible=_shown(drawing), image=_url(image)),
             self.another: gr.update(visible=_shown(drawing)),
             self.text: gr.update(visible=_shown(takes(tasks, TaskInput.TEXT))),
             self.region: gr.update(visible=_shown(region)),
         }
 
 
-def _address(picture: str | None) -> str:
-    """Where the browser gets the file, relative to the page, which may lie behind a proxy."""
-    return f"gradio_api/file={quote(picture)}" if picture else ""
+def _url(image: str | None) -> str:
+    """Return the URL of the file, relative to the page because that may be behind a proxy."""
+    return f"gradio_api/file={quote(image)}" if image else ""
 
 
 def _shown(shown: bool) -> Literal[True, "hidden"]:
-    """Gradio takes invisible components off the page, and may lose what was filled in; hidden ones stay."""
+    """Return `visible` for Gradio. It removes invisible components, and may lose their values; hidden ones stay."""
     return True if shown else "hidden"
 
 
-def all_tasks(task: str | None, beside: Sequence[str]) -> list[str]:
-    """Each once, in order."""
-    return list(dict.fromkeys(filter(None, [(task or "").strip(), *beside])))
+def all_tasks(task: str | None, others: Sequence[str]) -> list[str]:
+    """Return each task once, in order."""
+    return list(dict.fromkeys(filter(None, [(task or "").strip(), *others])))
 
 
 def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
-    """The page that asks the client's server, `timeout` seconds at most for each question."""
+    """Return the page for the client's server; each request may take `timeout` seconds."""
     with gr.Blocks(title="Florence-2", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown(f"# Florence-2\nAnswers come from `{url}`.")
         top = gr.Row()
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 form = Form()
-                go = gr.Button("Ask", variant="primary", elem_id="ask")
+                go = gr.Button("Run", variant="primary", elem_id="run")
                 stop = gr.Button("Stop", visible=False, elem_id="stop")
             with gr.Column(scale=3, min_width=300):
                 shown = gr.HTML(css_template=STYLE, elem_id="answers")
         with top:
             examples = gr.Examples(
                 [[EXAMPLE, *filled] for filled in EXAMPLES.values()],
-                [form.picture, form.task, form.beside, form.text, form.region],
+                [form.image, form.task, form.others, form.text, form.region],
                 example_labels=list(EXAMPLES),
                 cache_examples=False,
             )
 
         def answers(
-            picture: str | None, task: str | None, beside: Sequence[str], text: str, region: str,
+            image: str | None, task: str | None, others: Sequence[str], text: str, region: str,
             beams: int | None, tokens: int | None, stream: bool,
         ) -> Iterator[Updates]:  # fmt: skip
-            tasks = all_tasks(task, beside) or [""]
-            cards = [Card(task, timing="asked …") for task in tasks]
+            tasks = all_tasks(task, others) or [""]
+            cards = [Card(task, timing="running …") for task in tasks]
             yield {go: gr.update(visible=False), stop: gr.update(visible=True), shown: cards_html(cards)}
             options = Options(num_beams=beams, max_new_tokens=tokens, timeout=timeout)
-            for place, card in ask(client, picture, tasks, text, region, options, stream=stream):
+            for place, card in ask(client, image, tasks, text, region, options, stream=stream):
                 cards[place] = card
                 yield {shown: cards_html(cards)}
 
         form.follow()
-        asking: dict[str, Any] = {
+        running: dict[str, Any] = {
             "fn": answers,
             "inputs": form.inputs,
             "outputs": [go, stop, shown],
@@ -169,10 +190,10 @@ def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
             "show_progress": "hidden",
         }
         runs = [
-            # Beware: with Gradio's "once" the first click after a stop is lost. The button is hidden while a run lasts.
-            go.click(**asking, trigger_mode="multiple"),
-            form.text.submit(**asking),
-            examples.load_input_event.then(**asking),
+            # With Gradio's "once", the first click after a stop is lost. The button is hidden while requests run.
+            go.click(**running, trigger_mode="multiple"),
+            form.text.submit(**running),
+            examples.load_input_event.then(**running),
         ]
         for run in runs:
             run.then(**at_rest, js=SCROLL_TO_ANSWERS)

@@ -1,4 +1,4 @@
-// Draws a box on the picture with mouse, pen or finger. The value is "x1,y1,x2,y2" in pixels of the picture, or "".
+// Draws a box on the image with mouse, pen or finger. The value is "x1,y1,x2,y2" in pixels of the image, or "".
 const find = (selector) => element.querySelector(selector);
 let start = null;
 
@@ -46,5 +46,5 @@ element.addEventListener("pointercancel", () => {
   start = null;
   showValue();
 });
-element.addEventListener("load", showValue, true); // of the picture
-watch(["value", "picture"], showValue);
+element.addEventListener("load", showValue, true); // of the image
+watch(["value", "image"], showValue);

@@ -1,4 +1,4 @@
-"""What the page asks, through the client library, and what it shows of each answer. No Gradio here."""
+"""Send the requests of the page, and say what it shows of each answer. Nothing here knows Gradio."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from florence2_client.objects import plain_text
 from florence2_client.options import Options
 from florence2_client.result import Result
 
-PAUSE = 0.2  # seconds between cards of one unfinished answer: each is drawn and sent to the browser anew
+PAUSE = 0.2  # seconds between cards of a growing answer: each is drawn and sent to the browser again
 
 
 @dataclass(frozen=True)
 class Card:
-    """An answer as it is shown, or the sentence that took its place."""
+    """An answer as it is shown, or an error."""
 
     task: str
     error: str | None = None
     overlay: Image.Image | None = None
-    words: str | None = None  # of answers in text
+    words: str | None = None  # of text answers
     details: dict[str, Any] | None = None
     timing: str = ""
 
 
 def takes(tasks: Sequence[str], kind: TaskInput) -> bool:
-    """Whether any of the tasks takes this beside the picture."""
+    """Return whether any of the tasks takes this kind of input besides the image."""
     return any(known.input is kind for known in map(task_from_name, tasks) if known)
 
 
 def ask(
     client: Client,
-    picture: str | None,
+    image: str | None,
     tasks: Sequence[str],
     text: str,
     region: str,
@@ -52,59 +52,59 @@ def ask(
     *,
     stream: bool = False,
 ) -> Iterator[tuple[int, Card]]:
-    """Asks all tasks at once, and yields the place of each in `tasks` with its card, as answers come.
+    """Run all tasks at once; yield the place of each in `tasks` with its card, as answers arrive.
 
-    `stream`: cards of unfinished answers as well, by greedy search.
+    With `stream`, yield cards of growing answers too; their search is greedy.
     """
     questions = []
     for place, task in enumerate(tasks):
         try:
-            questions.append(_question(picture, task, text, region, place))
+            questions.append(_question(image, task, text, region, place))
         except Florence2Error as error:
             yield place, Card(task, error=str(error))
-    news: queue.SimpleQueue[tuple[int, Card] | None] = queue.SimpleQueue()  # None: a question has its last card
+    arrivals: queue.SimpleQueue[tuple[int, Card] | None] = queue.SimpleQueue()  # None: a request has its last card
     stopped = threading.Event()
 
     def answer(question: Question) -> None:
         try:
             for card in _cards(client, question, options, stream):
-                news.put((question.key, card))
+                arrivals.put((question.key, card))
                 if stopped.is_set():
                     return
         finally:
-            news.put(None)
+            arrivals.put(None)
 
     pool = ThreadPoolExecutor(len(tasks))
     running = [pool.submit(answer, question) for question in questions]
     try:
         left = len(running)
         while left:
-            item = news.get()
+            item = arrivals.get()
             if item is None:
                 left -= 1
             else:
                 yield item
     finally:
         stopped.set()
-        pool.shutdown(wait=False, cancel_futures=True)  # whoever stopped does not wait
+        pool.shutdown(wait=False, cancel_futures=True)  # a stopped page does not wait
 
 
-def _question(picture: str | None, task: str, text: str, region: str, place: int) -> Question:
-    """Each task gets what it takes of what was filled in. The server judges whether it makes sense."""
-    if not picture:
-        raise InvalidImage("choose a picture first")
+def _question(image: str | None, task: str, text: str, region: str, place: int) -> Question:
+    """Give the task the fields of the form that it takes. Whether they make sense is for the server to decide."""
+    if not image:
+        raise InvalidImage("choose an image first")
     known = task_from_name(task_name(task))
     kind = known.input if known else TaskInput.NONE
     if kind is TaskInput.REGION and not region.strip():
-        raise InvalidPrompt("draw a box on the picture first, around what you ask about")
+        raise InvalidPrompt("draw a box on the image first")
     if kind is TaskInput.TEXT and not text.strip():
-        raise InvalidPrompt("write a phrase or caption first")
+        raise InvalidPrompt("enter a phrase or caption first")
     given = {TaskInput.NONE: None, TaskInput.TEXT: text, TaskInput.REGION: region}[kind]
-    return Question(picture, task, given, key=place)
+    return Question(image, task, given, key=place)
 
 
 def _cards(client: Client, question: Question, options: Options, stream: bool) -> Iterator[Card]:
-    """The last one is of the whole answer, or says why there is none."""
+    """Yield cards; the last one has the complete answer or the error."""
     start, shown = time.perf_counter(), -PAUSE
     try:
         for result in _results(client, question, options, stream):
@@ -126,9 +126,9 @@ def _results(client: Client, question: Question, options: Options, stream: bool)
 def _card(question: Question, result: Result[Any], seconds: float) -> Card:
     timing = f"{seconds:.2f} s · {result.num_tokens} tokens · {result.num_tokens / seconds:.0f} tokens/s"
     if not result.final:
-        timing += " · writing …"
+        timing += " · generating …"
     elif result.finish_reason != "stop":
-        timing += " · cut off at the limit of tokens"
+        timing += " · cut off at the token limit"
     answer = result.answer
     return Card(
         question.task,

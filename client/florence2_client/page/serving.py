@@ -1,4 +1,4 @@
-"""Serves the page, and keeps it on this machine: no analytics, no public link, nothing fetched, no pictures left."""
+"""Serve the page, and keep it private: no analytics, no public link, nothing fetched, no images left behind."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from florence2.errors import InvalidRequest
 from florence2_client.client import Client
 from florence2_client.page.layout import CSS, make_page
 
-AT_ONCE = 16  # visitors answered at the same time; others wait in line
+AT_ONCE = 16  # requests at the same time; others wait
 LARGEST_FILE = "64mb"  # what Triton's HTTP takes
 
 
 @contextlib.contextmanager
-def served_page(client: Client, asked_url: str, timeout: float, host: str, port: int) -> Iterator[str]:
-    """The page's address while the block runs. Port 0 is a free one. Raises InvalidRequest if it cannot listen."""
-    with tempfile.TemporaryDirectory(prefix="florence2-ui-", ignore_cleanup_errors=True) as pictures:
-        os.environ["GRADIO_TEMP_DIR"] = pictures  # visitors' pictures go when the page goes
-        page = make_page(client, asked_url, timeout).queue(default_concurrency_limit=AT_ONCE)
+def served_page(client: Client, server_url: str, timeout: float, host: str, port: int) -> Iterator[str]:
+    """Serve the page and yield its address. Port 0 picks a free one. Raise InvalidRequest if it cannot listen."""
+    with tempfile.TemporaryDirectory(prefix="florence2-ui-", ignore_cleanup_errors=True) as images:
+        os.environ["GRADIO_TEMP_DIR"] = images  # visitors' images are deleted with the page
+        page = make_page(client, server_url, timeout).queue(default_concurrency_limit=AT_ONCE)
         try:
             yield _launched(page, host, port or _free_port(host))
         finally:
@@ -33,7 +33,7 @@ def served_page(client: Client, asked_url: str, timeout: float, host: str, port:
 
 
 def _launched(page: gr.Blocks, host: str, port: int) -> str:
-    # System fonts: Gradio would fetch others.
+    # System fonts, because Gradio would fetch others.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _app, url, _public = page.launch(

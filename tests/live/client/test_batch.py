@@ -65,7 +65,7 @@ def test_ctrl_c_ends_soon_and_loses_nothing(server, pictures, protocol):
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130
     assert time.monotonic() - start < 5
-    assert "left, which the same command goes on with" in errors and "Traceback" not in errors
+    assert "left; run the same command again to resume" in errors and "Traceback" not in errors
     second = batch(url, pictures)
     _, errors = second.communicate(timeout=180)
     assert second.returncode == 0, errors

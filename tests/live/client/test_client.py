@@ -114,7 +114,7 @@ def test_command_line_asks_the_server(url, picture, tmp_path, capsys):
     path, drawn = tmp_path / "picture.png", tmp_path / "drawn.png"
     picture.save(path)
     assert cli.main(["run", str(path), "--task", "od", "--no-json", "--url", url, "--draw", str(drawn)]) == 0
-    assert "picture 320x240" in capsys.readouterr().out
+    assert "image 320x240" in capsys.readouterr().out
     assert Image.open(io.BytesIO(drawn.read_bytes())).width >= SIZE[0]
 
 

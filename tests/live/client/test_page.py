@@ -66,7 +66,7 @@ class Visit:
         page.on("request", lambda request: self.addresses.append(request.url))
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.goto(url, wait_until="commit")
-        self.button("Ask").wait_for()
+        self.button("Run").wait_for()
 
     def button(self, name):
         return self.page.get_by_role("button", name=name, exact=True)
@@ -77,11 +77,11 @@ class Visit:
     def settled(self):
         """Waits for the end of the run."""
         self.page.get_by_text("tokens/s").first.wait_for()
-        self.button("Ask").wait_for()
+        self.button("Run").wait_for()
 
     def upload(self, path):
-        self.page.locator("#picture input[type=file]").set_input_files(path)
-        self.page.locator("#picture img").wait_for()
+        self.page.locator("#image input[type=file]").set_input_files(path)
+        self.page.locator("#image img").wait_for()
 
     def choose(self, task):
         self.page.get_by_label("Task").click()
@@ -127,7 +127,7 @@ def test_answers_grow_where_they_are_streamed(client, monkeypatch):
     for place, task in enumerate(["more_detailed_caption", "od"]):
         shown = [card for key, card in news if key == place]
         assert len(shown) > 1 or task == "od"  # a short one may be whole before anybody looked
-        assert all("writing" in card.timing for card in shown[:-1]) and "writing" not in shown[-1].timing
+        assert all("generating" in card.timing for card in shown[:-1]) and "generating" not in shown[-1].timing
         [greedy] = cards(client, EXAMPLE, [task], num_beams=1)
         assert shown[-1].words == greedy.words
         answers = [card.details["answer"] for card in (shown[-1], greedy)]
@@ -142,8 +142,8 @@ def test_answers_grow_where_they_are_streamed(client, monkeypatch):
 @pytest.mark.parametrize("label", EXAMPLES)
 def test_examples_are_answered(client, label):
     """Each with an overlay, its JSON and its timing."""
-    task, beside, text, region = EXAMPLES[label]
-    for card in cards(client, EXAMPLE, [task, *beside], text, region):
+    task, others, text, region = EXAMPLES[label]
+    for card in cards(client, EXAMPLE, [task, *others], text, region):
         assert card.error is None
         assert card.overlay.size >= (768, 768)
         assert card.details["task"] == f"<{card.task.upper()}>"
@@ -164,8 +164,8 @@ def test_an_error_takes_the_place_of_its_own_answer_alone(client):
     answered = cards(client, EXAMPLE, tasks)
     assert answered[0].words == "NORTH JUICE"
     assert [card.error for card in answered[1:]] == [
-        "draw a box on the picture first, around what you ask about",
-        "write a phrase or caption first",
+        "draw a box on the image first",
+        "enter a phrase or caption first",
         "there is no task 'captoin'; did you mean caption or detailed_caption?",
     ]
 
@@ -184,7 +184,7 @@ def test_sentences_of_the_server_are_shown(client, tmp_path):
 
 def test_a_cut_answer_says_so(client):
     [card] = cards(client, EXAMPLE, ["caption"], max_new_tokens=3)
-    assert card.timing.endswith("cut off at the limit of tokens")
+    assert card.timing.endswith("cut off at the token limit")
 
 
 def test_a_server_that_is_away_is_named():
@@ -225,14 +225,14 @@ def test_stop_ends_the_waiting(client, chromium):
     with served_page(held, "a slow server", 60, "127.0.0.1", 0) as url:
         desk = Visit(chromium[0].new_page(), url)
         desk.upload(EXAMPLE)
-        desk.button("Ask").click()
+        desk.button("Run").click()
         desk.button("Stop").click()
-        desk.button("Ask").wait_for()
+        desk.button("Run").wait_for()
         assert not desk.button("Stop").is_visible()
         held.released.set()
         desk.page.wait_for_timeout(500)
         assert desk.page.get_by_text("tokens/s").count() == 0
-        desk.button("Ask").click()
+        desk.button("Run").click()
         desk.settled()
         desk.page.close()
     assert desk.faults == []
@@ -271,7 +271,7 @@ def test_a_region_is_drawn_with_the_mouse(desk):
     assert [round(int(pixel) / 768, 2) for pixel in desk.region.split(",")] == [0.36, 0.11, 0.63, 0.42]
     drawn = desk.page.locator("#picker .box").bounding_box()
     assert abs(drawn["x"] - at(0.36, 0)[0]) < 2 and abs(drawn["width"] - 0.27 * frame["width"]) < 3
-    desk.button("Ask").click()
+    desk.button("Run").click()
     desk.settled()
     assert desk.answer().locator(".words").inner_text() == "star"
     desk.page.locator("#region textarea, #region input").fill("0,0,384,384")
@@ -281,13 +281,13 @@ def test_a_region_is_drawn_with_the_mouse(desk):
 
 def test_errors_are_read_on_the_page(desk, tmp_path):
     """First without a picture, then with one that is none."""
-    desk.button("Ask").click()
-    desk.answer().get_by_text("choose a picture first").wait_for()
+    desk.button("Run").click()
+    desk.answer().get_by_text("choose an image first").wait_for()
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG nonsense")
-    desk.page.locator("#picture input[type=file]").set_input_files(broken)
-    desk.page.locator("#picture img").wait_for(state="attached")
-    desk.button("Ask").click()
+    desk.page.locator("#image input[type=file]").set_input_files(broken)
+    desk.page.locator("#image img").wait_for(state="attached")
+    desk.button("Run").click()
     desk.answer().get_by_text("the image is damaged or not in a format that can be read").wait_for()
 
 
@@ -313,7 +313,7 @@ def test_a_phone_draws_by_finger_on_a_turned_photograph(phone, tmp_path):
         touched = {"type": kind, "touchPoints": [] if kind == "touchEnd" else [point]}
         finger.send("Input.dispatchTouchEvent", touched)
     phone.page.wait_for_function("document.querySelector('#region textarea, #region input').value")
-    phone.button("Ask").click()
+    phone.button("Run").click()
     phone.settled()
     assert phone.answer().locator(".words").inner_text() == "star"
     overlay = phone.answer().locator("img").bounding_box()

@@ -143,7 +143,7 @@ def test_foreign_output_file_is_left_alone(server, folder, capsys, content):
     """A file that is no journal is named, and not a byte of it changed."""
     Path("out.jsonl").write_text(content)
     assert batch("--tasks", "caption") == 2
-    assert "not of a batch run" in capsys.readouterr().err
+    assert "not from a batch run" in capsys.readouterr().err
     assert Path("out.jsonl").read_text() == content
 
 
@@ -165,7 +165,7 @@ def test_server_that_goes_away_stops_the_run(server, folder, capsys):
     assert batch("--tasks", "caption", "--concurrency", "1") == 3
     assert len(lines()) == 3  # the first request was the probe
     error = capsys.readouterr().err
-    assert "3 of 5 done, 2 left, which the same command goes on with" in error
+    assert "3 of 5 done, 2 left; run the same command again to resume" in error
     assert error.splitlines()[-1] == "florence2: no answer from there"
     server.fail = lambda count: None
     assert batch("--tasks", "caption") == 0

@@ -90,7 +90,7 @@ def test_boxes_are_an_aligned_table_with_a_summary(server, picture, capsys):
         "中文   0.50   5,6 7,8",
         "",
     ]
-    assert lines[4].startswith("7 tokens, stop, picture 40x30, ")
+    assert lines[4].startswith("7 tokens, stop, image 40x30, ")
     assert lines[4].endswith(" ms")
 
 
@@ -263,7 +263,7 @@ def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert cli.main(["ui"]) == 1
-    assert "the page is made with Gradio: pip install '.[ui]'" in capsys.readouterr().err
+    assert "the page needs Gradio: pip install '.[ui]'" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):

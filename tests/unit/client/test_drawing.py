@@ -12,8 +12,8 @@ from PIL import Image
 from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import InvalidImage
 from florence2_client import draw
-from florence2_client.drawing import PALETTE, label_colours, labels
-from florence2_client.drawing.fonts import Lettering
+from florence2_client.drawing import PALETTE, label_colors, labels
+from florence2_client.drawing.fonts import TextFont
 from florence2_client.drawing.labels import Label, contrasting, draw_labels, wrapped
 
 SIZE = (640, 480)
@@ -172,7 +172,7 @@ def test_labels_avoid_each_other(monkeypatch):
 
 def test_wrapped_lines_fit_and_lose_nothing():
     """Lines are no wider than asked, long words are cut, and all words are there."""
-    font = Lettering(16)
+    font = TextFont(16)
     text = "the quick brown fox " + "x" * 100 + " end"
     lines = wrapped(text, font, 120)
     assert all(font.getlength(line) <= 120 for line in lines)
@@ -181,15 +181,15 @@ def test_wrapped_lines_fit_and_lose_nothing():
 
 def test_label_has_the_same_colour_in_every_picture():
     """A label's colour does not depend on its neighbours, and equal labels share it."""
-    assert label_colours(["dog"])["dog"] == label_colours(["dog", "dog"])["dog"]
-    assert label_colours(["dog", "cat"]) == label_colours(["cat", "dog"])
+    assert label_colors(["dog"])["dog"] == label_colors(["dog", "dog"])["dog"]
+    assert label_colors(["dog", "cat"]) == label_colors(["cat", "dog"])
 
 
 def test_labels_of_one_picture_differ_in_colour():
     """As long as the palette lasts, no two labels share a colour; beyond that it still works."""
     names = [f"label {index}" for index in range(len(PALETTE))]
-    assert len(set(label_colours(names).values())) == len(PALETTE)
-    assert len(label_colours([*names, "one more"])) == len(PALETTE) + 1
+    assert len(set(label_colors(names).values())) == len(PALETTE)
+    assert len(label_colors([*names, "one more"])) == len(PALETTE) + 1
 
 
 def test_file_is_drawn_upright():

@@ -11,7 +11,7 @@ from PIL import Image
 from florence2.answers import Boxes
 from florence2_client import draw
 from florence2_client.drawing import fonts
-from florence2_client.drawing.fonts import Lettering, MissingGlyphs
+from florence2_client.drawing.fonts import MissingGlyphs, TextFont
 
 WIDE, TALL = "\ue001", "\ue002"  # of Unicode's private use area: no font of a system has them
 
@@ -61,7 +61,7 @@ def own_fonts(tmp_path, monkeypatch, forget):
 def ink(text):
     """[rows, columns] bool: what a text of 40 pixels leaves on white."""
     canvas = Image.new("RGB", (400, 80), "white")
-    Lettering(40).draw(canvas, (10, 10), text, "black")
+    TextFont(40).draw(canvas, (10, 10), text, "black")
     return np.asarray(canvas).min(axis=2) < 128
 
 
@@ -74,10 +74,10 @@ def test_each_character_is_drawn_in_a_font_that_has_it(own_fonts):
 
 def test_width_is_that_of_all_fonts(own_fonts):
     """Labels are measured as they are drawn."""
-    lettering = Lettering(40)
-    assert lettering.getlength(WIDE + TALL) == pytest.approx(36 + 12, abs=1)
+    font = TextFont(40)
+    assert font.getlength(WIDE + TALL) == pytest.approx(36 + 12, abs=1)
     columns = np.flatnonzero(ink(f"l{WIDE}").any(axis=0))
-    assert columns[-1] + 1 - 10 == pytest.approx(lettering.getlength(f"l{WIDE}"), abs=2)
+    assert columns[-1] + 1 - 10 == pytest.approx(font.getlength(f"l{WIDE}"), abs=2)
 
 
 def test_what_no_font_has_is_told_once(own_fonts):
@@ -101,9 +101,9 @@ def test_odd_characters_are_drawn_somehow(text):
     """Controls, lone marks and halves of pairs break nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MissingGlyphs)
-        lettering = Lettering(20)
-        lettering.draw(Image.new("RGB", (100, 40)), (0, 0), text, "white")
-        assert lettering.getlength(text) >= 0
+        font = TextFont(20)
+        font.draw(Image.new("RGB", (100, 40)), (0, 0), text, "white")
+        assert font.getlength(text) >= 0
 
 
 def test_accents_and_vowel_signs_stay_with_their_letter(own_fonts):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from florence2.errors import InvalidRequest
-from florence2_client.cli.sources import output_path, picture_paths
+from florence2_client.cli.sources import image_paths, output_path
 
 
 @pytest.fixture
@@ -25,30 +25,30 @@ def folder(tmp_path, monkeypatch):
 
 def test_directory_is_read_to_the_bottom(folder):
     """Pictures by name, whatever the case of their ending; hidden and other files are left out."""
-    assert picture_paths(["pictures"]) == ["pictures/a.PNG", "pictures/b.jpg", "pictures/sub/c.webp"]
+    assert image_paths(["pictures"]) == ["pictures/a.PNG", "pictures/b.jpg", "pictures/sub/c.webp"]
 
 
 def test_pattern_list_and_file(folder, monkeypatch):
     """A glob, a list file, standard input, and a file by its own name, even without an ending."""
-    assert picture_paths(["pictures/**/*.webp"]) == ["pictures/sub/c.webp"]
+    assert image_paths(["pictures/**/*.webp"]) == ["pictures/sub/c.webp"]
     (folder / "list.txt").write_text("pictures/b.jpg\n\n  missing.jpg  \n")
-    assert picture_paths(["list.txt"]) == ["pictures/b.jpg", "missing.jpg"]
+    assert image_paths(["list.txt"]) == ["pictures/b.jpg", "missing.jpg"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("x.png\n"))
-    assert picture_paths(["-"]) == ["x.png"]
-    assert picture_paths(["pictures/odd"]) == ["pictures/odd"]
+    assert image_paths(["-"]) == ["x.png"]
+    assert image_paths(["pictures/odd"]) == ["pictures/odd"]
 
 
 def test_a_picture_comes_once(folder):
     """Sources may overlap."""
-    assert picture_paths(["pictures/b.jpg", "pictures", "pictures/*.jpg"])[0] == "pictures/b.jpg"
-    assert len(picture_paths(["pictures/b.jpg", "pictures", "pictures/*.jpg"])) == 3
+    assert image_paths(["pictures/b.jpg", "pictures", "pictures/*.jpg"])[0] == "pictures/b.jpg"
+    assert len(image_paths(["pictures/b.jpg", "pictures", "pictures/*.jpg"])) == 3
 
 
 @pytest.mark.parametrize("source", ["no/such/dir", "nothing.jpg", "pictures/*.tif"])
 def test_nothing_to_ask_about_is_a_mistake(folder, source):
     """A misspelt source is named, not silently skipped."""
     with pytest.raises(InvalidRequest):
-        picture_paths([source])
+        image_paths([source])
 
 
 @pytest.mark.parametrize(
