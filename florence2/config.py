@@ -1,7 +1,7 @@
-"""What the code needs to know of a checkpoint, as frozen dataclasses.
+"""What the server needs to know about a checkpoint, as frozen dataclasses.
 
-Export reads them from a checkpoint and writes them as `florence2.json` beside every model that needs them; the server
-reads that file back with `ModelConfig.load`. No I/O happens at import.
+Export reads them from a checkpoint and writes `florence2.json` into every model that needs it; the server reads that
+file with `ModelConfig.load`. No I/O happens at import.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ LOCATION_BINS = 1000
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """The picture as the vision encoder takes it: uint8 [height, width, 3], normalised inside the ONNX graph."""
+    """The image as the vision encoder takes it: uint8 [height, width, 3], normalized inside the ONNX graph."""
 
     height: int
     width: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resample: int  # Pillow's number of the filter: 3 is bicubic
-    tokens: int  # feature rows per picture, for base 1 + 24 * 24
-    max_pixels: int = 100_000_000  # of the encoded picture, checked before it is decoded
+    tokens: int  # feature rows per image, for base 1 + 24 * 24
+    max_pixels: int = 100_000_000  # of the encoded image, checked before it is decoded
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class GenerationDefaults(GenerationOptions):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All of an exported model."""
+    """Everything that serving needs to know about an exported model."""
 
     image: ImageConfig
     text: TextConfig
@@ -81,12 +81,12 @@ class ModelConfig:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Tokens of a prompt, `<s>` and `</s>` included: what the positions leave beside the picture's."""
+        """Return the most tokens of a prompt, `<s>` and `</s>` included: the positions that the image leaves."""
         return self.text.max_positions - self.image.tokens
 
     @property
     def max_new_tokens(self) -> int:
-        """The last generated token is never fed back, so exactly all positions can be generated."""
+        """Return the most tokens of an answer: all positions, since the last token is never fed back."""
         return self.text.max_positions
 
     def generation_options(self, **given: Any) -> GenerationOptions:
@@ -99,24 +99,23 @@ class ModelConfig:
         options = GenerationOptions(**(defaults | given))
         for option in OPTIONS:
             option.check(getattr(options, option.keyword), self.max_new_tokens)
-        if options.max_new_tokens > self.max_new_tokens:
-            options = dataclasses.replace(options, max_new_tokens=self.max_new_tokens)
-        if options.min_new_tokens > options.max_new_tokens:
-            raise InvalidOption(
-                f"MIN_NEW_TOKENS must be at most MAX_NEW_TOKENS, {options.max_new_tokens}, not {options.min_new_tokens}"
-            )
-        return options
+        most, least = min(options.max_new_tokens, self.max_new_tokens), options.min_new_tokens
+        if least > most and "min_new_tokens" in given:
+            raise InvalidOption(f"MIN_NEW_TOKENS must be at most MAX_NEW_TOKENS, {most}, not {least}")
+        return dataclasses.replace(options, max_new_tokens=most, min_new_tokens=min(least, most))
 
     def save(self, path: Path) -> None:
+        """Write the JSON that `load` reads."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> ModelConfig:
-        """Reads what `save` wrote. Raises CheckpointError on a missing file and on unknown or missing keys."""
+        """Read what `save` wrote. Raises CheckpointError on a missing file, and on unknown or missing keys."""
         return cls.from_dict(read_json(path))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Return the configuration for parsed JSON. Raises CheckpointError on unknown or missing keys."""
         parts = {
             "image": ImageConfig,
             "text": TextConfig,
@@ -134,7 +133,7 @@ class ModelConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CheckpointError if there is no such file or it holds something else."""
+    """Return the JSON object in a file. Raises CheckpointError if the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -144,7 +144,7 @@ IMAGE_FEATURES = Tensor("IMAGE_FEATURES", "FP32", (24 * 24 + 1, 768))
 PROMPT_IDS = Tensor("PROMPT_IDS", "INT32", (-1,))
 ANSWER_KEY = Tensor("ANSWER_KEY", "STRING", help="the key of the answer in RESULT: the task token, or the whole prompt")
 TICKET = Tensor("TICKET", "INT64", help="admission: the decoder returns the ticket that preprocess took; 0 is none")
-PROMPT = Tensor("PROMPT", "STRING", direct_only=True, help="the prompt in words, for clients of this model alone")
+PROMPT = Tensor("PROMPT", "STRING", direct_only=True, help="the prompt in words, for clients that call only this model")
 TOKENS = Tensor("TOKENS", "INT32", (-1,))
 LOG_PROBS = Tensor("LOG_PROBS", "FP32", (-1,))
 
@@ -171,7 +171,7 @@ DECODER = Model(
         PROMPT_IDS,
         *OPTION_TENSORS,
         _optional(ANSWER_KEY, help="names the task in the metrics"),
-        _optional(TICKET, help="from preprocess; clients of this model alone have none"),
+        _optional(TICKET, help="from preprocess; clients that call only this model have none"),
     ),
     (TOKENS, LOG_PROBS, FINISH_REASON, NUM_TOKENS, SEQUENCE_SCORE),
 )

@@ -1,8 +1,7 @@
-"""Between Triton's Python backend and the domain: tensors in and out, and errors. Beside `onnxruntime_backend` no
-module knows pb_utils.
+"""The adapter between Triton's Python backend and the domain: tensors, responses, errors and metrics.
 
-The model.py of every Python model in the repository is written with these. Nothing of pb_utils but constants may be
-touched at import time: it is incomplete while Triton completes configurations.
+Every model.py in the model repository is written with it. Only this module and `onnxruntime_backend` know `pb_utils`.
+At import time only constants of `pb_utils` may be touched: it is incomplete while Triton completes configurations.
 """
 
 from __future__ import annotations
@@ -39,25 +38,28 @@ class Arguments:
         self._parameters = config.get("parameters", {})
 
     def integer(self, name: str) -> int:
-        """A parameter of config.pbtxt."""
+        """Return a parameter of config.pbtxt."""
         return int(self._parameters[name]["string_value"])
 
 
 def array(request: Any, name: str) -> np.ndarray | None:
-    """A private copy of an input tensor; None if the request leaves it out."""
+    """Return a private copy of an input tensor, or None if the request leaves it out."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 
 
 def required(request: Any, name: str) -> np.ndarray:
+    """Return a private copy of an input tensor. Raises InvalidRequest if the request leaves it out."""
     return _present(array(request, name), name)
 
 
 def required_scalar(request: Any, name: str) -> Any:
+    """Return the only element of an input tensor. Raises InvalidRequest if there is none, or more than one."""
     return _present(scalar(request, name), name)
 
 
 def required_text(request: Any, name: str) -> str:
+    """Return the only element of a STRING tensor, decoded. Raises InvalidRequest if the request leaves it out."""
     return _present(text(request, name), name)
 
 
@@ -68,7 +70,7 @@ def _present(value: T | None, name: str) -> T:
 
 
 def scalar(request: Any, name: str) -> Any:
-    """The only element of an input tensor as a Python value; None if the request leaves it out."""
+    """Return the only element of an input tensor as a Python value, or None if the request leaves it out."""
     value = array(request, name)
     if value is None:
         return None
@@ -78,7 +80,7 @@ def scalar(request: Any, name: str) -> Any:
 
 
 def text(request: Any, name: str) -> str | None:
-    """A STRING tensor's only element, decoded; None if the request leaves it out."""
+    """Return the only element of a STRING tensor, decoded, or None if the request leaves it out."""
     value = scalar(request, name)
     if value is None or isinstance(value, str):
         return value
@@ -101,30 +103,33 @@ def generation_options(request: Any, config: ModelConfig, *, greedy: bool = Fals
 
 
 def strings(*values: str) -> np.ndarray:
-    """An array for a STRING tensor."""
+    """Return an array for a STRING tensor."""
     return np.array([value.encode("utf-8") for value in values], dtype=np.object_)
 
 
-def answer_all(requests: list[Any], function: Callable[[Any], Outputs]) -> list[Any]:
-    """Default-mode models: one response per request, and a request that fails costs no other its answer."""
-    return [_attempt(request, function) for request in requests]
+def respond_to_each(requests: list[Any], function: Callable[[Any], Outputs]) -> list[Any]:
+    """Return one response per request, for `execute` of a model in default mode; one that fails leaves others alone."""
 
+    def respond(request: Any) -> Any:
+        try:
+            return response(function(request), request.requested_output_names())
+        except Exception as error:  # of this request only
+            return error_response(error)
 
-def _attempt(request: Any, function: Callable[[Any], Outputs]) -> Any:
-    try:
-        return response(function(request), request.requested_output_names())
-    except Exception as error:  # per request: its neighbours must survive
-        return error_response(error)
+    return [respond(request) for request in requests]
 
 
 def response(outputs: Outputs, wanted: list[str]) -> Any:
-    """Unrequested outputs are left out here: Triton 24.10 does that in `send()` without holding the GIL."""
+    """Return a response with the outputs that the client wants; no names means all.
+
+    Triton 24.10 would leave out the others itself, but in `send()` and without holding the GIL.
+    """
     tensors = [pb_utils.Tensor(name, value) for name, value in outputs.items() if not wanted or name in wanted]
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
 def error_response(error: Exception) -> Any:
-    """A Florence2Error says its sentence; anything else is logged, and the caller learns only that it is our fault."""
+    """Return the response for an error: `CODE: sentence`. Details of an unexpected error go to the log only."""
     if not isinstance(error, errors.Florence2Error):
         pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
         error = errors.InternalError("the server failed on this request; see its log")
@@ -134,10 +139,10 @@ def error_response(error: Exception) -> Any:
 
 
 class Reply:
-    """The way to answer a request after `execute` returned None.
+    """Respond to a request after `execute` has returned None for it.
 
-    `is_cancelled` after the answer kills the whole server (Triton 24.10), so the one who answers must be the last user.
-    The answer gives the request's ticket back, and its time limit counts from when the ticket was taken.
+    `is_cancelled` after the final response crashes the whole server (Triton 24.10), so one thread makes all calls. The
+    final response gives the request's ticket back. Its time limit counts from when the ticket was taken.
     """
 
     def __init__(self, request: Any, tickets: Tickets) -> None:
@@ -149,24 +154,26 @@ class Reply:
         self.deadline = time.monotonic() + timeout / 1e6 - age if timeout else float("inf")
 
     def is_cancelled(self) -> bool:
+        """Return whether the client cancelled the request. Never call it after the final response."""
         return bool(self._sender.is_cancelled())
 
     def send_so_far(self, outputs: Outputs) -> None:
-        """One of many responses, of a model that streams. Not after the answer."""
+        """Send one of the many responses of a streamed answer. Never call it after the final response."""
         self._sender.send(response(outputs, self._wanted))
 
     def send(self, outputs: Outputs) -> None:
-        """Answers; with an error if the outputs do not make a response, since nobody may be left without any."""
+        """Send the final response, or an error if the outputs do not make one: every request needs a response."""
         try:
             message = response(outputs, self._wanted)
         except Exception as error:
             message = error_response(error)
-        self._send(message)
+        self._send_final(message)
 
     def fail(self, error: Exception) -> None:
-        self._send(error_response(error))
+        """Send an error as the final response."""
+        self._send_final(error_response(error))
 
-    def _send(self, message: Any) -> None:
+    def _send_final(self, message: Any) -> None:
         try:
             self._sender.send(message, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         finally:
@@ -175,46 +182,45 @@ class Reply:
 
 
 class MetricsEndpoint:
-    """Publishes what the decoder counts on the server's own metrics endpoint. Keep it for the life of the process.
+    """Publish what the decoder counts on the server's own metrics endpoint. Keep it for the life of the process.
 
-    A metric that is collected as garbage takes its series away, and another one of the same name and labels, even of
-    another process, would go on writing where it was (Triton 24.10). So each is made once, kept, and has a `model`.
-    `tickets`: whose counts go along; they are the whole server's, so for one model alone.
+    A garbage-collected metric takes its series away, and another one with the same name and labels, even in another
+    process, would go on writing to freed memory (Triton 24.10). So each is made once, is kept, and has a `model` label.
+
+    `tickets`: whose counts are published too. They belong to the whole server, so only one model passes them.
     """
 
     def __init__(self, table: Iterable[Metric], model: str, tickets: Tickets | None = None) -> None:
         self._model, self._tickets = model, tickets
         self._series: dict[Series, Any] = {}
         try:
-            self._families = {metric: _family(metric) for metric in table}
+            self._families = {
+                metric: pb_utils.MetricFamily(
+                    name=metric.name, description=metric.help, kind=getattr(pb_utils.MetricFamily, metric.kind.name)
+                )
+                for metric in table
+            }
         except pb_utils.TritonModelException as error:
             self._families = {}
-            pb_utils.Logger.log_warn(f"no metrics of the decoder: {error}")  # `--allow-metrics=false`
+            pb_utils.Logger.log_warn(f"the decoder publishes no metrics: {error}")  # `--allow-metrics=false`
 
     def publish(self, samples: list[Sample]) -> None:
-        """Each sample is a call of 20 to 65 µs, so not for the engine's thread."""
+        """Write samples to the endpoint. Each takes 20 to 65 µs, so never call it in the engine's thread."""
         for series, value in samples + (self._tickets.samples() if self._tickets else []):
-            if series.metric in self._families:
-                self._write(series, value)
-
-    def _write(self, series: Series, value: float) -> None:
-        if series not in self._series:
-            self._series[series] = self._new(series)
-        line = self._series[series]
-        match series.metric.kind:
-            case Kind.COUNTER:
-                line.increment(value)
-            case Kind.GAUGE:
-                line.set(value)
-            case Kind.HISTOGRAM:
-                line.observe(value)
+            if series.metric not in self._families:
+                continue
+            if series not in self._series:
+                self._series[series] = self._new(series)
+            line = self._series[series]
+            match series.metric.kind:
+                case Kind.COUNTER:
+                    line.increment(value)
+                case Kind.GAUGE:
+                    line.set(value)
+                case Kind.HISTOGRAM:
+                    line.observe(value)
 
     def _new(self, series: Series) -> Any:
         labels = {"model": self._model, **dict(zip(series.metric.labels, series.labels, strict=True))}
         buckets = {"buckets": list(series.metric.buckets)} if series.metric.buckets else {}
         return self._families[series.metric].Metric(labels=labels, **buckets)
-
-
-def _family(metric: Metric) -> Any:
-    kind = getattr(pb_utils.MetricFamily, metric.kind.name)
-    return pb_utils.MetricFamily(name=metric.name, description=metric.help, kind=kind)

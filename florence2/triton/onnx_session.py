@@ -1,7 +1,7 @@
-"""Runs an ONNX file as a model's config.pbtxt says, with ONNX Runtime or OpenVINO.
+"""Run an ONNX file the way a model's config.pbtxt says, with ONNX Runtime or OpenVINO.
 
-Used by the stand-in backend; by export's parity report, so that it judges what will be served; and by bench/.
-Of the config count, as for Triton's C++ onnxruntime backend: `intra_op_thread_count` and `cpu_execution_accelerator`.
+Used by the stand-in backend, by export's parity report, so that it judges what will be served, and by bench/. Like
+Triton's C++ onnxruntime backend it reads `intra_op_thread_count` and `cpu_execution_accelerator` from the config.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Session(Protocol):
     """An ONNX model ready to run."""
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        """All inputs by name -> all outputs by name. If the model batches, the first axis is the batch."""
+        """Return all outputs by name, given all inputs by name. If the model batches, the first axis is the batch."""
         ...
 
 
 def open_session(path: Path, config: Mapping[str, Any]) -> Session:
-    """`config`: a ModelConfig of Triton in its JSON form. Raises ServerError if it asks for what is not here."""
+    """Open an ONNX file. `config`: Triton's ModelConfig as JSON. Raises ServerError if it cannot be followed here."""
     accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("cpu_execution_accelerator", [])
     if not accelerators:
         return OnnxRuntime(path, _threads(config))
@@ -41,7 +41,7 @@ def open_session(path: Path, config: Mapping[str, Any]) -> Session:
 
 
 def _threads(config: Mapping[str, Any]) -> int:
-    """What the config says; without it the number that all libraries of the server are given."""
+    """Return the threads that the config asks for, else the number that all libraries of the server get."""
     said = config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value")
     return int(said or os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
@@ -54,7 +54,7 @@ class OnnxRuntime:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Waiting threads that spin would take the cores from the decoder.
+        # Threads that spin while they wait would take the cores from the decoder.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -64,12 +64,14 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO's CPU plugin. A batch is computed one by one: its kernels gain nothing from a batch, and a graph of
-    fixed shapes is faster than one that leaves the batch open (docs/adr/0007).
+    """OpenVINO's CPU plugin.
+
+    Images of a batch run one by one: the kernels gain nothing from a batch, and a graph of fixed shapes is faster than
+    one with an open batch dimension (docs/adr/0007).
     """
 
     def __init__(self, path: Path, threads: int, batches: bool, properties: Mapping[str, str]) -> None:
-        """`properties` of OpenVINO, by name; those of the config win over ours."""
+        """`properties`: of OpenVINO, by name; they override ours."""
         openvino = _import_openvino()
         core = openvino.Core()
         model = core.read_model(path)

@@ -1,4 +1,4 @@
-"""Stands in for Triton's C++ onnxruntime backend, which the wheel lacks: a model repository serves here unchanged.
+"""Stand in for Triton's C++ onnxruntime backend, which the wheel lacks, so that a model repository serves unchanged.
 
 Copied to `backends/onnxruntime/model.py` of the embedded server, where tritonserver runs it for every model with
 `backend: "onnxruntime"`. Where libtriton_onnxruntime.so exists, that one is used.
@@ -21,7 +21,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         file_name = config.get("default_model_filename") or "model.onnx"
-        # Resolved, because weights kept in a file of their own are looked for beside the real ONNX file.
+        # Resolved, because weights kept in a file of their own are looked for next to the real ONNX file.
         path = (Path(args["model_repository"]) / args["model_version"] / file_name).resolve()
         self.session = open_session(path, config)
         self.batches = config["max_batch_size"] > 0
@@ -29,14 +29,14 @@ class TritonPythonModel:
         self.outputs = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One run for all requests, as the C++ backend does; if that fails one for each, so that none harms others."""
+        """Run all requests as one batch, as the C++ backend does; if that fails, run each by itself."""
         feeds = [self._feed(request) for request in requests]
         if self.batches and len(requests) > 1:
             try:
                 return self._run_together(requests, feeds)
             except Exception as error:
-                pb_utils.Logger.log_warn(f"a batch of {len(requests)} failed, now each request alone: {error}")
-        return [self._run_alone(request, feed) for request, feed in zip(requests, feeds, strict=True)]
+                pb_utils.Logger.log_warn(f"a batch of {len(requests)} failed, so each request runs by itself: {error}")
+        return [self._run_by_itself(request, feed) for request, feed in zip(requests, feeds, strict=True)]
 
     def _run_together(self, requests: list[Any], feeds: list[dict[str, np.ndarray]]) -> list[Any]:
         joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs}
@@ -47,7 +47,7 @@ class TritonPythonModel:
             for i, request in enumerate(requests)
         ]
 
-    def _run_alone(self, request: Any, feed: dict[str, np.ndarray]) -> Any:
+    def _run_by_itself(self, request: Any, feed: dict[str, np.ndarray]) -> Any:
         try:
             return self._response(request, self.session.run(feed))
         except Exception as error:

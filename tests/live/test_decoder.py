@@ -13,7 +13,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from florence2.engine.metrics import METRICS
-from tests.live.test_ensemble import SEEDS, ask, call, png, refused, scene_picture
+from tests.live.test_ensemble import SEEDS, ask, call, png, refused, scene_image
 
 MODEL = "florence2_decoder"
 TOKENS, WIDTH = 37, 128  # the bundled checkpoint's image tokens and d_model
@@ -42,7 +42,7 @@ def tensors(features=RANDOM, prompt=PROMPT, **options):
 def test_the_metrics_add_up_to_the_requests(server):
     """By task and outcome; tokens, stages and histograms too. Triton counts the requests that preprocess refuses."""
     before = metrics(server)
-    image = png(scene_picture(SEEDS[0]))
+    image = png(scene_image(SEEDS[0]))
     sent = [("<OD>", {}), ("<OD>", {"NUM_BEAMS": 1}), ("<CAPTION>", {"MAX_NEW_TOKENS": 3}), ("what is it?", {}),
             ("where?", {})]  # fmt: skip
     tokens = [int(ask(server, image, task, **options)["NUM_TOKENS"]) for task, options in sent]
@@ -74,7 +74,7 @@ def test_the_metrics_add_up_to_the_requests(server):
 
 def test_every_metric_is_on_the_endpoint(server):
     """docs/metrics.md lists them."""
-    ask(server, png(scene_picture(SEEDS[0])), "<OD>")
+    ask(server, png(scene_image(SEEDS[0])), "<OD>")
     lines = " ".join(metrics(server))
     assert [metric.name for metric in METRICS if metric.name not in lines] == []
 
@@ -136,7 +136,7 @@ def test_odd_but_finite_features_are_answered(server, features):
 @pytest.mark.parametrize("timeout", [2**63 - 1, 2**40])
 def test_a_huge_time_limit_is_none(server, timeout):
     """The arithmetic of deadlines works up to the largest number of the protocol."""
-    assert ask(server, png(scene_picture(SEEDS[0])), "<OD>", timeout=timeout)["FINISH_REASON"] == b"stop"
+    assert ask(server, png(scene_image(SEEDS[0])), "<OD>", timeout=timeout)["FINISH_REASON"] == b"stop"
 
 
 def test_a_cancelled_request_frees_its_rows(server):

@@ -1,4 +1,4 @@
-"""The whole served path against transformers, by plain tritonclient and urllib: the contract as callers see it."""
+"""The whole served path against transformers, with plain tritonclient and urllib: the contract as clients see it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def png(image: Image.Image) -> bytes:
 
 
 @functools.cache
-def scene_picture(seed: int) -> Image.Image:
+def scene_image(seed: int) -> Image.Image:
     return scenes.make_scene(seed).draw(320)
 
 
@@ -90,7 +90,7 @@ def test_every_task_answers_as_transformers(server, transformers_model, token, s
     """Generated tokens, text, and the parsed answer up to transformers' integer coordinates."""
     if token not in examples(seed):
         pytest.skip("this scene has no words")
-    question, image = examples(seed)[token], scene_picture(seed)
+    question, image = examples(seed)[token], scene_image(seed)
     answer = ask(server, png(image), token, question.input)
     ids, text = transformers_answer(transformers_model, image, question.processor_text)
     assert answer["NUM_TOKENS"] == len(ids)
@@ -128,11 +128,11 @@ def truncated(value):
     ],
 )
 def test_answers_are_right(server, token, measure, at_least):
-    """Not only transformers' but true: twelve scenes that nobody has seen, asked through the server."""
+    """The answers are right, not only equal to transformers': twelve scenes that no training has seen."""
     scores = evaluate.Scores()
     for seed in range(910_000, 910_012):
         question = examples(seed)[token]
-        answer = ask(server, png(scene_picture(seed)), token, question.input, NUM_BEAMS=1)
+        answer = ask(server, png(scene_image(seed)), token, question.input, NUM_BEAMS=1)
         scores.answers += 1
         evaluate.MEASURES[token][0](scores, answer["GENERATED_TEXT"].decode(), question.target)
     assert getattr(scores, measure) >= at_least
@@ -156,7 +156,7 @@ def test_answers_are_right(server, token, measure, at_least):
 )
 def test_options_mean_what_they_mean_in_transformers(server, transformers_model, options):
     """Each option travels through the ensemble to the engine."""
-    image = scene_picture(SEEDS[0])
+    image = scene_image(SEEDS[0])
     answer = ask(server, png(image), "<DETAILED_CAPTION>", **options)
     lower = {name.lower(): value for name, value in options.items()}
     ids, text = transformers_answer(transformers_model, image, "<DETAILED_CAPTION>", **lower)
@@ -167,7 +167,7 @@ def test_options_mean_what_they_mean_in_transformers(server, transformers_model,
 
 def test_raw_prompts_are_answered_as_plain_text(server, transformers_model):
     """What fine-tunes need: any other text is the prompt itself, and the key of the answer."""
-    image = scene_picture(SEEDS[0])
+    image = scene_image(SEEDS[0])
     answer = ask(server, png(image), "What does the image describe?")
     _, text = transformers_answer(transformers_model, image, "What does the image describe?")
     clean = text.replace("<s>", "").replace("</s>", "")
@@ -176,22 +176,22 @@ def test_raw_prompts_are_answered_as_plain_text(server, transformers_model):
 
 def test_scores_are_the_mean_location_log_probs(server):
     """One score a box, between 0 and 1."""
-    boxes = json.loads(ask(server, png(scene_picture(SEEDS[0])), "<OD>")["RESULT"])["<OD>"]
+    boxes = json.loads(ask(server, png(scene_image(SEEDS[0])), "<OD>")["RESULT"])["<OD>"]
     assert len(boxes["scores"]) == len(boxes["bboxes"]) > 0
     assert all(0 < score <= 1 for score in boxes["scores"])
 
 
-def test_pictures_are_understood_in_every_wrapping(server):
-    """Raw bytes, base64 text and a data URL are the same picture."""
-    raw = png(scene_picture(SEEDS[0]))
+def test_images_are_understood_in_every_wrapping(server):
+    """Raw bytes, base64 text and a data URL are the same image."""
+    raw = png(scene_image(SEEDS[0]))
     text = base64.b64encode(raw)
     answers = [ask(server, image, "<OD>")["RESULT"] for image in (raw, text, b"data:image/png;base64," + text)]
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_coordinates_are_of_the_picture_as_it_is_seen(server):
+def test_coordinates_are_of_the_image_as_it_is_seen(server):
     """A photo turned by its EXIF tag has its boxes where the viewer sees things."""
-    upright = scene_picture(SEEDS[0]).resize((400, 300))
+    upright = scene_image(SEEDS[0]).resize((400, 300))
     turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
     exif[0x0112] = 6  # shown after a turn by 90 degrees clockwise
     buffer = io.BytesIO()
@@ -205,10 +205,10 @@ GOOD = png(scenes.make_scene(SEEDS[0]).draw(64))
 
 
 MISTAKES = [
-    ((b"", "<OD>"), {}, "INVALID_IMAGE", "picture|image"),
-    ((b"junk", "<OD>"), {}, "INVALID_IMAGE", "picture|image"),
+    ((b"", "<OD>"), {}, "INVALID_IMAGE", "image"),
+    ((b"junk", "<OD>"), {}, "INVALID_IMAGE", "image"),
     ((b"https://example.com/street.jpg", "<OD>"), {}, "INVALID_IMAGE", "address"),
-    ((GOOD[: len(GOOD) // 2], "<OD>"), {}, "INVALID_IMAGE", "picture|image"),
+    ((GOOD[: len(GOOD) // 2], "<OD>"), {}, "INVALID_IMAGE", "image"),
     ((GOOD, ""), {}, "INVALID_PROMPT", "TASK|task"),
     ((GOOD, b"\xff\xfe"), {}, "INVALID_PROMPT", "UTF-8"),
     ((GOOD, "<OD>", "a dog"), {}, "INVALID_PROMPT", "<OD>"),
@@ -218,7 +218,7 @@ MISTAKES = [
     ((GOOD, "<REGION_TO_OCR>", "here"), {}, "INVALID_PROMPT", "region"),
     ((GOOD, "<REGION_TO_OCR>", "1,2,3"), {}, "INVALID_PROMPT", "region"),
     ((GOOD, "<REGION_TO_OCR>", "30,30,10,10"), {}, "INVALID_PROMPT", "corner"),
-    ((GOOD, "<REGION_TO_OCR>", "1000,1000,2000,2000"), {}, "INVALID_PROMPT", "picture|region"),
+    ((GOOD, "<REGION_TO_OCR>", "1000,1000,2000,2000"), {}, "INVALID_PROMPT", "image"),
     ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "dog " * 3000), {}, "INVALID_PROMPT", "token|long"),
     ((GOOD, "<OD>"), {"NUM_BEAMS": 0}, "INVALID_OPTION", "NUM_BEAMS"),
     ((GOOD, "<OD>"), {"NUM_BEAMS": 10_000}, "INVALID_OPTION", "NUM_BEAMS"),
@@ -233,7 +233,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "code", "named"), MISTAKES, ids=[row[2] for row in MISTAKES])
-def test_a_mistake_is_named_and_costs_nobody_anything(server, arguments, options, code, named):
+def test_a_mistake_is_named_and_costs_no_other_request_anything(server, arguments, options, code, named):
     """INVALID_ARGUMENT, the code and one sentence, no traceback or path."""
     status, message = refused(server, *arguments, **options)
     assert status == "StatusCode.INVALID_ARGUMENT"
@@ -264,35 +264,35 @@ def test_the_code_comes_over_http_too(server, model):
 
 
 def test_bad_requests_in_a_crowd_cost_the_good_ones_nothing(server):
-    """Forty at once, a third of them hostile: the others have the answers they have alone."""
-    pictures = [png(scene_picture(seed)) for seed in SEEDS]
+    """Forty at once, a third of them hostile: the others get the answers that they get without them."""
+    images = [png(scene_image(seed)) for seed in SEEDS]
     tasks = ("<OD>", "<CAPTION>")
-    alone = {(i, task): ask(server, pictures[i], task)["GENERATED_TEXT"] for i in (0, 1) for task in tasks}
+    expected = {(i, task): ask(server, images[i], task)["GENERATED_TEXT"] for i in (0, 1) for task in tasks}
     jobs = [(i % 2, tasks[i // 2 % 2], i % 3 == 0) for i in range(40)]
 
     def run(job):
         seed, task, hostile = job
         if hostile:
             return refused(server, b"\x89PNG junk", task)[0]
-        return ask(server, pictures[seed], task)["GENERATED_TEXT"]
+        return ask(server, images[seed], task)["GENERATED_TEXT"]
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(run, jobs))
     for (seed, task, hostile), answer in zip(jobs, answers, strict=True):
-        assert answer == ("StatusCode.INVALID_ARGUMENT" if hostile else alone[seed, task])
+        assert answer == ("StatusCode.INVALID_ARGUMENT" if hostile else expected[seed, task])
 
 
-def test_a_deadline_is_unavailable_and_its_neighbour_is_served(server):
+def test_a_deadline_is_unavailable_and_its_neighbor_is_served(server):
     """The request's own timeout, in microseconds, reaches the engine."""
-    image = png(scene_picture(SEEDS[0]))
-    neighbour = {}
-    thread = threading.Thread(target=lambda: neighbour.update(ask(server, image, "<OD>")))
+    image = png(scene_image(SEEDS[0]))
+    neighbor = {}
+    thread = threading.Thread(target=lambda: neighbor.update(ask(server, image, "<OD>")))
     thread.start()
     status, message = refused(server, image, "<MORE_DETAILED_CAPTION>", timeout=1)
     thread.join()
     assert status == "StatusCode.UNAVAILABLE"
     assert "time limit" in message
-    assert neighbour["FINISH_REASON"] == b"stop"
+    assert neighbor["FINISH_REASON"] == b"stop"
 
 
 def call(server, model: str, tensors: dict[str, np.ndarray], outputs: list[str] | None = None):
@@ -368,8 +368,8 @@ def test_a_missing_input_is_named(server, name):
 
 
 @pytest.mark.parametrize("name", CONTRACT_OUTPUTS)
-def test_every_output_can_be_asked_for_alone(server, name):
-    """A caller who wants one tensor gets that one."""
+def test_every_output_can_be_requested_by_itself(server, name):
+    """A client that wants one tensor gets that one."""
     assert list(call(server, "florence2_ensemble", PLAIN | LIMIT, [name])) == [name]
 
 
@@ -385,9 +385,9 @@ def generate(server, body: dict) -> tuple[int, dict]:
         return error.code, json.load(error)
 
 
-def test_generate_over_http_takes_json_alone(server):
-    """curl's way: base64 picture in, all outputs as JSON."""
-    image = png(scene_picture(SEEDS[0]))
+def test_generate_over_http_needs_only_json(server):
+    """curl's way: base64 image in, all outputs as JSON."""
+    image = png(scene_image(SEEDS[0]))
     status, answer = generate(server, {"IMAGE": base64.b64encode(image).decode(), "TASK": "<OD>", "NUM_BEAMS": 1})
     assert status == 200
     assert json.loads(answer["RESULT"]) == json.loads(ask(server, image, "<OD>", NUM_BEAMS=1)["RESULT"])
@@ -398,4 +398,4 @@ def test_generate_names_mistakes_too(server):
     """Triton makes every asynchronous error of generate a 400; the sentence is ours."""
     status, answer = generate(server, {"IMAGE": "bm90IGEgcGljdHVyZQ==", "TASK": "<OD>"})
     assert status == 400
-    assert "picture" in answer["error"]
+    assert "image" in answer["error"]

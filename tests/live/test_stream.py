@@ -1,4 +1,4 @@
-"""Streams on the real server: the last response is the ensemble's answer, and nobody's stream harms another's."""
+"""Streams on the real server: the last response is the ensemble's answer, and no stream harms another."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from florence2.errors import DeadlineExceeded, InvalidRequest, ModelNotFound
+from florence2.errors import DeadlineExceeded, InvalidImage, InvalidOption, InvalidPrompt, ModelNotFound
 from florence2.tasks import TASKS
 from florence2_client import AsyncClient, Client, Result
 from tests.live.test_decoder import metrics
-from tests.live.test_ensemble import SEEDS, TYPES, ask, examples, png, scene_picture, tensor
+from tests.live.test_ensemble import SEEDS, TYPES, ask, examples, png, scene_image, tensor
 
 DECODER = "florence2_decoder_stream"
 LONG = "<MORE_DETAILED_CAPTION>"
-PICTURE = png(scene_picture(SEEDS[0]))
+IMAGE = png(scene_image(SEEDS[0]))
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def begins_with(whole, part):
 @pytest.mark.parametrize("token", TASKS)
 def test_the_last_response_is_the_ensembles_answer(server, token):
     """In every output, for every task; those before it are unfinished beginnings of it."""
-    asked = (PICTURE, token, examples(SEEDS[0])[token].input)
+    asked = (IMAGE, token, examples(SEEDS[0])[token].input)
     *before, last = streamed(server, *asked)
     assert same(last, ask(server, *asked, NUM_BEAMS=1))
     assert last["FINISH_REASON"] == b"stop"
@@ -102,69 +102,69 @@ def test_the_last_response_is_the_ensembles_answer(server, token):
 
 def test_a_cut_answer_ends_with_length(server):
     """Options mean what they mean without a stream."""
-    last = streamed(server, PICTURE, LONG, MAX_NEW_TOKENS=9, NO_REPEAT_NGRAM_SIZE=0)[-1]
-    assert same(last, ask(server, PICTURE, LONG, NUM_BEAMS=1, MAX_NEW_TOKENS=9, NO_REPEAT_NGRAM_SIZE=0))
+    last = streamed(server, IMAGE, LONG, MAX_NEW_TOKENS=9, NO_REPEAT_NGRAM_SIZE=0)[-1]
+    assert same(last, ask(server, IMAGE, LONG, NUM_BEAMS=1, MAX_NEW_TOKENS=9, NO_REPEAT_NGRAM_SIZE=0))
     assert last["FINISH_REASON"] == b"length"
 
 
 def test_generate_stream_sends_events(server):
     """HTTP: the same responses as JSON."""
-    body = json.dumps({"IMAGE": base64.b64encode(PICTURE).decode(), "TASK": LONG}).encode()
+    body = json.dumps({"IMAGE": base64.b64encode(IMAGE).decode(), "TASK": LONG}).encode()
     url = f"{server.http_url}/v2/models/florence2_stream/generate_stream"
     with urllib.request.urlopen(urllib.request.Request(url, body, {"Connection": "close"}), timeout=60) as response:
         events = [json.loads(line.removeprefix(b"data:")) for line in response if line.startswith(b"data:")]
     assert len(events) > 1 and [event["FINISH_REASON"] for event in events] == [""] * (len(events) - 1) + ["stop"]
-    assert events[-1]["RESULT"].encode() == ask(server, PICTURE, LONG, NUM_BEAMS=1)["RESULT"]
+    assert events[-1]["RESULT"].encode() == ask(server, IMAGE, LONG, NUM_BEAMS=1)["RESULT"]
 
 
 def test_a_stream_counts_once(server):
     """However many responses it has; and its tokens once."""
     before = metrics(server, DECODER)
-    responses = streamed(server, PICTURE, LONG)
+    responses = streamed(server, IMAGE, LONG)
     after = metrics(server, DECODER)
     grown = {line: after[line] - before.get(line, 0) for line in after}
     assert grown['florence2_requests_total{outcome="stop",task="more_detailed_caption"}'] == 1
     assert grown['florence2_generated_tokens_total{task="more_detailed_caption"}'] == responses[-1]["NUM_TOKENS"]
 
 
-def test_a_caller_who_hangs_up_costs_nobody_anything(server):
+def test_a_client_that_hangs_up_costs_other_requests_nothing(server):
     """Triton tells an ensemble nothing of it; the row is free when the answer is complete, and the server serves on."""
-    with grpc_stream(server, "florence2_stream", question(PICTURE, LONG)) as responses:
+    with grpc_stream(server, "florence2_stream", question(IMAGE, LONG)) as responses:
         next(responses)
     after = metrics(server, DECODER)
     assert after["florence2_live_requests"] == after["florence2_live_rows"] == after["florence2_waiting_requests"] == 0
-    assert streamed(server, PICTURE, "<OD>")[-1]["FINISH_REASON"] == b"stop"
+    assert streamed(server, IMAGE, "<OD>")[-1]["FINISH_REASON"] == b"stop"
 
 
 def test_twenty_streams_among_ordinary_requests_have_their_own_answers(server):
-    """A third of them leave early or are broken; more than the rows of the twin, so some wait."""
-    pictures = [png(scene_picture(seed)) for seed in SEEDS]
+    """A third of them leave early or are broken; there are more than the streaming decoder has rows, so some wait."""
+    images = [png(scene_image(seed)) for seed in SEEDS]
     tasks = ("<OD>", LONG)
-    alone = {(i, task): text(ask(server, pictures[i], task, NUM_BEAMS=1)) for i in (0, 1) for task in tasks}
+    expected = {(i, task): text(ask(server, images[i], task, NUM_BEAMS=1)) for i in (0, 1) for task in tasks}
 
     def run(number):
         place, task, kind = number % 2, tasks[number // 2 % 2], number % 6
         if kind == 1:
-            return text(ask(server, pictures[place], task, NUM_BEAMS=1)) == alone[place, task]
+            return text(ask(server, images[place], task, NUM_BEAMS=1)) == expected[place, task]
         if kind == 3:
-            with grpc_stream(server, "florence2_stream", question(pictures[place], task)) as responses:
+            with grpc_stream(server, "florence2_stream", question(images[place], task)) as responses:
                 return next(responses) is not None
         if kind == 5:
             with pytest.raises(triton.InferenceServerException, match="INVALID_IMAGE"):
                 streamed(server, b"\x89PNG junk", task)
             return True
-        return text(streamed(server, pictures[place], task)[-1]) == alone[place, task]
+        return text(streamed(server, images[place], task)[-1]) == expected[place, task]
 
     with ThreadPoolExecutor(20) as pool:
         assert all(pool.map(run, range(36)))
 
 
-def test_a_slow_reader_holds_up_nobody(server):
+def test_a_slow_reader_delays_no_other_request(server):
     """Who reads nothing for a while still gets the end, and others meanwhile all of theirs."""
-    with grpc_stream(server, "florence2_stream", question(PICTURE, LONG)) as responses:
+    with grpc_stream(server, "florence2_stream", question(IMAGE, LONG)) as responses:
         next(responses)
         for _ in range(3):
-            assert streamed(server, PICTURE, "<OD>")[-1]["FINISH_REASON"] == b"stop"
+            assert streamed(server, IMAGE, "<OD>")[-1]["FINISH_REASON"] == b"stop"
         assert outputs(list(responses)[-1])["FINISH_REASON"] == b"stop"
 
 
@@ -191,30 +191,30 @@ both = pytest.mark.parametrize("collected", [collect, collect_async])
 
 @both
 def test_the_client_yields_results_up_to_the_final_one(url, collected):
-    """Typed as any result; the last is what `run` gives, also in pixels of a picture that was scaled down."""
-    results = collected(url, PICTURE, LONG)
+    """Each is typed like any result; the last is what `run` gives, also in pixels of an image that was scaled down."""
+    results = collected(url, IMAGE, LONG)
     assert len(results) > 1 and [result.final for result in results] == [False] * (len(results) - 1) + [True]
     with Client(url) as client:
-        assert results[-1] == client.run(PICTURE, LONG, num_beams=1)
-        small = client.run(PICTURE, "od", num_beams=1, max_side=200)
-    assert collected(url, PICTURE, "od", max_side=200)[-1] == small
+        assert results[-1] == client.run(IMAGE, LONG, num_beams=1)
+        small = client.run(IMAGE, "od", num_beams=1, max_side=200)
+    assert collected(url, IMAGE, "od", max_side=200)[-1] == small
+
+
+ERRORS = {
+    "image": ((b"junk", "od"), {}, InvalidImage, "the image is damaged"),
+    "text": ((IMAGE, "od", "superfluous"), {}, InvalidPrompt, "<OD> takes no text"),
+    "beams": ((IMAGE, "od"), {"num_beams": 3}, InvalidOption, "a streamed answer has one beam"),
+    "infinity": ((IMAGE, "od"), {"length_penalty": float("inf")}, InvalidOption, "LENGTH_PENALTY must be|not a finite"),
+    "deadline": ((IMAGE, LONG), {"timeout": 0.001}, DeadlineExceeded, "no answer within 0.001|time limit"),
+    "model": ((IMAGE, "od"), {"model": "other_ensemble"}, ModelNotFound, "no model other_stream, so"),
+}
 
 
 @both
-@pytest.mark.parametrize(
-    ("asked", "options", "kind", "sentence"),
-    [
-        ((b"junk", "od"), {}, InvalidRequest, "the image is damaged"),
-        ((PICTURE, "od", "superfluous"), {}, InvalidRequest, "<OD> takes no text"),
-        ((PICTURE, "od"), {"num_beams": 3}, InvalidRequest, "a streamed answer has one beam"),
-        ((PICTURE, "od"), {"length_penalty": float("inf")}, InvalidRequest, "LENGTH_PENALTY must be|not a finite"),
-        ((PICTURE, LONG), {"timeout": 0.001}, DeadlineExceeded, "no answer within 0.001|time limit"),
-        ((PICTURE, "od"), {"model": "other_ensemble"}, ModelNotFound, "no model other_stream, so"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_an_error_ends_the_stream_with_its_sentence(url, collected, asked, options, kind, sentence):
-    """As the exception that a request without a stream raises, over both protocols."""
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_ends_the_stream_with_its_sentence(url, collected, error):
+    """The exception is the one that a request without a stream raises, over both protocols."""
+    asked, options, kind, sentence = ERRORS[error]
     with pytest.raises(kind, match=sentence) as caught:
         collected(url, *asked, **options)
     assert "ensemble" not in str(caught.value)
@@ -223,10 +223,10 @@ def test_an_error_ends_the_stream_with_its_sentence(url, collected, asked, optio
 def test_closing_the_iterator_gives_the_request_up(url):
     """And the client serves on."""
     with Client(url) as client:
-        results = client.stream(PICTURE, LONG)
+        results = client.stream(IMAGE, LONG)
         assert not next(results).final
         results.close()
-        assert client.caption(PICTURE, num_beams=1).final
+        assert client.caption(IMAGE, num_beams=1).final
 
 
 def test_a_task_of_asyncio_can_be_cancelled(url):
@@ -237,7 +237,7 @@ def test_a_task_of_asyncio_can_be_cancelled(url):
             started = asyncio.Event()
 
             async def follow():
-                async for _result in client.stream(PICTURE, LONG):
+                async for _result in client.stream(IMAGE, LONG):
                     started.set()
                     await asyncio.sleep(60)
 
@@ -246,14 +246,14 @@ def test_a_task_of_asyncio_can_be_cancelled(url):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            return await client.caption(PICTURE, num_beams=1)
+            return await client.caption(IMAGE, num_beams=1)
 
     assert asyncio.run(main()).final
 
 
 def test_the_command_line_follows(server, tmp_path):
-    """As text for people, piece by piece, and as JSON lines."""
-    (tmp_path / "scene.png").write_bytes(PICTURE)
+    """It prints text for people, piece by piece, or JSON lines."""
+    (tmp_path / "scene.png").write_bytes(IMAGE)
     command = [
         str(Path(sys.executable).with_name("florence2")),
         "run",
@@ -268,7 +268,7 @@ def test_the_command_line_follows(server, tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
-    text = json.loads(ask(server, PICTURE, "<CAPTION>", NUM_BEAMS=1)["RESULT"])["<CAPTION>"]
+    text = json.loads(ask(server, IMAGE, "<CAPTION>", NUM_BEAMS=1)["RESULT"])["<CAPTION>"]
     assert run("--task", "caption", "--no-json")[0] == text
     lines = [json.loads(line) for line in run("--task", "more_detailed_caption", "--json")]
     assert len(lines) > 1 and lines[-1]["finish_reason"] == "stop"

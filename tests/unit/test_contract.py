@@ -102,6 +102,13 @@ def test_the_least_tokens_must_fit_below_the_most(config):
         config.generation_options(max_new_tokens=5, min_new_tokens=6)
 
 
+def test_a_checkpoints_least_tokens_yield_to_the_requests_most(config):
+    """A client that sets only MAX_NEW_TOKENS has made no mistake."""
+    generation = dataclasses.replace(config.generation, min_new_tokens=20)
+    options = dataclasses.replace(config, generation=generation).generation_options(max_new_tokens=5)
+    assert (options.min_new_tokens, options.max_new_tokens) == (5, 5)
+
+
 def test_wires_of_an_ensemble_join_equal_tensors():
     """Each input reads a tensor of the same type and dims that was written before."""
     for steps in (contract.STEPS, contract.STREAM_STEPS):

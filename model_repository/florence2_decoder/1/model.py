@@ -1,8 +1,8 @@
 """Decoder: image features and prompt tokens -> generated tokens, by the in-flight batching engine.
 
-`execute` hands each request to the engine and returns None, so Triton delivers the next ones while these are decoded;
-the engine's sender thread answers them. Where config.pbtxt makes the model decoupled, a request also gets its answer so
-far, again and again, each with what the models behind need for it (docs/adr/0005).
+`execute` hands each request to the engine and returns None, so Triton delivers the next requests while these are being
+decoded; the engine's sender thread responds. Where config.pbtxt makes the model decoupled, a request also gets its
+answer so far, again and again, each with the tensors that postprocess needs for it (docs/adr/0005).
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from florence2.engine.worker import Job, Worker
 from florence2.triton import adapter
 from florence2.triton.admission import Tickets
 
-HANDED_THROUGH = ("ANSWER_KEY", "IMAGE_SIZE")
+PASSED_ON = ("ANSWER_KEY", "IMAGE_SIZE")  # with every response of a stream: see `contract.STREAM_DECODER`
 
 
 class TritonPythonModel:
@@ -36,35 +36,35 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            self.take(request, adapter.Reply(request, self.tickets))
+            self.submit(request, adapter.Reply(request, self.tickets))
 
-    def take(self, request, reply):
+    def submit(self, request, reply):
         task = OTHER_TASK
         try:
             task = task_label(adapter.text(request, "ANSWER_KEY"))
             self.worker.submit(self.job(request, reply, task))
-        except Exception as error:  # nothing may be raised once a reply was taken: it would close all of them
+        except Exception as error:  # raising here would close the reply of every request in this call
             self.worker.recorder.refused(task, error)
             reply.fail(error)
 
     def job(self, request, reply, task):
-        asked = Request(
+        decoded = Request(
             image_features=adapter.required(request, "IMAGE_FEATURES"),
             prompt_ids=adapter.required(request, "PROMPT_IDS").tolist(),
             options=adapter.generation_options(request, self.config, greedy=self.streams),
         )
-        handed = {name: adapter.required(request, name) for name in HANDED_THROUGH} if self.streams else {}
+        passed_on = {name: adapter.required(request, name) for name in PASSED_ON} if self.streams else {}
 
         def answer(outcome):
             if isinstance(outcome, Generation):
-                reply.send(outputs(outcome) | handed)
+                reply.send(outputs(outcome) | passed_on)
             else:
                 reply.fail(outcome)
 
         def follow(so_far):
-            reply.send_so_far(outputs(so_far) | handed)
+            reply.send_so_far(outputs(so_far) | passed_on)
 
-        return Job(asked, answer, reply.is_cancelled, reply.deadline, task, follow if self.streams else None)
+        return Job(decoded, answer, reply.is_cancelled, reply.deadline, task, follow if self.streams else None)
 
     def finalize(self):
         self.worker.stop()

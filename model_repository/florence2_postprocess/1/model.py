@@ -1,4 +1,4 @@
-"""Postprocess: generated tokens -> the answer as JSON, in pixels of the caller's picture."""
+"""Postprocess: generated tokens -> the answer as JSON, with coordinates in the client's image."""
 
 import json
 
@@ -18,7 +18,7 @@ class TritonPythonModel:
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
 
     def execute(self, requests):
-        return adapter.answer_all(requests, self.postprocess)
+        return adapter.respond_to_each(requests, self.postprocess)
 
     def postprocess(self, request):
         tokens = adapter.required(request, "TOKENS")
@@ -40,12 +40,12 @@ class TritonPythonModel:
         }
 
     def check(self, tokens, log_probs, size):
-        """Callers can reach this model without the decoder."""
+        """Raise InvalidRequest on what the decoder would never send: clients can call this model without it."""
         if len(tokens) != len(log_probs):
             raise InvalidRequest("TOKENS and LOG_PROBS must have the same length")
         if not np.all((tokens >= 0) & (tokens < self.config.tokens.known)):
             raise InvalidRequest("TOKENS holds an id that is not in the vocabulary")
         if not np.all(log_probs <= 0):
-            raise InvalidRequest("LOG_PROBS must be logarithms of probabilities, 0 at most")
+            raise InvalidRequest("LOG_PROBS must be logarithms of probabilities, so 0 at most")
         if size.min() < 1:
             raise InvalidRequest("IMAGE_SIZE must be at least 1 x 1")

@@ -1,7 +1,7 @@
-"""Preprocess: encoded picture, task and text -> pixels of the model's size and prompt tokens.
+"""Preprocess: encoded image, task and text -> pixels of the model's size, and prompt tokens.
 
-All of a caller's mistakes are found here, before the encoder spends time on the picture. And whoever comes when the
-server is full is refused here, before the picture takes memory.
+Every mistake of a client is found here, before the encoder spends time on the image. A full server refuses the request
+here too, before its image takes memory.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ class TritonPythonModel:
         self.tickets = Tickets.of_this_server(arguments.integer("max_inside"))
 
     def execute(self, requests):
-        return adapter.answer_all(requests, self.preprocess)
+        return adapter.respond_to_each(requests, self.preprocess)
 
     def preprocess(self, request):
         adapter.generation_options(request, self.config)  # only checked here; the decoder reads them again
@@ -34,7 +34,8 @@ class TritonPythonModel:
             raise
 
     def read(self, request):
-        image = self.read_image(request)
+        encoded = images.encoded_image(adapter.required_scalar(request, "IMAGE"))
+        image = images.decode_image(encoded, self.config.image.max_pixels)
         task, text = adapter.required_text(request, "TASK"), adapter.text(request, "TEXT")
         prompt = prompts.build_prompt(task, text, image.size)
         return {
@@ -44,10 +45,6 @@ class TritonPythonModel:
             "ANSWER_KEY": adapter.strings(prompt.key),
             "PROMPT": adapter.strings(prompt.text),
         }
-
-    def read_image(self, request):
-        encoded = images.encoded_image(adapter.required_scalar(request, "IMAGE"))
-        return images.decode_image(encoded, self.config.image.max_pixels)
 
     def encode(self, prompt):
         ids = self.tokenizer.encode_prompt(prompt)
@@ -59,6 +56,9 @@ class TritonPythonModel:
 
 
 def wants_ticket(request):
-    """An ensemble alone leaves PROMPT out; whoever calls this model by itself never brings a ticket to the decoder."""
+    """Return whether the request comes through the ensemble, which never asks for PROMPT.
+
+    A client that calls this model by itself would never bring the ticket back to the decoder.
+    """
     wanted = request.requested_output_names()
     return "TICKET" in wanted and "PROMPT" not in wanted

@@ -1,4 +1,4 @@
-"""Tickets bound who is inside, whatever process takes, brings or loses them."""
+"""Tickets bound the requests inside the server, whichever process takes, brings or loses them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from florence2.errors import QueueFull
 from florence2.triton import admission
-from florence2.triton.admission import LONGEST_PATIENCE, SHORTEST_PATIENCE, Tickets
+from florence2.triton.admission import LONGEST_LIFE, SHORTEST_LIFE, Tickets
 
 
 class Clock:
@@ -35,7 +35,7 @@ def three(tmp_path: Path, clock: Clock) -> Tickets:
 
 @pytest.fixture
 def decoder(tmp_path: Path, clock: Clock, three: Tickets) -> Tickets:
-    """The same file, opened by who only gives back."""
+    """Return tickets in the same file, opened by a process that only gives back."""
     return Tickets(tmp_path / "tickets", 0, clock)
 
 
@@ -47,8 +47,8 @@ def refused(of: Tickets) -> bool:
     return False
 
 
-def test_one_too_many_is_refused_until_somebody_leaves(three, decoder):
-    """Whoever is on the way counts as well as whom the decoder has."""
+def test_one_too_many_is_refused_until_one_leaves(three, decoder):
+    """Requests on their way count, as do those that the decoder holds."""
     numbers = [three.take() for _ in range(3)]
     assert decoder.arrive(numbers[0]) == 0
     with pytest.raises(QueueFull, match=r"queue is full \(3 requests are in it\); try again later"):
@@ -73,19 +73,19 @@ def test_an_unknown_ticket_does_nothing(three, decoder):
     assert [ticket.number for ticket in three.look().tickets] == [number]
 
 
-def test_the_lost_are_given_up_by_age(three, decoder, clock):
-    """Those that died between the two processes. Whoever waits in the decoder is never given up."""
+def test_a_lost_ticket_expires_by_age(three, decoder, clock):
+    """One that was lost between the two processes; a ticket that the decoder holds never expires."""
     kept, *_lost = (three.take() for _ in range(3))
     decoder.arrive(kept)
-    clock.now += SHORTEST_PATIENCE - 1
+    clock.now += SHORTEST_LIFE - 1
     assert refused(three)
     clock.now += 1
     assert not refused(three)
     assert len(three.look().tickets) == 2 and kept in [ticket.number for ticket in three.look().tickets]
 
 
-def test_patience_follows_the_encoder(three, decoder, clock):
-    """Where it took 100 seconds nobody is lost after 80. What was slow once is forgotten."""
+def test_the_life_of_a_ticket_follows_the_encoder(three, decoder, clock):
+    """Where the way took 100 seconds, no ticket expires after 80. A slow way is forgotten in time."""
     slow = three.take()
     clock.now += 100
     decoder.arrive(slow)
@@ -96,20 +96,20 @@ def test_patience_follows_the_encoder(three, decoder, clock):
     for number in numbers:
         decoder.arrive(number)
     clock.now += 3600
-    assert three.look().patience(clock.now) == SHORTEST_PATIENCE
+    assert three.look().life(clock.now) == SHORTEST_LIFE
 
 
 def test_a_hanging_encoder_gets_fewer_and_fewer(three, clock):
-    """Each time that nobody came, patience doubles: pictures in front of an encoder that hangs stay few."""
+    """Each time that tickets expire in vain their life doubles, so few images pile up before an encoder that hangs."""
     let_in = 0
     for _ in range(3600):
         let_in += not refused(three)
         clock.now += 1
-    assert let_in <= 3 * (6 + 3600 / LONGEST_PATIENCE)
+    assert let_in <= 3 * (6 + 3600 / LONGEST_LIFE)
 
 
 def test_a_busy_server_is_never_overrun(tmp_path, clock):
-    """With any encoder that is first come, first served, and with a cache that lets some pass the others."""
+    """With any encoder that is first come, first served, and with a cache that lets some requests overtake others."""
     chance = random.Random(0)
     for seconds_each in (0.05, 2.0, 9.0):
         limit = 20
@@ -134,7 +134,7 @@ def test_a_busy_server_is_never_overrun(tmp_path, clock):
 
 
 def test_a_dead_decoder_holds_nothing(three):
-    """Its process is gone, or a zombie that nobody waited for."""
+    """Its process is gone, or it is a zombie that its parent has not waited for."""
     numbers = [three.take() for _ in range(3)]
     dead = multiprocessing.get_context("fork").Process(target=lambda: [three.arrive(number) for number in numbers])
     dead.start()
@@ -156,7 +156,7 @@ def take_and_give(path: Path, limit: int, rounds: int) -> None:
 
 
 def test_processes_and_threads_share_one_count(tmp_path):
-    """Four processes and two threads at once, one killed in the midst: never too many, and nothing stays locked."""
+    """Four processes and two threads at once, one of them killed: never too many, and nothing stays locked."""
     path, limit = tmp_path / "tickets", 10
     context = multiprocessing.get_context("fork")
     victim = context.Process(target=take_and_give, args=(path, limit, 10**9))
@@ -171,7 +171,7 @@ def test_processes_and_threads_share_one_count(tmp_path):
     assert [process.exitcode for process in others] == [0, 0, 0]
     of = Tickets(path, limit)
     assert len(of.look().tickets) <= limit
-    assert of.look().patience(0.0) >= SHORTEST_PATIENCE
+    assert of.look().life(0.0) >= SHORTEST_LIFE
 
 
 def test_each_run_of_a_server_has_its_own(monkeypatch, tmp_path):
@@ -182,8 +182,8 @@ def test_each_run_of_a_server_has_its_own(monkeypatch, tmp_path):
     assert admission._path().name.startswith(f"florence2_tickets_{os.getppid()}_")
 
 
-def test_the_metrics_say_who_is_inside(three, decoder):
-    """On the way and held; those refused as a growth."""
+def test_the_metrics_count_the_requests_inside(three, decoder):
+    """On their way and held; refused ones since the last call."""
     numbers = [three.take() for _ in range(3)]
     decoder.arrive(numbers[0])
     assert refused(three)

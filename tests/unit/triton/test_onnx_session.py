@@ -54,7 +54,7 @@ def check(session, batch: int) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_without_an_accelerator_it_is_onnx_runtime(file, batch):
-    """As in the C++ backend, also when the configuration speaks of GPUs alone."""
+    """The C++ backend does the same, also when the configuration names only a GPU's accelerator."""
     session = open_session(
         file, {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt"}]}}}
     )
@@ -63,7 +63,7 @@ def test_without_an_accelerator_it_is_onnx_runtime(file, batch):
 
 
 @pytest.mark.parametrize(("most", "batch"), [(8, 1), (8, 3), (0, 3)])
-def test_openvino_gives_every_picture_of_a_batch_its_own_result(file, most, batch):
+def test_openvino_gives_every_image_of_a_batch_its_own_result(file, most, batch):
     """Whether it computes them one by one or, in a model that does not batch, leaves the shape as it is."""
     session = open_session(file, config("openvino", most, INFERENCE_PRECISION_HINT="f32"))
     assert isinstance(session, OpenVino)
