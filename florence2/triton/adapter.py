@@ -108,7 +108,7 @@ def strings(*values: str) -> np.ndarray:
 
 
 def respond_to_each(requests: list[Any], function: Callable[[Any], Outputs]) -> list[Any]:
-    """Return one response per request, for `execute` of a model in default mode; one that fails leaves others alone."""
+    """Return one response per request, for `execute` of a model in default mode; a failure costs no other request."""
 
     def respond(request: Any) -> Any:
         try:
