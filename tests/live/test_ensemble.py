@@ -207,7 +207,7 @@ GOOD = png(scenes.make_scene(SEEDS[0]).draw(64))
 MISTAKES = [
     ((b"", "<OD>"), {}, "INVALID_IMAGE", "image"),
     ((b"junk", "<OD>"), {}, "INVALID_IMAGE", "image"),
-    ((b"https://example.com/street.jpg", "<OD>"), {}, "INVALID_IMAGE", "address"),
+    ((b"https://example.com/street.jpg", "<OD>"), {}, "INVALID_IMAGE", "URL"),
     ((GOOD[: len(GOOD) // 2], "<OD>"), {}, "INVALID_IMAGE", "image"),
     ((GOOD, ""), {}, "INVALID_PROMPT", "TASK|task"),
     ((GOOD, b"\xff\xfe"), {}, "INVALID_PROMPT", "UTF-8"),
