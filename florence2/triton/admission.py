@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from florence2.engine.metrics import INSIDE, REFUSED, Sample, Series
 from florence2.errors import QueueFull
 
@@ -63,7 +65,7 @@ class Book:
     def expire(self, now: float) -> None:
         """Drop the tickets of requests that take too long, and of those whose decoder died."""
         life = self.life(now)
-        held = [ticket for ticket in self.tickets if ticket.holder and not _is_gone(ticket.holder)]
+        held = [ticket for ticket in self.tickets if ticket.holder and not _is_dead(ticket.holder)]
         coming = [ticket for ticket in self.tickets if not ticket.holder]
         on_time = [ticket for ticket in coming if now - ticket.taken < life]
         self.expired += len(on_time) < len(coming)
@@ -168,13 +170,15 @@ def _path() -> Path:
     if path := os.environ.get(PATH_VARIABLE):
         return Path(path)
     server = os.getppid()
+    # In clock ticks since the machine's start. psutil's creation time moves with the wall clock, and processes that
+    # start at different times must find the same file.
     started = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[19]
     return Path(f"/dev/shm/florence2_tickets_{server}_{started}")
 
 
-def _is_gone(process: int) -> bool:
-    """Return whether a process is dead. A dead one that its parent has not waited for has no command line."""
+def _is_dead(process: int) -> bool:
+    """Return whether a process has ended, even if its parent has not waited for it."""
     try:
-        return not Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
+        return bool(psutil.Process(process).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return True
