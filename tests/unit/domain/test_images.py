@@ -1,4 +1,4 @@
-"""Picture decoding against Pillow's and transformers' own operations, and against bytes of all kinds of ill will."""
+"""Compare image decoding with Pillow's and transformers' own operations, and feed it damaged and hostile bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def ramp(width=32, height=8):
-    """Grey from black to white, left to right; taller rows are alike."""
+    """Return a gray ramp from black to white, left to right, with equal rows."""
     return np.tile(np.linspace(0, 255, width).round().astype(np.uint8), (height, 1))
 
 
@@ -41,11 +41,11 @@ def encode(image, format="PNG", **options):
 
 
 def decoded(image, format="PNG", **options):
-    """Through a file and back: uint8 [H, W, 3]."""
+    """Return the image after encoding and decoding: uint8 [H, W, 3]."""
     return np.asarray(decode_image(encode(image, format, **options), LIMIT))
 
 
-def colourful(width=24, height=16):
+def colorful(width=24, height=16):
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([x * 10, y * 15, (x + y) * 6], axis=-1).astype(np.uint8))
 
@@ -64,9 +64,9 @@ def png_header(width, height, bits=8):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
-def test_opaque_pictures_decode_as_pillow_converts_them(mode):
+def test_opaque_images_decode_as_pillow_converts_them(mode):
     """Every mode of PNG."""
-    image = colourful().convert(mode)
+    image = colorful().convert(mode)
     np.testing.assert_array_equal(decoded(image), np.asarray(image.convert("RGB")))
 
 
@@ -83,22 +83,22 @@ SINCE_PILLOW_13 = pytest.mark.skipif(PIL.__version__ < "13", reason="Pillow 12 c
         ("RGB", "AVIF"),
     ],
 )
-def test_other_colour_spaces_and_formats_decode_as_pillow_converts_them(mode, format):
+def test_other_color_spaces_and_formats_decode_as_pillow_converts_them(mode, format):
     """What the decoder gives is converted and not otherwise touched."""
-    data = encode(colourful().convert(mode), format)
+    data = encode(colorful().convert(mode), format)
     expected = Image.open(io.BytesIO(data)).convert("RGB")
     np.testing.assert_array_equal(np.asarray(decode_image(data, LIMIT)), np.asarray(expected))
 
 
 def test_lab_is_converted_by_its_meaning():
-    """Pillow cannot convert LAB by itself: half lightness is middle grey."""
+    """Pillow cannot convert LAB directly: half lightness is middle gray."""
     image = Image.merge("LAB", [Image.new("L", (4, 4), value) for value in (128, 128, 128)])
     np.testing.assert_allclose(decoded(image, "TIFF"), 119, atol=3)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_lies_over_white(mode):
-    """Nothing of the colour that hides behind it shows; half transparent black is middle grey."""
+    """The hidden color of transparent pixels does not show; half-transparent black is middle gray."""
     image = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
     image.putpixel((1, 0), (0, 0, 0, 128))
     image.putpixel((2, 0), (0, 0, 0, 0))
@@ -106,15 +106,15 @@ def test_transparency_lies_over_white(mode):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
-def test_a_transparent_colour_is_white(mode):
-    """PNG's tRNS: one colour of an otherwise opaque picture."""
+def test_a_transparent_color_is_white(mode):
+    """PNG's tRNS makes one color of an otherwise opaque image transparent."""
     image = Image.new("L", (2, 1), 255).convert(mode)
     image.putpixel((0, 0), (0, 0, 0) if mode == "RGB" else 0)
     assert decoded(image, transparency=(0, 0, 0) if mode == "RGB" else 0).min() == 255
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
-def test_deep_grey_is_scaled_to_eight_bits(bits):
+def test_deep_gray_is_scaled_to_eight_bits(bits):
     """Scans of 10 to 16 bits arrive in 16-bit files; none comes out black or clipped to white."""
     deep = (ramp() / 255 * (2**bits - 1)).round().astype(np.uint16)
     for format in ("PNG", "TIFF", "JPEG2000"):
@@ -138,14 +138,14 @@ def test_deep_grey_is_scaled_to_eight_bits(bits):
         pytest.param(np.zeros((2, 2)), np.zeros((2, 2)), id="black"),
     ],
 )
-def test_float_pictures_are_scaled_to_eight_bits(values, expected):
+def test_float_images_are_scaled_to_eight_bits(values, expected):
     """By the scale their values suggest."""
     result = decoded(Image.fromarray(values.astype(np.float32)), "TIFF")[:, :, 0]
     np.testing.assert_allclose(result, expected, atol=0.51)
 
 
 def test_whole_numbers_of_thirty_two_bits_are_scaled_to_eight():
-    """Also below zero, where the picture's own range is all there is to go by."""
+    """Below zero there is no usual scale, so the image's own range is stretched."""
     for values in (ramp(), ramp().astype(np.int32) * 257, ramp().astype(np.int32) * 5_000_000, ramp() * 9.0 - 1000):
         result = decoded(Image.fromarray(values.astype(np.int32)), "TIFF")[:, :, 0]
         np.testing.assert_allclose(result, ramp(), atol=0.51 if values.min() >= 0 else 29)
@@ -153,11 +153,11 @@ def test_whole_numbers_of_thirty_two_bits_are_scaled_to_eight():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_pictures_are_turned_as_exif_says(orientation, format):
-    """As Pillow's own `exif_transpose`; coordinates refer to the picture as people see it."""
+def test_images_are_turned_as_exif_says(orientation, format):
+    """The result is that of Pillow's `exif_transpose`: coordinates refer to the image as displayed."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(colourful(), format, exif=exif)
+    data = encode(colorful(), format, exif=exif)
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         expected = ImageOps.exif_transpose(image)
@@ -167,9 +167,9 @@ def test_pictures_are_turned_as_exif_says(orientation, format):
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"]
 )
-def test_damaged_exif_leaves_the_picture_as_it_is(exif):
-    """The pixels are fine, so the caller gets an answer."""
-    np.testing.assert_array_equal(decoded(colourful(), exif=exif), np.asarray(colourful()))
+def test_damaged_exif_leaves_the_image_as_it_is(exif):
+    """The pixels are fine, so the client gets an answer."""
+    np.testing.assert_array_equal(decoded(colorful(), exif=exif), np.asarray(colorful()))
 
 
 def test_of_several_frames_the_first_is_taken():
@@ -181,7 +181,7 @@ def test_of_several_frames_the_first_is_taken():
 
 
 def test_the_pixel_limit_is_exact():
-    """A picture of just the limit passes, one pixel more does not."""
+    """An image at the limit passes, one pixel more does not."""
     data = encode(Image.new("L", (10, 10)))
     assert decode_image(data, 100).size == (10, 10)
     with pytest.raises(InvalidImage, match="10 x 10 pixels; at most 99 "):
@@ -206,10 +206,10 @@ def test_a_bomb_is_refused_by_its_header(wrap, side):
 
 @pytest.mark.parametrize("side", [16, 128])
 def test_icons_within_the_limit_are_read(side):
-    """Also where the picture inside has another size than the icon says."""
-    picture = colourful(side, side)
+    """This holds even if the image inside has another size than the icon states."""
+    image = colorful(side, side)
     for wrap in (icns, ico):
-        np.testing.assert_array_equal(np.asarray(decode_image(wrap(encode(picture)), LIMIT)), np.asarray(picture))
+        np.testing.assert_array_equal(np.asarray(decode_image(wrap(encode(image)), LIMIT)), np.asarray(image))
 
 
 @pytest.mark.parametrize(
@@ -251,13 +251,13 @@ FORMATS = [
 
 @functools.cache
 def small_file(format):
-    return encode(colourful(16, 16), format)
+    return encode(colorful(16, 16), format)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @given(data=st.data())
 def test_damaged_files_decode_or_are_refused(format, data):
-    """Cut off and overwritten anywhere, every format gives a picture or InvalidImage with one sentence, never else."""
+    """Truncated or overwritten anywhere, every format gives an image or InvalidImage with one sentence."""
     damaged = bytearray(small_file(format))
     for _ in range(data.draw(st.integers(0, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -280,7 +280,7 @@ def pillow_loads(path):
 
 
 @pytest.mark.filterwarnings("ignore")  # of `pillow_loads`
-def test_pillows_own_odd_pictures_decode_or_are_refused():
+def test_pillows_own_odd_images_decode_or_are_refused():
     """Orientations, modes, bombs, crashes and timeouts that Pillow has met: each in a moment and in little memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for path in sorted(shared("samples/odd_images").iterdir()):
@@ -294,17 +294,17 @@ def test_pillows_own_odd_pictures_decode_or_are_refused():
 
 
 def test_no_warning_leaves_the_decoder():
-    """Not even where a caller turned warnings into errors; and the caller's filters are as before."""
+    """This holds even if the program turned warnings into errors, and its filters are as before."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         filters = list(warnings.filters)
-        decode_image(ico(encode(colourful(20, 20))), LIMIT)  # Pillow: "Image was not the expected size"
+        decode_image(ico(encode(colorful(20, 20))), LIMIT)  # Pillow: "Image was not the expected size"
         assert warnings.filters == filters
 
 
 def test_threads_decode_side_by_side():
-    """Equal pictures from each, and the warning filters as before, whoever finished last."""
-    files = [ico(encode(colourful(side, side))) for side in range(8, 40)] * 8
+    """All give equal images, and the warning filters are as before, no matter which thread finished last."""
+    files = [ico(encode(colorful(side, side))) for side in range(8, 40)] * 8
     filters = list(warnings.filters)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         images = list(pool.map(lambda data: decode_image(data, LIMIT), files))
@@ -312,25 +312,25 @@ def test_threads_decode_side_by_side():
     assert warnings.filters == filters
 
 
-PICTURE = encode(colourful())
+IMAGE = encode(colorful())
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        PICTURE,
-        base64.b64encode(PICTURE),
-        base64.encodebytes(PICTURE),
-        b" \r\n" + base64.urlsafe_b64encode(PICTURE).rstrip(b"=") + b"\n",
-        b"data:image/png;base64," + base64.b64encode(PICTURE),
-        b"\nDATA:image/png;charset=x;BASE64 ,\n" + base64.encodebytes(PICTURE),
-        b"data:;base64," + base64.b64encode(PICTURE).replace(b"+", b"%2B").replace(b"/", b"%2f"),
-        b"data:image/png," + b"".join(b"%%%02x" % byte for byte in PICTURE),
+        IMAGE,
+        base64.b64encode(IMAGE),
+        base64.encodebytes(IMAGE),
+        b" \r\n" + base64.urlsafe_b64encode(IMAGE).rstrip(b"=") + b"\n",
+        b"data:image/png;base64," + base64.b64encode(IMAGE),
+        b"\nDATA:image/png;charset=x;BASE64 ,\n" + base64.encodebytes(IMAGE),
+        b"data:;base64," + base64.b64encode(IMAGE).replace(b"+", b"%2B").replace(b"/", b"%2f"),
+        b"data:image/png," + b"".join(b"%%%02x" % byte for byte in IMAGE),
     ],
 )
-def test_a_picture_may_come_as_bytes_base64_or_a_data_url(data):
-    """All give the encoded picture itself."""
-    assert encoded_image(data) == PICTURE
+def test_an_image_may_come_as_bytes_base64_or_a_data_url(data):
+    """All give the encoded image itself."""
+    assert encoded_image(data) == IMAGE
 
 
 @given(st.binary())
@@ -354,7 +354,7 @@ def test_any_bytes_give_bytes_or_are_refused(data):
         assert "base64" in str(error)
 
 
-def test_plain_text_pictures_are_not_taken_for_base64():
+def test_plain_text_images_are_not_taken_for_base64():
     """A plain PBM consists of letters of the base64 alphabet and spaces."""
     data = b"P1\n4 2\n0 1 0 1\n1 0 1 0\n"
     assert encoded_image(data) == data
@@ -365,7 +365,7 @@ def test_plain_text_pictures_are_not_taken_for_base64():
 @settings(max_examples=15)
 @given(st.data())
 def test_pixels_are_those_of_the_checkpoints_processor(checkpoint, data):
-    """Bit for bit, before rescaling and normalisation."""
+    """They are equal bit for bit, before rescaling and normalization."""
     theirs = CLIPImageProcessorPil.from_pretrained(checkpoint)
     width, height = data.draw(st.tuples(st.integers(1, 300), st.integers(1, 300)))
     noise = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -386,7 +386,7 @@ def test_pixels_are_those_of_the_checkpoints_processor(checkpoint, data):
     ),
     orientation=st.integers(1, 8),
 )
-def test_an_encoded_picture_becomes_the_processors_pixels(checkpoint, format, mode, size, orientation):
+def test_an_encoded_image_becomes_the_processors_pixels(checkpoint, format, mode, size, orientation):
     """From bytes on, turned by EXIF, of odd sizes: what Pillow and the processor make of it, bit for bit."""
     theirs = CLIPImageProcessorPil.from_pretrained(checkpoint)
     noise = np.random.default_rng(sum(size)).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
@@ -401,6 +401,6 @@ def test_an_encoded_picture_becomes_the_processors_pixels(checkpoint, format, mo
 
 
 def test_height_and_width_are_not_confused():
-    """A model may take pictures that are not square."""
-    pixels = to_pixels(colourful(), ImageConfig(32, 64, MEAN, STD, 3, 9))
+    """A model may take images that are not square."""
+    pixels = to_pixels(colorful(), ImageConfig(32, 64, MEAN, STD, 3, 9))
     assert pixels.shape == (32, 64, 3) and pixels.dtype == np.uint8

@@ -16,7 +16,7 @@ bins = st.integers(0, 999)
 
 @given(bins, extents)
 def test_the_middle_of_a_bin_lies_in_that_bin(location, extent):
-    """Bins survive the way to pixels and back at every picture size, even below a pixel a bin."""
+    """Bins survive the conversion to pixels and back at every image size, even with less than a pixel per bin."""
     assert to_bin(to_pixel(location, extent), extent) == location
 
 
@@ -42,7 +42,7 @@ def test_whole_pixels_on_the_edge_of_a_bin_belong_to_the_bin_they_open(extent):
     assert [to_bin(x, extent) for x in range(extent)] == [x * 1000 // extent for x in range(extent)]
 
 
-def test_coordinates_outside_the_picture_are_clamped():
+def test_coordinates_outside_the_image_are_clamped():
     """The first and last bin take what lies beyond, and an impossible bin counts as the last."""
     assert (to_bin(-5, 640), to_bin(640, 640), to_bin(1e308, 640)) == (0, 999, 999)
     assert to_pixel(1000, 640) == to_pixel(999, 640) == 639.68

@@ -92,7 +92,7 @@ def test_well_formed_answers_are_read_as_by_transformers(task, data, size, start
 @pytest.mark.parametrize("grammar", Grammar)
 @given(text=ugly, size=sizes)
 def test_no_answer_is_too_ugly(grammar, text, size):
-    """Any text gives an answer that is JSON, whose lists fit together and whose coordinates lie in the picture."""
+    """Any text gives an answer that is JSON, with lists of equal length and coordinates inside the image."""
     answer = parse(grammar, pieces_from_text(text), size, BANNED).to_json()
     json.dumps(answer, allow_nan=False)
     if grammar is Grammar.TEXT:
@@ -117,7 +117,7 @@ def test_tokens_are_read_as_their_text_is(grammar, text):
     assert by_ids == by_text
 
 
-# What transformers' patterns lose or garble, and what is right instead, in a picture of 1000 x 1000.
+# What transformers' patterns lose or garble, and what is right instead, in an image of 1000 x 1000.
 OUTLINE, CORNERS = "<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6>", "<loc_7><loc_8><loc_9><loc_10>"
 POLYGON, BOX = [1.5, 2.5, 3.5, 4.5, 5.5, 6.5], [7.5, 8.5, 9.5, 10.5]
 KEPT = [
@@ -178,13 +178,13 @@ def test_unfinished_and_unstructured_answers_leave_no_boxes(task, text, count):
 
 
 def test_fractions_of_pixels_are_kept():
-    """Doubles without the noise of float32, also in a picture of one pixel."""
+    """Coordinates are doubles without the noise of float32, even in an image of one pixel."""
     assert ours("<OD>", "x<loc_52><loc_333><loc_0><loc_999>", (640, 480))["bboxes"] == [[33.6, 160.08, 0.32, 479.76]]
     assert ours("<OD>", "x<loc_0><loc_0><loc_999><loc_999>", (1, 1))["bboxes"] == [[0.0005, 0.0005, 0.9995, 0.9995]]
 
 
 def test_region_answers_keep_their_location_tokens():
-    """As in transformers; taking them out is the client's choice."""
+    """transformers keeps them too; removing them is the client's choice."""
     assert (
         ours("<REGION_TO_CATEGORY>", "</s><s>car<loc_1><loc_2><loc_3><loc_4></s>") == "car<loc_1><loc_2><loc_3><loc_4>"
     )

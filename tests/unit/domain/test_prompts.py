@@ -61,13 +61,13 @@ def test_phrases_are_put_in_as_in_transformers(token, phrase):
 
 @pytest.mark.parametrize("words", ["What is this?", "<VQA>What is this?", " <od> x ", "<DocVQA>", "[1, 2]", "{input}"])
 def test_other_words_are_read_as_they_are(words):
-    """No task: the prompt is the caller's own, and names the answer."""
+    """Without a task the prompt is the client's own, and it names the answer."""
     prompt = build_prompt(words, None, SIZE)
     assert (prompt.task, prompt.key, prompt.text) == (None, words, their_prompt(words))
 
 
 def test_the_text_of_a_foreign_task_stands_behind_it():
-    """Fine-tunes expect `<DocVQA>` and then the question; the answer goes by the task alone."""
+    """Fine-tunes expect `<DocVQA>` and then the question; only the task names the answer."""
     prompt = build_prompt("<DocVQA>", "How much?", SIZE)
     assert (prompt.key, prompt.text) == ("<DocVQA>", "<DocVQA>How much?")
 
@@ -75,12 +75,12 @@ def test_the_text_of_a_foreign_task_stands_behind_it():
 @pytest.mark.parametrize("token", tasks_taking(TaskInput.REGION))
 @pytest.mark.parametrize("pixels", ["64,48,320,479", " 64.0 , 48, 3.2e2,\t479.0 "])
 def test_a_region_may_be_given_in_pixels(token, pixels):
-    """Pixels of the picture become the tokens of their bins."""
+    """Pixels of the image become the tokens of their bins."""
     expected = build_prompt(token, "<loc_100><loc_100><loc_500><loc_997>", SIZE)
     assert build_prompt(token, pixels, SIZE) == build_prompt(token + pixels, None, SIZE) == expected
 
 
-def test_a_region_is_clamped_to_the_picture():
+def test_a_region_is_clamped_to_the_image():
     """What juts out is cut off."""
     prompt = build_prompt("<REGION_TO_OCR>", "-20,-1e9,320,1e308", SIZE)
     assert region_tokens((0, 0, 320, 480), SIZE) in prompt.text
@@ -97,7 +97,7 @@ def test_a_region_is_clamped_to_the_picture():
     ],
 )
 def test_half_a_region_is_refused(token, region):
-    """Anything but four location tokens or a box that overlaps the picture."""
+    """A region is four location tokens or a box that overlaps the image; everything else is refused."""
     with pytest.raises(InvalidPrompt, match="region"):
         build_prompt(token, region, SIZE)
 
@@ -154,7 +154,7 @@ def test_a_task_token_inside_other_words_is_refused(task, text):
         build_prompt(task, text, SIZE)
 
 
-def test_absurd_lengths_are_refused_before_tokenising():
+def test_absurd_lengths_are_refused_before_tokenizing():
     """A megabyte of text costs nothing."""
     with pytest.raises(InvalidPrompt, match="1,000,000 characters"):
         build_prompt("<OPEN_VOCABULARY_DETECTION>", "a" * 1_000_000, SIZE)

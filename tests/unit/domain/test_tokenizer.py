@@ -143,6 +143,6 @@ def test_a_damaged_or_missing_file_is_refused(tmp_path, content):
         Tokenizer(path)
 
 
-def test_a_prompt_of_the_longest_accepted_text_is_tokenised_in_time():
+def test_a_prompt_of_the_longest_accepted_text_is_tokenized_in_time():
     """A hundred thousand letters without a space are one word to the tokenizer."""
     assert len(tokenizer().encode_prompt("a" * 100_000)) > 1000
