@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
-# Images of one checkout; docker-compose.yml builds what it runs. Why so: docs/adr/0011.
+# Builds this project's images; docker-compose.yml builds those that it runs. docs/adr/0011 gives the reasons.
 #
 #   docker build --target cpu .       the embedded server on Python's slim image
-#   docker build --target gpu .       the same command over tritonserver of NVIDIA's image; the default
+#   docker build --target gpu .       the same command with tritonserver of NVIDIA's image; the default
 #   docker build --target export .    florence2 export
 #   docker build --target ui .        florence2 ui
 
@@ -10,7 +10,7 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.12-slim-bookworm
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.07-py3
 
 
-# --- the project's wheel, so that a change of code rebuilds one small layer ---
+# --- the project's wheel, separate so that a code change rebuilds only one small layer ---
 FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /checkout
 COPY . .
@@ -19,7 +19,7 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheel .
 
 # --- CPU: packages without the project ---
 FROM ${PYTHON_IMAGE} AS cpu-packages
-# Empty for PyPI, whose torch for x86-64 is a CUDA build of gigabytes.
+# Set it to an empty string for PyPI, whose torch for x86-64 is a CUDA build of gigabytes.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PATH=/opt/florence2/bin:$PATH
 RUN python3 -m venv /opt/florence2
@@ -27,7 +27,7 @@ WORKDIR /checkout
 COPY pyproject.toml constraints.txt ./
 COPY florence2/__init__.py florence2/
 RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch
-# The project's code is not there yet; what is installed and removed again is an empty package.
+# The project's code is not copied yet, so pip installs an empty package here, and then removes it.
 RUN mkdir client export && touch README.md LICENSE \
     && pip install --no-cache-dir --constraint constraints.txt '.[serve]' \
     && pip uninstall --yes florence2-triton
@@ -56,7 +56,7 @@ ENTRYPOINT ["florence2", "export"]
 
 FROM cpu-base AS cpu
 EXPOSE 8000 8001 8002
-# A real inference: Triton's own health routes do not notice a dead model process (docs/adr/0004).
+# Runs a real inference, because Triton's health endpoints do not notice a dead model process (docs/adr/0004).
 HEALTHCHECK --interval=30s --timeout=35s --start-period=10m --retries=3 CMD ["florence2", "health", "--timeout", "30"]
 CMD ["florence2", "serve", "--repository", "/models/repository", "--host", "0.0.0.0"]
 
@@ -103,6 +103,6 @@ COPY --from=gpu-packages /opt/florence2 /opt/florence2
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
 USER 10001
 EXPOSE 8000 8001 8002
-# The first start builds TensorRT's engine, for minutes.
+# The first start builds TensorRT's engine, which takes minutes.
 HEALTHCHECK --interval=30s --timeout=35s --start-period=30m --retries=3 CMD ["florence2", "health", "--timeout", "30"]
 CMD ["florence2", "serve", "--repository", "/models/repository", "--host", "0.0.0.0", "--tritonserver", "/opt/tritonserver"]

