@@ -20,8 +20,7 @@ import psutil
 
 from bench.harness import ClosedLoop, Peak, embedded_server, processes_in, shared_memory, usage_of
 from bench.load import Kind, Sender, parse_mix
-from florence2.server.embedded import EmbeddedServer
-from florence2.server.stubs import model_processes
+from florence2.server.embedded import EmbeddedServer, model_processes
 
 
 def processes_by_stage(server: EmbeddedServer) -> dict[str, list[psutil.Process]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from florence2.errors import ServerError
 
-# The kernel gives outgoing connections ports from 32768 on; a lower one is not taken by accident between our check and
+# The kernel gives outgoing connections ports from 32768 on. A lower one is not taken by accident between our check and
 # tritonserver's bind.
 FREE_PORTS = range(15000, 32000)
 
@@ -26,26 +26,28 @@ class Addresses:
 
     @property
     def client_host(self) -> str:
-        """The address for clients on this machine: 0.0.0.0 is only for listening."""
+        """Return the address for clients on this machine: 0.0.0.0 is only for listening."""
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """Return whether only this machine can connect."""
         return ipaddress.ip_address(self.host).is_loopback
 
 
 def choose_addresses(host: str, http_port: int, grpc_port: int, metrics_port: int) -> Addresses:
-    """Return the addresses, with a free port for each 0. Raise ServerError if the host or a port cannot be used."""
+    """Return the addresses, with a free port in place of each 0. Raise ServerError if one cannot be used."""
     try:
         address = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
         _bind(address, 0)
     except OSError as error:
-        raise ServerError(f"cannot listen on {host}: this machine has no such IPv4 address or name") from error
+        raise ServerError(
+            f"cannot listen on {host}: this machine has no such IPv4 address or name; choose another with --host"
+        ) from error
     chosen: list[int] = []
     for option, port in (("--http-port", http_port), ("--grpc-port", grpc_port), ("--metrics-port", metrics_port)):
         if port in chosen:
-            raise ServerError(f"port {port} is given twice; {option} needs another")
+            raise ServerError(f"port {port} is given twice; choose another with {option}")
         if port:
             _require_free(address, port, option)
         chosen.append(port or _free_port(address, chosen))
@@ -56,9 +58,9 @@ def _require_free(host: str, port: int, option: str) -> None:
     try:
         _bind(host, port)
     except OverflowError as error:
-        raise ServerError(f"port {port} does not exist; {option} takes 1 to 65535, or 0 for any free one") from error
+        raise ServerError(f"port {port} does not exist; {option} takes 1 to 65535, or 0 for any free port") from error
     except PermissionError as error:
-        raise ServerError(f"port {port} needs root's rights; choose one from 1024 on with {option}") from error
+        raise ServerError(f"only root may listen on port {port}; choose one from 1024 on with {option}") from error
     except OSError as error:
         raise ServerError(f"port {port} is already in use; choose another with {option}") from error
 
@@ -69,11 +71,13 @@ def _free_port(host: str, taken: list[int]) -> int:
             with contextlib.suppress(OSError):
                 _bind(host, port)
                 return port
-    raise ServerError(f"no free port found on {host}")
+    raise ServerError(
+        f"found no free port on {host}; choose the ports with --http-port, --grpc-port and --metrics-port"
+    )
 
 
 def _bind(host: str, port: int) -> None:
-    """Bind like tritonserver, for which a port is free whose last connections are still closing."""
+    """Bind as tritonserver does: it also takes a port whose last connections are still closing."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))

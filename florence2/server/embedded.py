@@ -16,26 +16,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from florence2.errors import ServerError
 from florence2.server import supervisor
 from florence2.server.addresses import choose_addresses
 from florence2.server.folder import assemble, mirror, models_of
-from florence2.server.installation import find_installation, find_wheel
-from florence2.server.launch import command_line, environment, require_shared_memory
+from florence2.server.installation import STUB, find_installation, find_wheel
+from florence2.server.launch import command_line, environment, expected_processes, require_shared_memory
 from florence2.server.log import LogReader
 from florence2.server.options import ServingOptions
 from florence2.server.streaming import write_streaming_models
-from florence2.server.stubs import expected_processes, is_alive, model_processes
 from florence2.triton.admission import PATH_VARIABLE
 
 WATCH_SECONDS = 0.5
 
 
+class ServerDied(ServerError):
+    """A server that had been ready stopped by itself, or one of its models' processes did."""
+
+
 class EmbeddedServer:
-    """Tritonserver with an exported repository. Entering waits until all models are ready, leaving stops it.
+    """Tritonserver with an exported repository. Entering waits until all models are ready; leaving stops it.
 
     `report` gets a line for every step and every problem, from another thread.
-    Entering raises ServerError with one sentence when the server cannot start.
+    Entering raises ServerError with one sentence if the server cannot start.
     """
 
     def __init__(self, options: ServingOptions, report: Callable[[str], None] = print) -> None:
@@ -44,11 +49,11 @@ class EmbeddedServer:
         self._log = LogReader()
         self._shm_prefix = f"florence2_{os.getpid()}_{secrets.token_hex(4)}_"
         self._stop_seconds = options.drain_seconds + supervisor.UNLOAD_SECONDS
-        self._hurry = False  # running requests are not waited for
+        self._stop_at_once = False  # without waiting for running requests
 
     @property
     def options(self) -> ServingOptions:
-        """The options, with the ports that were chosen in place of 0."""
+        """Return the options, with the ports that were chosen in place of 0."""
         chosen = self._addresses
         return replace(
             self._options,
@@ -59,14 +64,17 @@ class EmbeddedServer:
 
     @property
     def grpc_url(self) -> str:
+        """Return the URL for gRPC clients on this machine."""
         return f"grpc://{self._addresses.client_host}:{self._addresses.grpc_port}"
 
     @property
     def http_url(self) -> str:
+        """Return the URL for HTTP clients on this machine."""
         return f"http://{self._addresses.client_host}:{self._addresses.http_port}"
 
     @property
     def metrics_url(self) -> str:
+        """Return the URL of Prometheus metrics."""
         return f"http://{self._addresses.client_host}:{self._addresses.metrics_port}/metrics"
 
     def __enter__(self) -> EmbeddedServer:
@@ -76,13 +84,13 @@ class EmbeddedServer:
         if not self._addresses.is_loopback:
             if options.model_control:
                 raise ServerError(
-                    f"model control lets clients run code on this machine, so it is not offered to all that can reach "
-                    f"{self._addresses.host}; listen on 127.0.0.1"
+                    "model control lets clients run code on this machine, so it cannot be offered on "
+                    f"{self._addresses.host}; listen on 127.0.0.1, or leave out --model-control"
                 )
-            self._report(f"open to everyone who can reach {self._addresses.host}: there is no access control")
+            self._report(f"no access control: every client that can reach {self._addresses.host} can send requests")
         self._folder = Path(tempfile.mkdtemp(prefix="florence2-server-"))
-        with contextlib.ExitStack() as undo:
-            undo.callback(supervisor.remove_leftovers, self._folder, self._shm_prefix)
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(supervisor.remove_leftovers, self._folder, self._shm_prefix)
             triton = (
                 find_installation(options.tritonserver)
                 if options.tritonserver
@@ -104,34 +112,34 @@ class EmbeddedServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in a terminal reaches only us, and we stop the server in order
             )  # fmt: skip
-            undo.callback(self._end_process)
-            self._reader = threading.Thread(target=self._pass_log_on, name="tritonserver log", daemon=True)
+            cleanup.callback(self._stop)
+            self._reader = threading.Thread(target=self._relay_log, name="tritonserver log", daemon=True)
             self._reader.start()
             self._wait_until_ready()
-            # Found now, not when `wait` begins: a process that died in between would not be missed.
+            # Listed now, not when `wait` begins, so that a process that dies in between is noticed.
             self._models = {} if options.model_control else model_processes(self._folder)
-            self._undo = undo.pop_all()
+            self._cleanup = cleanup.pop_all()
         return self
 
     def __exit__(self, *_exception: object) -> None:
         """Answer running requests, then stop. Ctrl-C meanwhile stops at once. Nothing is left either way."""
-        self._undo.close()
+        self._cleanup.close()
 
     def wait(self) -> None:
-        """Block while the server and its models' processes run. Raise ServerError when one of them has died.
+        """Block while the server and its models' processes run. Raise ServerDied when one of them has died.
 
-        A model without its process cannot answer, so running requests are not waited for then. Under model control
-        processes are not watched, because loading a model again ends some of them regularly.
+        A model without its process cannot answer, so the server then stops without waiting for running requests. Under
+        model control processes are not watched, because loading a model again regularly ends some of them.
         """
         while (code := self._process.poll()) is None:
             dead = [model for process, model in self._models.items() if not is_alive(process)]
             if dead:
-                self._hurry = True
-                raise ServerError(f"a process of {dead[0]} died")
+                self._stop_at_once = True
+                raise ServerDied(f"a process of {dead[0]} died")
             time.sleep(WATCH_SECONDS)
-        raise ServerError(f"tritonserver stopped by itself: {_end(code)}")
+        raise ServerDied(f"tritonserver stopped by itself: {_describe_exit(code)}")
 
-    def _pass_log_on(self) -> None:
+    def _relay_log(self) -> None:
         """Read to the end, whatever `report` does: a full pipe would block tritonserver."""
         assert self._process.stdout is not None
         mirror = str(self._folder / "repository")
@@ -147,7 +155,10 @@ class EmbeddedServer:
             if code is not None:
                 self._reader.join()
                 reasons = self._log.failures or self._log.errors[-1:]
-                raise ServerError("; ".join(reasons) or f"tritonserver stopped before it was ready: {_end(code)}")
+                raise ServerError(
+                    "; ".join(reasons)
+                    or f"tritonserver stopped before it was ready: {_describe_exit(code)}; see its log above"
+                )
             time.sleep(0.05)
 
     def _is_ready(self) -> bool:
@@ -160,11 +171,11 @@ class EmbeddedServer:
         finally:
             connection.close()
 
-    def _end_process(self) -> None:
+    def _stop(self) -> None:
         self._process.terminate()
         try:
-            if self._hurry:
-                time.sleep(2 * supervisor.POLL_SECONDS)  # two signals at once would count as one
+            if self._stop_at_once:
+                time.sleep(2 * supervisor.POLL_SECONDS)  # two signals at the same time would count as one
                 self._process.terminate()
             self._process.wait(self._stop_seconds + supervisor.KILL_SECONDS)
         except KeyboardInterrupt:
@@ -180,7 +191,29 @@ class EmbeddedServer:
                     pipe.close()
 
 
-def _end(code: int) -> str:
+def model_processes(folder: Path) -> dict[int, str]:
+    """Return process id -> model for the Python models of the server that runs in `folder`.
+
+    Triton does not notice when one of these processes dies, so EmbeddedServer watches them.
+    """
+    repository = folder / "repository"
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        command: list[str] = process.info["cmdline"] or []  # None if we may not read it
+        if len(command) > 1 and command[0].endswith(STUB) and Path(command[1]).is_relative_to(repository):
+            found[process.pid] = Path(command[1]).relative_to(repository).parts[0]
+    return found
+
+
+def is_alive(process: int) -> bool:
+    """Return whether this is still a model's process. One that has died but was not waited for has no command line."""
+    try:
+        return bool(command := psutil.Process(process).cmdline()) and command[0].endswith(STUB)
+    except psutil.Error:
+        return False
+
+
+def _describe_exit(code: int) -> str:
     """Describe an exit code. The supervisor's is 128 + N if signal N ended tritonserver, -N if it ended itself."""
     with contextlib.suppress(ValueError):
         return f"killed by {signal.Signals(-code if code < 0 else code - 128).name}"

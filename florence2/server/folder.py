@@ -2,7 +2,7 @@
 
 backends/python/       NVIDIA's Python backend with the stub of this Python version
 backends/onnxruntime/  our stand-in; a real C++ backend of that name would need no change in the repository
-lib/                   only libpython: the rest of its folder must not come before the system's libraries
+lib/                   only libpython: other libraries in its folder must not come before the system's
 repository/            a mirror of the model repository. The stub always writes __pycache__ next to every model.py, so
                        code is copied; weights, which may be gigabytes, are linked
 """
@@ -39,32 +39,32 @@ def assemble(folder: Path, wheel: Wheel) -> Installation:
 
 
 def mirror(folder: Path, repository: Path) -> Path:
-    """Make a mirror of a model repository in `folder` and return its path."""
+    """Mirror a model repository in `folder` and return the mirror's path."""
     for model in models_of(repository):
         copy_code_and_link_data(model, folder / "repository" / model.name)
     return folder / "repository"
 
 
 def models_of(repository: Path) -> list[Path]:
-    """Return the folders of all models. Raise ServerError if this is not a repository that can be served."""
-    how = f"florence2 export CHECKPOINT --repository {repository}"
+    """Return the folders of all models. Raise ServerError if the repository cannot be served."""
+    command = f"florence2 export CHECKPOINT --repository {repository}"
     if not repository.is_dir():
-        raise ServerError(f"there is no model repository {repository}; make it with: {how}")
+        raise ServerError(f"there is no model repository {repository}; create it with: {command}")
     models = sorted(path for path in repository.iterdir() if (path / "config.pbtxt").is_file())
     if not models:
-        raise ServerError(f"{repository} holds no models; make them with: {how}")
+        raise ServerError(f"{repository} contains no models; create them with: {command}")
     for model in models:
         config = (model / "config.pbtxt").read_text(encoding="utf-8")
         if NEEDS_ONNX_FILE.search(config) and not list(model.glob("*/model.onnx")):
             raise ServerError(
-                f"{repository} holds no weights, it is not exported yet; make a repository with: "
+                f"{repository} contains no weights: it is a template, not an exported repository; create one with: "
                 "florence2 export CHECKPOINT --repository DIR"
             )
     return models
 
 
 def copy_code_and_link_data(source: Path, target: Path) -> None:
-    """Copy code and configs, and link all other files. Empty folders are made too: an ensemble's version is one."""
+    """Copy code and configs, link all other files, and keep empty folders: an ensemble's version is one."""
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path.name == "__pycache__":

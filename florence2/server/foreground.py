@@ -1,4 +1,4 @@
-"""serve: an embedded server in the foreground until Ctrl-C or SIGTERM, started again when it dies."""
+"""serve: run an embedded server in the foreground until Ctrl-C or SIGTERM, and restart it when it dies."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from collections.abc import Iterator
 from types import FrameType
 
 from florence2.errors import ServerError
-from florence2.server.embedded import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer, ServerDied
 from florence2.server.options import ServingOptions
 
 MOST_DEATHS = 5
 DEATHS_SECONDS = 300.0
-
-
-class _Died(ServerError):
-    """A server died that had been ready."""
 
 
 def serve(options: ServingOptions) -> int:
@@ -31,45 +27,40 @@ def serve(options: ServingOptions) -> int:
     with contextlib.suppress(KeyboardInterrupt), _sigterm_interrupts():
         while True:
             try:
-                _say(f"Starting Triton Inference Server with {options.repository}")
+                _print(f"Starting Triton Inference Server with {options.repository}")
                 started = time.monotonic()
-                with EmbeddedServer(options, report=_indented) as server:
-                    _say(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
+                with EmbeddedServer(options, report=_print_indented) as server:
+                    _print(f"Ready after {time.monotonic() - started:.1f} s. Stop with Ctrl-C. Listening on")
                     for url in (server.grpc_url, server.http_url, server.metrics_url):
-                        _indented(url)
+                        _print_indented(url)
                     options = server.options
-                    _wait(server)
-            except _Died as death:
+                    try:
+                        server.wait()
+                    except KeyboardInterrupt:
+                        _print("\nStopping when running requests are answered. Ctrl-C again stops at once.")
+                        raise
+            except ServerDied as death:
                 deaths.append(time.monotonic())
                 if len(deaths) == MOST_DEATHS and deaths[-1] - deaths[0] < DEATHS_SECONDS:
                     raise ServerError(
-                        f"{death}; that was the {MOST_DEATHS}th time within {DEATHS_SECONDS / 60:.0f} minutes"
+                        f"{death}; that was the {MOST_DEATHS}th time within {DEATHS_SECONDS / 60:.0f} minutes, "
+                        "so the server is not started again"
                     ) from death
-                _say(f"{death}. Starting again")
+                _print(f"{death}. Starting again")
     return 0
 
 
-def _wait(server: EmbeddedServer) -> None:
-    try:
-        server.wait()
-    except KeyboardInterrupt:
-        _say("\nStopping when running requests are answered. Ctrl-C again stops at once.")
-        raise
-    except ServerError as error:
-        raise _Died(str(error)) from error
-
-
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _indented(line: str) -> None:
-    _say(f"  {line}")
+def _print_indented(line: str) -> None:
+    _print(f"  {line}")
 
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Make SIGTERM act like Ctrl-C, and Ctrl-C act in a shell's background job, where it starts out ignored."""
+    """Make SIGTERM act like Ctrl-C, and make Ctrl-C work in a shell's background job, which ignores it at first."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

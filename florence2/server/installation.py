@@ -1,6 +1,6 @@
-"""Find a tritonserver: that of the nvidia-pytriton wheel, or a complete installation as in NVIDIA's container.
+"""Find a tritonserver: the nvidia-pytriton wheel's, or a complete installation as in NVIDIA's container.
 
-pytriton itself is never imported: it is slow to import and serves another purpose.
+Beware of importing pytriton itself: it is slow to import and serves another purpose.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from florence2.errors import ServerError
 from florence2.server import machine
 
 INSTALL = "run: pip install 'florence2-triton[serve]'"
-STUB = "triton_python_backend_stub"  # Triton's program that runs one instance of a Python model
+STUB = "triton_python_backend_stub"  # Triton's program for Python models: one process for each instance
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Installation:
 
 @dataclass(frozen=True)
 class Wheel:
-    """Paths in the installed wheel, and the libpython that its stub needs. `folder.assemble` makes them ready."""
+    """Paths in the installed wheel, and the libpython that its stub needs; `folder.assemble` makes an Installation."""
 
     tritonserver: Path
     libraries: Path  # shared libraries that the wheel brings for its own binaries
@@ -45,7 +45,7 @@ class Wheel:
 
 
 def find_wheel() -> Wheel:
-    """Return what the nvidia-pytriton wheel brings. Raise ServerError if something is missing, saying how to get it."""
+    """Return the paths in the nvidia-pytriton wheel. Raise ServerError, with the remedy, if something is missing."""
     if problem := machine.missing():
         raise ServerError(problem)
     _require_python3_next_to_python()
@@ -90,4 +90,7 @@ def _require_python3_next_to_python() -> None:
     """
     python3 = Path(sys.executable).with_name("python3")
     if not (python3.exists() and python3.samefile(sys.executable)):
-        raise ServerError(f"the python3 next to {sys.executable} is missing or another one; use a virtual environment")
+        raise ServerError(
+            f"models run in the python3 next to {sys.executable}, which is missing or another interpreter; "
+            "use a virtual environment"
+        )

@@ -1,4 +1,4 @@
-"""What tritonserver is started with: its command line, its environment, and the shared memory it needs."""
+"""What tritonserver starts with: its command line, its environment, and the shared memory it needs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from florence2.errors import ServerError
 from florence2.server.addresses import Addresses
 from florence2.server.installation import Installation
 from florence2.server.options import ServingOptions
+from florence2.server.streaming import read_config
 from florence2.server.supervisor import SHARED_MEMORY
 
 MIB = 2**20
-# Loading the large checkpoint from a slow disk must fit in. A stub that dies is noticed at once all the same.
+# Enough to load the large checkpoint from a slow disk. A stub that dies is noticed at once nevertheless.
 LOAD_SECONDS = 600
-# The biggest tensor, a full batch of the large model's features, is 8 * 577 * 1024 * 4 bytes = 18 MiB; a region that
-# grows by less grows again and again.
+# The largest tensor, a full batch of the large model's features, takes 8 * 577 * 1024 * 4 bytes = 18 MiB. A region that
+# grew in smaller steps would have to grow several times.
 SHM_GROWTH = 32 * MIB
-# What each model process begins with, plus one growth. With less, processes die of SIGBUS in the middle of a request.
+# What each model process starts with, plus one growth. With less, processes die of SIGBUS in the middle of a request.
 SHM_PER_PROCESS = MIB + SHM_GROWTH
 # APIs that change the server, or reach into the memory that its models share. Clients have no use for them.
 MODEL_CONTROL = "model-repository"
 CLOSED_APIS = ("shared-memory", MODEL_CONTROL, "logging", "trace")
-# No header can hold a line break, so no client can send this key; it is visible in `ps` and need not be secret.
-NO_KEY = "nobody=\n"
+# NAME=VALUE of the header that opens the closed APIs. No header can contain a line break, so no client can send it; it
+# is visible in `ps` and need not be secret. Triton names the header when it refuses a request.
+UNSENDABLE_HEADER = "disabled=\n"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -34,8 +36,8 @@ def command_line(
     triton: Installation, repository: Path, shm_prefix: str, addresses: Addresses, options: ServingOptions
 ) -> list[str]:
     """Return tritonserver's command line. `repository` is what it reads: the mirror, except under model control."""
-    # Model control is open only over gRPC: any page in a browser on this machine could send the HTTP request, and files
-    # to run with it.
+    # Model control is open only over gRPC: over HTTP, any web page in a browser on this machine could send the request,
+    # together with files to run.
     closed_over_grpc = [api for api in CLOSED_APIS if not (options.model_control and api == MODEL_CONTROL)]
     settings = {
         "model-repository": repository,
@@ -48,8 +50,8 @@ def command_line(
         "metrics-address": addresses.host,
         "metrics-port": addresses.metrics_port,
         "allow-gpu-metrics": str(triton.gpu).lower(),
-        "http-restricted-api": f"{','.join(CLOSED_APIS)}:{NO_KEY}",
-        "grpc-restricted-protocol": f"{','.join(closed_over_grpc)}:{NO_KEY}",
+        "http-restricted-api": f"{','.join(CLOSED_APIS)}:{UNSENDABLE_HEADER}",
+        "grpc-restricted-protocol": f"{','.join(closed_over_grpc)}:{UNSENDABLE_HEADER}",
         "exit-timeout-secs": options.drain_seconds,
     }
     if options.connection_age:
@@ -64,7 +66,7 @@ def command_line(
     }
     return [
         str(triton.tritonserver),
-        # Our configs are complete. Completing them all the same would start every model twice.
+        # Our configs are complete, and auto-completion would start every model twice.
         "--disable-auto-complete-config",
         *(f"--{key}={value}" for key, value in settings.items()),
         *(f"--backend-config=python,{key}={value}" for key, value in python_backend.items()),
@@ -72,16 +74,16 @@ def command_line(
 
 
 def environment(triton: Installation) -> dict[str, str]:
-    """Return our environment with this Python first on PATH, the installation's libraries, and a thread for each core.
+    """Return our environment with this Python first on PATH, the installation's libraries, and one thread per core.
 
-    The stubs run the first `python3` on PATH and so find the packages of our virtual environment. Thread counts that
-    the user has set stay.
+    The stubs run the first `python3` on PATH and so find the packages of our virtual environment. Thread counts
+    that the user has set stay.
     """
     libraries = (*map(str, triton.libraries), os.environ.get("LD_LIBRARY_PATH"))
     return {
-        "OMP_NUM_THREADS": str(usable_cores()),  # torch in the decoder, and onnxruntime in its stand-in
-        # Waiting threads that spin made a decoder step ten times slower when the two cores had other work as well:
-        # 532 against 54 ms, base geometry, 2 threads, next to one busy process (torch 2.13).
+        "OMP_NUM_THREADS": str(usable_cores()),  # for torch in the decoder, and onnxruntime in its stand-in
+        # Threads that spin while they wait made a decoder step ten times slower when the two cores had other work too:
+        # 532 instead of 54 ms (base geometry, 2 threads, next to one busy process, torch 2.13).
         "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
@@ -91,7 +93,7 @@ def environment(triton: Installation) -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may use. Libraries count the machine's, far too many in a small container."""
+    """Return how many cores this process may use. Libraries count the machine's, too many in a small container."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = CPU_QUOTA.read_text().split()  # "max 100000" without a limit
@@ -100,15 +102,34 @@ def usable_cores() -> int:
         return cores
 
 
+def expected_processes(repository: Path, triton: Installation) -> int:
+    """Return the number of model processes: one per instance of each served version of a model that runs in Python.
+
+    Raise ServerError if a configuration cannot be read.
+    """
+    processes = 0
+    for path in repository.glob("*/config.pbtxt"):
+        config = read_config(path)
+        if triton.runs_in_python(config.backend):
+            versions = sum(version.name.isdecimal() for version in path.parent.iterdir())
+            served = min(versions, config.version_policy.latest.num_versions or 1)
+            processes += served * (sum(group.count or 1 for group in config.instance_group) or 1)
+    return processes
+
+
 def require_shared_memory(processes: int) -> None:
-    """Raise ServerError if tensors could not travel between tritonserver and so many model processes."""
+    """Raise ServerError if shared memory does not suffice for tritonserver to exchange tensors with its models."""
     needed = processes * SHM_PER_PROCESS
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError as error:
-        raise ServerError("/dev/shm is missing, where tritonserver and its models exchange tensors") from error
+        raise ServerError(
+            "/dev/shm is missing; tritonserver and its models exchange tensors there, so mount a tmpfs"
+        ) from error
     if not os.access(SHARED_MEMORY, os.W_OK):
-        raise ServerError("/dev/shm is not writable, where tritonserver and its models exchange tensors")
+        raise ServerError(
+            "/dev/shm is not writable; tritonserver and its models exchange tensors there, so change its permissions"
+        )
     if free < needed:
         raise ServerError(
             f"/dev/shm has {free // MIB} MiB free and the {processes} model processes need {needed // MIB} MiB; "

@@ -1,7 +1,7 @@
-r"""Read tritonserver's log line by line and keep what a person should see.
+r"""Read tritonserver's log line by line and keep what a user should see.
 
 Lines look like `E1122 04:29:36.964754 6808 model_lifecycle.cc:642] "failed to load 'm' version 1: Internal: reason"`,
-the message quoted with \n and \" escaped. Lines without such a head come from the models or are rows of tables.
+with the message quoted, and \n and \" escaped. Lines without such a head come from the models or are rows of tables.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ LOADED = re.compile(r"successfully loaded '(?P<model>.+)'$")
 FAILED = re.compile(r"failed to load '(?P<model>.+?)' version \d+: (?:Internal: )?(?P<reason>.*)", re.DOTALL)
 POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<model>.+?)': (?P<reason>.*)", re.DOTALL)
 
-# Harmless: logged on every machine without an NVIDIA driver, or when a client keeps an idle connection open while the
-# server stops.
+# Logged on every machine without an NVIDIA driver, or when a client keeps an idle connection open while the server
+# stops.
 HARMLESS = (
     "CudaDriverHelper has not been initialized",
     "Unable to allocate pinned system memory",
@@ -26,37 +26,36 @@ HARMLESS = (
     "DCGM unable to start",
     "Exit timeout expired",
 )
-# Another line says these better.
+# Another line reports these better.
 REPEATED = ("ERROR: Failed to create instance", "which has no loaded version", "that are not available or ambiguous")
-# Tables of settings, empty lines, and tracebacks that come again with the failure itself.
+# Tables of settings, empty lines, and tracebacks that the failure itself repeats.
 NOISE = re.compile(r"[+|]|$|Signal \(|error: creating server: |At:$|  .+\(\d+\): \S+$")
 DEAD_STUB = re.compile(r"Stub process '\S+' is not healthy")
 
 
 @dataclass
 class LogReader:
-    """Collects why models could not be loaded, from every line of the log."""
+    """Reads the log and collects why models could not be loaded."""
 
     failures: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     def read(self, line: str) -> str | None:
-        """Return what to show of a line, or None."""
+        """Return what to show of a line, or None for nothing."""
         line = line.rstrip()
         head = HEAD.match(line)
         if head is None:
             return None if NOISE.match(line) else line
-        message = _unquoted(head["message"])
-        return self._progress(message) if head["level"] == "I" else self._problem(message)
-
-    def _progress(self, message: str) -> str | None:
+        message = _unquote(head["message"])
+        if head["level"] != "I":
+            return self._read_problem(message)
         if match := LOADING.match(message):
             return f"{match['model']}: loading"
         if match := LOADED.match(message):
             return f"{match['model']}: ready"
         return None
 
-    def _problem(self, message: str) -> str | None:
+    def _read_problem(self, message: str) -> str | None:
         if any(phrase in message for phrase in HARMLESS + REPEATED):
             return None
         match = FAILED.match(message) or POLL_FAILED.match(message)
@@ -70,7 +69,7 @@ class LogReader:
         return f"{match['model']}: failed\n{traceback}".rstrip()
 
 
-def _unquoted(message: str) -> str:
+def _unquote(message: str) -> str:
     if len(message) < 2 or not (message[0] == message[-1] == '"'):
         return message
     escapes = {"n": "\n", "t": "\t", "r": "\r"}

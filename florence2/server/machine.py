@@ -1,4 +1,4 @@
-"""What a machine needs to run the embedded server.
+"""Check what a machine needs to run the embedded server.
 
 `make install` runs this file before anything is installed, so it imports only the standard library.
 """
@@ -13,9 +13,9 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-PYTHONS = ("3.10", "3.11", "3.12")  # nvidia-pytriton has a program for each of these to run Python models
+PYTHONS = ("3.10", "3.11", "3.12")  # nvidia-pytriton has a program to run Python models for each of these
 MACHINES = ("x86_64", "aarch64")
-# The wheel's tag. Its binaries need 2.34, and pip refuses the wheel below 2.35.
+# From the wheel's tag. Its binaries need 2.34, but pip refuses the wheel below 2.35.
 GLIBC = (2, 35)
 
 
@@ -25,15 +25,19 @@ def python_version() -> str:
 
 
 def missing() -> str | None:
-    """Return a sentence that names what this machine or this Python lacks, or None if it lacks nothing."""
+    """Return a sentence on what this machine or this Python lacks and what to do, or None if nothing is missing."""
     system, machine, (libc, libc_version) = platform.system(), platform.machine(), platform.libc_ver()
     needed = ".".join(map(str, GLIBC))
     if system != "Linux":
         return f"the embedded Triton runs only on Linux, not on {system}; use Docker here"
     if machine not in MACHINES:
-        return f"the embedded Triton exists only for {' and '.join(MACHINES)}, not for {machine}"
+        return (
+            f"the embedded Triton exists only for {' and '.join(MACHINES)}, not for {machine}; serve on such a machine"
+        )
     if libc != "glibc":
-        return f"the embedded Triton needs glibc {needed} or newer, and this system has another C library"
+        return (
+            f"the embedded Triton needs glibc {needed} or newer, and this system has another C library; use Docker here"
+        )
     if tuple(int(part) for part in libc_version.split(".")[:2]) < GLIBC:
         return (
             f"the embedded Triton needs glibc {needed} or newer (Ubuntu 22.04, Debian 12, RHEL 10 or later), "
@@ -42,7 +46,7 @@ def missing() -> str | None:
     if python_version() not in PYTHONS:
         return (
             f"the embedded Triton needs Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}, and this is Python "
-            f"{python_version()}; the client works with any newer version"
+            f"{python_version()}, which only the client supports; install one of these"
         )
     if find_libpython() is None:
         return (
@@ -54,7 +58,7 @@ def missing() -> str | None:
 
 
 def find_libpython() -> Path | None:
-    """Return the shared libpython. Triton's program for Python models needs it; a statically linked Python lacks it."""
+    """Return the shared libpython, which Triton's program for Python models needs, or None, as with a static Python."""
     return next((folder / _libpython() for folder in _library_folders() if (folder / _libpython()).is_file()), None)
 
 

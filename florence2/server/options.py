@@ -1,4 +1,4 @@
-"""ServingOptions: how a model repository is served, from the command line to the launcher."""
+"""ServingOptions: how to serve a model repository, passed from the command line to the launcher."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from florence2.errors import ServerError
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """What is served, where, and how. A port of 0 takes a free one. Raise ServerError if options contradict each other.
+    """What to serve, where, and how; a port of 0 means any free one. Raises ServerError if options are contradictory.
 
-    `cache_mib` MiB of memory keep the features of images, so that an image is encoded once; 0 switches the cache off.
-    `stream` adds the streaming models, which have a language model of their own.
+    `cache_mib` is the memory in MiB for the features of images, so that an image is encoded once; 0 means no cache.
+    `stream` adds the streaming models, which load the language model a second time.
     `model_control` lets clients load models again; Triton then works on the repository itself, not on a mirror.
-    `drain_seconds` is what running requests get when the server stops.
+    `drain_seconds` is the time that running requests get when the server stops.
     `connection_age` is the time in seconds after which gRPC clients reconnect, so that they find new servers of the
-    same name; requests that are running are answered first. None means never.
+    same name; running requests are answered first. None means never.
     `tritonserver` is an installation to use instead of the wheel's, such as /opt/tritonserver in NVIDIA's container.
     """
 
@@ -36,11 +36,14 @@ class ServingOptions:
 
     def __post_init__(self) -> None:
         if self.stream and self.model_control:
-            raise ServerError("streaming models are derived at start, which model control rules out; leave out one")
+            raise ServerError(
+                "streaming cannot be combined with model control, under which the repository is served as it is; "
+                "leave out --stream or --model-control"
+            )
         if self.drain_seconds < 0 or (self.connection_age is not None and self.connection_age < 1):
-            raise ServerError("a time to drain is at least 0 seconds, and the age of a connection at least 1")
+            raise ServerError("--drain-seconds must be at least 0, and --connection-age at least 1")
 
     @classmethod
     def on_free_ports(cls, repository: Path, **options: Any) -> ServingOptions:
-        """Return options for a server that does not need well-known ports, as for a demo or a test."""
+        """Return options with any free ports, for a demo or a test."""
         return cls(Path(repository), **{"http_port": 0, "grpc_port": 0, "metrics_port": 0, **options})

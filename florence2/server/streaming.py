@@ -1,12 +1,12 @@
-"""The models that stream answers, derived from an exported repository: `NAME_stream` for each `NAME_ensemble`.
+"""Derive the models that stream answers from an exported repository: `NAME_stream` for each `NAME_ensemble`.
 
-`florence2 serve --stream` adds them to the repository that it serves. For another server:
+`florence2 serve --stream` adds them to the repository that it serves. For another server, run:
 
     python -m florence2.server.streaming REPOSITORY FOLDER
     tritonserver --model-repository REPOSITORY --model-repository FOLDER
 
 The streaming decoder is the exported one under another name, with links to the same weights
-(docs/adr/0005-streaming-models-are-derived.md). How the ensemble is wired is `contract.STREAM_STEPS`.
+(docs/adr/0005-streaming-models-are-derived.md). `contract.STREAM_STEPS` wires the ensemble.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from florence2.errors import Florence2Error, ServerError
 from florence2.server.folder import copy_code_and_link_data
 
 CONFIG = "config.pbtxt"
-# A greedy answer takes one row, so this is eight requests at once, with a third of the other decoder's memory for keys
-# and values.
+# A greedy answer takes one row, so eight requests run at once, with a third of the other decoder's memory for keys and
+# values.
 ROWS = "8"
 
 
 def write_streaming_models(repository: Path, target: Path) -> None:
     """Write `NAME_stream` and `NAME_decoder_stream` into `target` for each ensemble of the repository.
 
-    Raises ServerError if the repository holds no exported ensemble, or one that cannot be read.
+    Raise ServerError if the repository contains no exported ensemble, or one that cannot be read.
     """
     ensembles = sorted(repository.glob(f"*_ensemble/{CONFIG}"))
     if not ensembles:
-        raise ServerError(f"{repository} holds no ensemble, so there are no answers to stream")
+        raise ServerError(
+            f"{repository} contains no ensemble whose answers could be streamed; "
+            f"create one with: florence2 export CHECKPOINT --repository {repository}"
+        )
     for path in ensembles:
         name = path.parent.name.removesuffix("_ensemble")
         decoder = repository / f"{name}_decoder"
@@ -50,7 +53,7 @@ def write_streaming_models(repository: Path, target: Path) -> None:
 
 
 def stream_decoder(config: ModelConfig, name: str) -> ModelConfig:
-    """Return the decoder's config as a decoupled model's: many responses to a request, each with all that follows."""
+    """Return the decoder's config as a decoupled model's: each response carries all that postprocess needs."""
     stream = ModelConfig()
     stream.CopyFrom(config)
     stream.name = f"{name}_decoder_stream"
@@ -80,12 +83,12 @@ def stream_ensemble(config: ModelConfig, name: str) -> ModelConfig:
         step.input_map.update(wiring.inputs)
         step.output_map.clear()
         step.output_map.update(wiring.outputs)
-    stream.parameters.clear()  # what the export says of itself is told by the exported ensemble
+    stream.parameters.clear()  # they describe the export, as the exported ensemble already does
     return stream
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Return a model's configuration. Raises ServerError if it cannot be read."""
+    """Return a model's configuration. Raise ServerError if it cannot be read."""
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except (OSError, ValueError, text_format.ParseError) as error:
@@ -93,7 +96,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def _write(model: Path, config: ModelConfig) -> None:
-    """Write a model's folder anew, in place of what an earlier start left."""
+    """Write a model's folder, replacing what an earlier run left."""
     shutil.rmtree(model, ignore_errors=True)
     model.mkdir(parents=True)
     (model / CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")

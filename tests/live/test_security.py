@@ -123,7 +123,7 @@ def test_no_client_can_send_the_key(server, value):
     """The key is a line break, which ends a header however it is written."""
     host, port = server.http_url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(b"GET /v2/logging HTTP/1.1\r\nHost: x\r\nnobody: " + value + b"\r\n\r\n")  # sic
+        connection.sendall(b"GET /v2/logging HTTP/1.1\r\nHost: x\r\ndisabled: " + value + b"\r\n\r\n")
         connection.shutdown(socket.SHUT_WR)
         reply = connection.recv(1000)
     assert not reply.startswith(b"HTTP/1.1 2")
@@ -222,4 +222,4 @@ def test_the_document_names_the_version_that_runs(server):
 def test_the_key_is_no_secret(server):
     """Every user can read the command line."""
     restricted = [word for word in server._process.args if "restricted" in word]
-    assert len(restricted) == 2 and all(word.endswith(":nobody=\n") for word in restricted)  # sic
+    assert len(restricted) == 2 and all(word.endswith(":disabled=\n") for word in restricted)

@@ -28,7 +28,7 @@ from florence2.errors import (
     InvalidRequest,
     Unavailable,
 )
-from florence2.server.stubs import model_processes
+from florence2.server.embedded import model_processes
 from florence2_client.transports import open_async_transport
 from florence2_client.transports.base import parse_url
 from tests.stress import images

@@ -88,7 +88,7 @@ def test_every_client_is_answered_or_refused(served: Path, sizes: Sizes) -> None
     with embedded_server(served) as server:
         asyncio.run(crowd([server.grpc_url, server.http_url], 2, 60))  # the first requests need memory of their own
         outcomes, before, most, waiting, late = asyncio.run(watched(server, sizes.crowd, sizes.seconds))
-        server._hurry = True  # do not wait for requests whose clients have given up
+        server._stop_at_once = True  # do not wait for requests whose clients have given up
     print()
     for outcome, times in sorted(outcomes.items()):
         p50, p99 = np.percentile(times, [50, 99])

@@ -11,9 +11,8 @@ from typing import ClassVar
 import pytest
 
 from florence2.errors import DeadlineExceeded, InternalError, QueueFull, Unavailable
-from florence2.server.embedded import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer, model_processes
 from florence2.server.options import ServingOptions
-from florence2.server.stubs import model_processes
 from florence2_client import cli
 from florence2_client.cli.health import check_health
 

@@ -1,4 +1,4 @@
-"""The embedded server as its users see it: it answers, fails with a reason, and leaves nothing behind."""
+"""The embedded server, as its users see it, answers, fails with a reason, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 import tritonclient.grpc as triton
 from onnx import TensorProto, helper
 
 from florence2.errors import ServerError
-from florence2.server.embedded import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer, model_processes
 from florence2.server.options import ServingOptions
-from florence2.server.stubs import model_processes
 
 BATCHING = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
 PYTHON_MODEL = """
@@ -68,7 +68,7 @@ def python_model(repository: Path, name: str = "double", initialize: str = "pass
 
 
 def onnx_model(repository: Path, name: str = "triple") -> Path:
-    """Y = 3 * X, with the 3 in a file next to the model, where large checkpoints have their weights."""
+    """Write a model of Y = 3 * X, with the 3 in a file next to the model, as for the weights of large checkpoints."""
     version = repository / name / "1"
     version.mkdir(parents=True)
     x, y = (helper.make_tensor_value_info(tensor, TensorProto.FLOAT, ["batch", "n"]) for tensor in "XY")
@@ -98,7 +98,7 @@ def tensor(values: np.ndarray) -> triton.InferInput:
 
 
 def shared_memory(owner: int) -> set[str]:
-    """Regions of the servers that the process `owner` started."""
+    """Return the regions of the servers that the process `owner` started."""
     return {name for name in os.listdir("/dev/shm") if name.startswith(f"florence2_{owner}_")}
 
 
@@ -107,24 +107,19 @@ def folders(temporary: Path) -> set[str]:
 
 
 def processes(mark: str) -> list[str]:
-    """Command lines of the living processes that mention `mark`."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if mark in command:
-                found.append(command)
-    return found
+    """Return the command lines of the live processes that contain `mark`."""
+    commands = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return [command for command in commands if mark in command]
 
 
-def ask_at_once(client: triton.InferenceServerClient, model: str, rows: list[np.ndarray]) -> list:
-    """The replies, results or errors, in the order of `rows`."""
-    replies: dict = {}
+def infer_at_once(client: triton.InferenceServerClient, model: str, rows: list[np.ndarray]) -> list:
+    """Send a request for each of `rows` and return the responses, results or errors, in the same order."""
+    responses: dict = {}
     for n, row in enumerate(rows):
-        client.async_infer(model, [tensor(row)], lambda result, error, n=n: replies.update({n: error or result}))
-    while len(replies) < len(rows):
+        client.async_infer(model, [tensor(row)], lambda result, error, n=n: responses.update({n: error or result}))
+    while len(responses) < len(rows):
         time.sleep(0.01)
-    return [replies[n] for n in range(len(rows))]
+    return [responses[n] for n in range(len(rows))]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +135,7 @@ def running(models: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files of only this test's servers, so that leftovers and processes can be told apart."""
+    """Give this test's servers their own folder for temporary files, which identifies their leftovers and processes."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -150,7 +145,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def serving(temporary: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """`serve` in a process of its own, ready."""
+    """Start `serve` in another process and wait until it is ready."""
     repository = python_model(tmp_path / "models", execute=SLEEP)
     process = subprocess.Popen([sys.executable, "-c", SERVE, str(repository)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -163,19 +158,14 @@ def serving(temporary: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def grpc_address(temporary: Path) -> str:
-    """Where the server of the `serving` process listens."""
+    """Return where the server of the `serving` process listens."""
     command = next(command for command in processes(str(temporary)) if "--grpc-port=" in command)
     return "127.0.0.1:" + command.partition("--grpc-port=")[2].split()[0]
 
 
 def child_of(process: int, name: str) -> int:
-    """The process id of the child whose command line contains `name`."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-            if parent == process and name.encode() in (status.parent / "cmdline").read_bytes():
-                return int(status.parent.name)
-    raise AssertionError(f"{process} has no child {name}")
+    """Return the process id of the child whose command line contains `name`."""
+    return next(child.pid for child in psutil.Process(process).children() if name in " ".join(child.cmdline()))
 
 
 def wait_until_gone(temporary: Path, seconds: float = 15) -> None:
@@ -186,7 +176,7 @@ def wait_until_gone(temporary: Path, seconds: float = 15) -> None:
 
 
 def test_answers_over_grpc_and_http(running):
-    """It listens where it says, on all three ports."""
+    """It listens on all three ports that it reports."""
     with connection(running) as client:
         assert client.infer("double", [tensor(np.array([1, 2], np.float32))]).as_numpy("Y").tolist() == [2, 4]
     assert urllib.request.urlopen(f"{running.http_url}/v2/health/ready").status == 200
@@ -194,25 +184,25 @@ def test_answers_over_grpc_and_http(running):
 
 
 def test_onnx_models_run_in_batches(running):
-    """Requests that wait together are one run, and each gets its own rows back."""
+    """Requests that wait together run as one batch, and each gets its own rows back."""
     rows = [np.full((1 + n % 2, 4), n, np.float32) for n in range(4)]
     with connection(running) as client:
-        replies = ask_at_once(client, "triple", rows)
+        responses = infer_at_once(client, "triple", rows)
         statistics = client.get_inference_statistics("triple").model_stats[0]
-    for row, reply in zip(rows, replies, strict=True):
-        np.testing.assert_array_equal(reply.as_numpy("Y"), 3 * row)
+    for row, response in zip(rows, responses, strict=True):
+        np.testing.assert_array_equal(response.as_numpy("Y"), 3 * row)
     assert statistics.execution_count < statistics.inference_count
 
 
-def test_requests_that_cannot_be_joined_are_answered_singly(running):
-    """Rows of different lengths make no batch; neither request suffers for it."""
+def test_requests_that_cannot_be_batched_run_one_by_one(running):
+    """Rows of different lengths cannot form a batch; both requests are answered all the same."""
     with connection(running) as client:
-        replies = ask_at_once(client, "triple", [np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)])
-    assert [reply.as_numpy("Y").shape for reply in replies] == [(1, 2), (1, 3)]
+        responses = infer_at_once(client, "triple", [np.ones((1, 2), np.float32), np.ones((1, 3), np.float32)])
+    assert [response.as_numpy("Y").shape for response in responses] == [(1, 2), (1, 3)]
 
 
-def test_a_second_server_comes_and_goes(running, models, temporary):
-    """It tells its progress, leaves nothing behind, and does not disturb the first one or the repository."""
+def test_a_second_server_starts_and_stops(running, models, temporary):
+    """It reports its progress, leaves nothing behind, and disturbs neither the first server nor the repository."""
     lines: list[str] = []
     memory, files = shared_memory(os.getpid()), sorted(models.rglob("*"))
     with any_ports(models, lines.append):
@@ -232,16 +222,16 @@ def test_a_second_server_comes_and_goes(running, models, temporary):
         ("import os; os._exit(1)", "double cannot be loaded: its process died, perhaps because memory ran out"),
     ],
 )
-def test_model_that_cannot_load_is_named_with_its_reason(tmp_path, temporary, initialize, reason):
-    """The error is that one sentence, and nothing is left of the attempt."""
+def test_model_that_cannot_load_is_reported_with_its_reason(tmp_path, temporary, initialize, reason):
+    """The error is that one sentence, and the attempt leaves nothing behind."""
     with pytest.raises(ServerError) as caught, any_ports(python_model(tmp_path / "models", initialize=initialize)):
         pass
     assert str(caught.value) == reason
     assert not folders(temporary) and not processes(str(temporary))
 
 
-def test_taken_port_is_named_before_anything_starts(tmp_path):
-    """The port is checked before the models load."""
+def test_taken_port_is_reported_before_anything_starts(tmp_path):
+    """Users need not wait until models are loaded to learn that the port is taken."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ServerError, match=f"port {port} is already in use; choose another with --grpc-port"):
@@ -250,7 +240,7 @@ def test_taken_port_is_named_before_anything_starts(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_when_running_requests_are_answered(serving, temporary, number):
-    """Ctrl-C and SIGTERM: the request in flight gets its answer, the exit code is 0, nothing is left."""
+    """After Ctrl-C or SIGTERM the request in flight is answered, the exit code is 0, and nothing is left."""
     threading.Timer(0.3, lambda: serving.send_signal(number)).start()
     with triton.InferenceServerClient(grpc_address(temporary)) as client:
         assert client.infer("double", [tensor(np.ones(1, np.float32))]).as_numpy("Y").tolist() == [2]
@@ -261,7 +251,7 @@ def test_a_signal_stops_it_when_running_requests_are_answered(serving, temporary
 
 
 def test_a_second_signal_stops_it_at_once(serving, temporary):
-    """Who is in a hurry does not wait for running requests; nothing is left all the same."""
+    """Running requests are not waited for, and still nothing is left."""
     with triton.InferenceServerClient(grpc_address(temporary)) as client:
         client.async_infer("double", [tensor(np.full(1, 60, np.float32))], lambda result, error: None)
         time.sleep(0.3)
@@ -273,8 +263,8 @@ def test_a_second_signal_stops_it_at_once(serving, temporary):
     assert not folders(temporary) and not processes(str(temporary)) and not shared_memory(serving.pid)
 
 
-def test_nothing_is_left_when_we_are_killed(serving, temporary):
-    """`kill -9` ends the others and frees files and shared memory."""
+def test_nothing_is_left_when_serve_is_killed(serving, temporary):
+    """`kill -9` ends the other processes too, and files and shared memory are freed."""
     assert shared_memory(serving.pid)
     serving.kill()
     serving.wait(timeout=15)
@@ -283,15 +273,15 @@ def test_nothing_is_left_when_we_are_killed(serving, temporary):
 
 
 @pytest.mark.parametrize("times", [{"drain_seconds": -1}, {"connection_age": 0}])
-def test_times_without_a_meaning_are_refused(times):
-    """Before anything starts."""
-    with pytest.raises(ServerError, match="a time to drain is"):
+def test_meaningless_times_are_refused(times):
+    """Options are checked before anything starts."""
+    with pytest.raises(ServerError, match="--drain-seconds must be at least 0, and --connection-age at least 1"):
         ServingOptions(**times)
 
 
 @pytest.mark.parametrize("victim", ["stub", "tritonserver", "supervisor"])
-def test_it_starts_again_when_a_process_is_killed(serving, temporary, victim):
-    """Whichever dies: the same address answers again, of the dead server nothing is left, and one stop ends all."""
+def test_it_restarts_when_a_process_is_killed(serving, temporary, victim):
+    """The same address answers again, nothing is left of the dead server, and one signal stops everything."""
     address, [folder] = grpc_address(temporary), folders(temporary)
     supervisor = child_of(serving.pid, "supervisor.py")
     tritonserver = child_of(supervisor, "tritonserver")

@@ -1,4 +1,4 @@
-"""A tritonserver of one's own, as NVIDIA's container has it in /opt/tritonserver."""
+"""`--tritonserver`: serve with an installation of Triton, such as /opt/tritonserver in NVIDIA's container."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 import tritonclient.grpc as triton
 
 from florence2.errors import ServerError
-from florence2.server.embedded import EmbeddedServer
+from florence2.server.embedded import EmbeddedServer, model_processes
 from florence2.server.folder import assemble, mirror
 from florence2.server.installation import Installation, find_installation, find_wheel
+from florence2.server.launch import expected_processes
 from florence2.server.options import ServingOptions
-from florence2.server.stubs import expected_processes, model_processes
 from tests.live.server.test_embedded import onnx_model, python_model
 
 MODEL = """name: "%s" backend: "%s" instance_group [ { count: %d } ]"""
@@ -25,9 +26,10 @@ MODEL = """name: "%s" backend: "%s" instance_group [ { count: %d } ]"""
 
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The wheel's files laid out as in the container, with libraries where its loader finds them."""
+    """Lay out the wheel's files as in the container, with libraries where the loader finds them."""
     root, wheel = tmp_path / "opt" / "tritonserver", find_wheel()
-    assembled = assemble(_folder(root), wheel)
+    root.mkdir(parents=True)
+    assembled = assemble(root, wheel)
     (root / "bin").mkdir()
     (root / "bin" / "tritonserver").symlink_to(wheel.tritonserver)
     shutil.copytree(wheel.caches, root / "caches")
@@ -35,33 +37,23 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True)
-    return path
-
-
 def test_a_container_s_tritonserver_serves_and_is_watched(container: Path, tmp_path: Path):
-    """Its own backends and caches are used, its model processes are found, and a dead one is noticed."""
+    """Use its backends and caches, find its model processes, and notice a dead one."""
     repository = python_model(tmp_path / "repository")
     with EmbeddedServer(ServingOptions.on_free_ports(repository, tritonserver=container)) as server:
         client = triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://"))
         x = triton.InferInput("X", [2], "FP32")
         x.set_data_from_numpy(np.array([1, 2], np.float32))
         assert client.infer("double", [x]).as_numpy("Y").tolist() == [2, 4]
-        assert str(container / "backends") in Path(f"/proc/{_tritonserver(server)}/cmdline").read_text()
+        (tritonserver,) = psutil.Process(server._process.pid).children()
+        assert f"--backend-directory={container / 'backends'}" in tritonserver.cmdline()
         (process,) = model_processes(server._folder)
         os.kill(process, signal.SIGKILL)
         with pytest.raises(ServerError, match="a process of double died"):
             server.wait()
 
 
-def _tritonserver(server: EmbeddedServer) -> int:
-    supervisor = server._process.pid
-    (child,) = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    return int(child)
-
-
-def test_what_an_installation_lacks_is_named(container: Path):
+def test_what_an_installation_lacks_is_reported(container: Path):
     """`--tritonserver /opt` is an easy mistake."""
     assert find_installation(container).tritonserver == container / "bin" / "tritonserver"
     with pytest.raises(ServerError, match=r"/opt is not a complete installation of Triton: it lacks bin/tritonserver"):
@@ -72,7 +64,7 @@ def test_what_an_installation_lacks_is_named(container: Path):
 
 
 def test_onnxruntime_opens_a_mirrored_model_itself(tmp_path: Path):
-    """The C++ backend does so: it is a link, its weights are behind one, and some releases may refuse that."""
+    """Open it as the C++ backend does: model and weights are links, which some releases of onnxruntime may refuse."""
     mirrored = mirror(tmp_path, onnx_model(tmp_path / "exported"))
     session = onnxruntime.InferenceSession(mirrored / "triple" / "1" / "model.onnx")
     assert session.run(["Y"], {"X": np.ones((1, 1), np.float32)})[0] == 3
@@ -80,7 +72,7 @@ def test_onnxruntime_opens_a_mirrored_model_itself(tmp_path: Path):
 
 @pytest.mark.parametrize(("stand_in", "processes"), [(True, 7), (False, 4)])
 def test_processes_are_counted_by_instance_and_version(tmp_path: Path, stand_in: bool, processes: int):
-    """Two of preprocess; two of the decoder, which keeps its older version; three of ONNX if it runs in Python."""
+    """Expect 2 of preprocess, 2 of the decoder, which keeps its older version, and 3 of vision if it runs in Python."""
     backends = tmp_path / "backends"
     (backends / "onnxruntime").mkdir(parents=True)
     if stand_in:

@@ -1,4 +1,4 @@
-"""The same image is encoded once: Triton's response cache on the vision encoder, live."""
+"""Triton's response cache on the vision encoder: a repeated image is encoded once."""
 
 import urllib.request
 
@@ -14,22 +14,22 @@ MODEL = "florence2_vision"
 
 
 def encode(client, pixels):
-    """uint8 [B, H, W, 3] -> float32 [B, T, D], and the identity that the request carried."""
+    """Return the features float32 [B, T, D] of pixels uint8 [B, H, W, 3]."""
     item = tritonclient.grpc.InferInput("PIXELS", list(pixels.shape), "UINT8")
     item.set_data_from_numpy(pixels)
     return client.infer(MODEL, [item]).as_numpy("IMAGE_FEATURES")
 
 
 def count(server, what: str) -> int:
-    """A counter of the cache, from the metrics endpoint."""
+    """Return a counter of the cache from the metrics endpoint."""
     with urllib.request.urlopen(server.metrics_url) as page:
         lines = page.read().decode().splitlines()
     name = f'nv_cache_num_{what}_per_model{{model="{MODEL}"'
     return sum(int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-def test_an_image_that_was_seen_is_answered_from_the_cache_with_equal_features(server, repository, monkeypatch):
-    """Bit for bit those that the encoder computes, also after other images; the metrics tell hits and misses."""
+def test_a_repeated_image_is_answered_from_the_cache_with_equal_features(server, repository, monkeypatch):
+    """Expect what the encoder computes, bit for bit, also after other images; metrics count hits and misses."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(usable_cores()))
     folder = repository / MODEL
     config = read_config(folder)

@@ -10,8 +10,7 @@ import yaml
 
 from florence2.engine.metrics import METRICS
 from florence2.server.installation import Installation
-from florence2.server.launch import SHM_PER_PROCESS
-from florence2.server.stubs import expected_processes
+from florence2.server.launch import SHM_PER_PROCESS, expected_processes
 from florence2.server.supervisor import UNLOAD_SECONDS
 from florence2_client import cli
 from tests.unit.deploy.conftest import CHART, ROOT

@@ -13,7 +13,7 @@ from florence2_export.repository import read_config
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 SYMPTOMS = re.findall(r"^\| `(.+?)` \|", PAGE.partition("## Troubleshooting")[2], re.M)
-OF_TRITON = {"This API is restricted, expecting header 'nobody'"}  # sic, in tests/live/test_security.py
+OF_TRITON = {"This API is restricted, expecting header 'disabled'"}  # tests/live/test_security.py hears it
 VARIES = re.compile(r"…|\{[^{}]*\}")
 
 

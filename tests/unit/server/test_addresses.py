@@ -1,4 +1,4 @@
-"""Ports: free ones are found, and ports that cannot be had are named with the option that changes them."""
+"""Free ports are found; for a port that cannot be used, the message names the option that changes it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from florence2.errors import ServerError
 from florence2.server.addresses import choose_addresses
 
 
-def test_port_0_takes_three_free_ones():
-    """They differ and can be bound."""
+def test_port_0_means_a_free_port():
+    """Choose three different ports that can be bound."""
     chosen = choose_addresses("localhost", 0, 0, 0)
     assert chosen.host == "127.0.0.1"
     ports = {chosen.http_port, chosen.grpc_port, chosen.metrics_port}
@@ -21,15 +21,15 @@ def test_port_0_takes_three_free_ones():
         socket.create_server((chosen.host, port)).close()
 
 
-def test_all_addresses_are_reached_by_the_loopback():
-    """0.0.0.0 is for listening only, and it is not private."""
+def test_clients_reach_all_addresses_over_the_loopback():
+    """Treat 0.0.0.0 as an address only for listening, and as public."""
     everywhere = choose_addresses("0.0.0.0", 0, 0, 0)
     assert everywhere.client_host == "127.0.0.1" and not everywhere.is_loopback
     assert choose_addresses("localhost", 0, 0, 0).is_loopback
 
 
-def test_taken_port_is_named_with_its_option():
-    """The user learns which of the three to change."""
+def test_taken_port_is_reported_with_its_option():
+    """Tell the user which of the three to change."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ServerError, match=f"port {port} is already in use; choose another with --metrics-port"):
@@ -37,7 +37,7 @@ def test_taken_port_is_named_with_its_option():
 
 
 def test_just_closed_port_is_free():
-    """A server can be started again at once, while its last connections are still closing."""
+    """Allow a server to restart at once, while its last connections are still closing."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)), listening.accept()[0]:
@@ -48,22 +48,22 @@ def test_just_closed_port_is_free():
 @pytest.mark.parametrize(
     ("host", "ports", "words"),
     [
-        ("127.0.0.1", (9000, 9000, 0), "port 9000 is given twice; --grpc-port needs another"),
+        ("127.0.0.1", (9000, 9000, 0), "port 9000 is given twice; choose another with --grpc-port"),
         ("127.0.0.1", (70000, 0, 0), "port 70000 does not exist; --http-port takes 1 to 65535"),
         ("127.0.0.1", (-1, 0, 0), "port -1 does not exist"),
-        ("no-such-host.invalid", (0, 0, 0), "cannot listen on no-such-host.invalid"),
+        ("no-such-host.invalid", (0, 0, 0), "cannot listen on no-such-host.invalid: .*; choose another with --host"),
         ("192.0.2.1", (0, 0, 0), "cannot listen on 192.0.2.1"),
         ("::1", (0, 0, 0), "cannot listen on ::1"),
     ],
 )
-def test_impossible_addresses_are_refused_in_a_sentence(host, ports, words):
-    """What the system would say late, or in numbers, is said at once."""
+def test_unusable_addresses_are_refused_in_a_sentence(host, ports, words):
+    """Report at once, in words, what the system would report late or as a number."""
     with pytest.raises(ServerError, match=words):
         choose_addresses(host, *ports)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on every port")
-def test_low_port_needs_rights():
-    """Ports below 1024 are root's."""
-    with pytest.raises(ServerError, match="port 80 needs root's rights; choose one from 1024 on with --http-port"):
+def test_low_port_is_for_root():
+    """Ports below 1024 are reserved."""
+    with pytest.raises(ServerError, match="only root may listen on port 80; choose one from 1024 on with --http-port"):
         choose_addresses("127.0.0.1", 80, 0, 0)

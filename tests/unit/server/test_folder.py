@@ -1,4 +1,4 @@
-"""The private folder: code is copied, weights are linked, and what is no exported repository is refused."""
+"""The private folder holds copied code and linked weights; a folder that is not an exported repository is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def exported(tmp_path: Path) -> Path:
 
 
 def test_repository_is_mirrored(exported: Path, tmp_path: Path):
-    """Weights are links to the originals, code is not, empty version folders exist, other folders are left out."""
+    """Link weights to the originals, copy code, keep empty version folders, and leave out other folders."""
     mirror = folder.mirror(tmp_path, exported)
     assert sorted(path.name for path in mirror.iterdir()) == ["ensemble", "vision"]
     assert (mirror / "vision/1/model.onnx").resolve() == (exported / "vision/1/model.onnx").resolve()
@@ -36,7 +36,7 @@ def test_repository_is_mirrored(exported: Path, tmp_path: Path):
     assert (mirror / "ensemble/1").is_dir() and not (mirror / "vision/1/__pycache__").exists()
 
 
-def test_backends_are_files_of_their_own(tmp_path: Path):
+def test_backends_are_copied(tmp_path: Path):
     """Tritonserver refuses links that leave the backend folder, and starts the stub as a program."""
     triton = assemble(tmp_path, find_wheel())
     assert triton.backends == tmp_path / "backends"
@@ -47,16 +47,18 @@ def test_backends_are_files_of_their_own(tmp_path: Path):
     assert [path.resolve() for path in (tmp_path / "lib").iterdir()] == [find_wheel().libpython.resolve()]
 
 
-def test_missing_repository_is_refused_with_the_command_that_makes_it(tmp_path: Path):
-    """The first thing that goes wrong for a newcomer."""
-    with pytest.raises(ServerError, match=r"there is no model repository .*; make it with: florence2 export"):
+def test_missing_repository_is_refused_with_the_command_that_creates_it(tmp_path: Path):
+    """Help newcomers with their first mistake."""
+    with pytest.raises(ServerError, match=r"there is no model repository .*; create it with: florence2 export"):
         models_of(tmp_path / "nowhere")
-    with pytest.raises(ServerError, match="holds no models; make them with: florence2 export"):
+    with pytest.raises(ServerError, match="contains no models; create them with: florence2 export"):
         models_of(tmp_path)
 
 
 def test_repository_of_the_checkout_is_refused():
-    """It holds code and configs only; export makes the one with weights."""
+    """It contains only code and configs; export creates a repository with weights."""
     checkout = Path(__file__).parents[3] / "model_repository"
-    with pytest.raises(ServerError, match=r"holds no weights, it is not exported yet; .* florence2 export"):
+    with pytest.raises(
+        ServerError, match=r"contains no weights: it is a template, not an exported .* florence2 export"
+    ):
         models_of(checkout)

@@ -1,4 +1,4 @@
-"""`serve` starts a dead server again, but not for ever."""
+"""`serve` restarts a dead server, but not forever."""
 
 from dataclasses import replace
 
@@ -6,11 +6,12 @@ import pytest
 
 from florence2.errors import ServerError
 from florence2.server import foreground
+from florence2.server.embedded import ServerDied
 from florence2.server.options import ServingOptions
 
 
 class Dying:
-    """A server that is ready at once and dies at once, on ports of its own choice."""
+    """A server that is ready at once, on ports that it chooses, and dies at once."""
 
     started: list[tuple[int, int, int]]
     grpc_url = http_url = metrics_url = "somewhere"
@@ -26,11 +27,11 @@ class Dying:
         pass
 
     def wait(self):
-        raise ServerError("a process of florence2_decoder died")
+        raise ServerDied("a process of florence2_decoder died")
 
 
 def test_a_server_that_keeps_dying_is_given_up(monkeypatch, tmp_path, capsys):
-    """Five deaths in a short while are a fault that a restart does not cure; the ports stay the same till then."""
+    """Five deaths within minutes are a fault that a restart does not cure. Until then the ports stay the same."""
     Dying.started = []
     monkeypatch.setattr(foreground, "EmbeddedServer", Dying)
     with pytest.raises(ServerError, match="florence2_decoder died; that was the 5th time within 5 minutes"):
@@ -39,7 +40,7 @@ def test_a_server_that_keeps_dying_is_given_up(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.count("a process of florence2_decoder died. Starting again") == 4
 
 
-def test_a_server_that_cannot_start_is_not_tried_again(tmp_path):
-    """There is no repository, and a second attempt would find none either."""
-    with pytest.raises(ServerError, match="holds no models"):
+def test_a_server_that_cannot_start_is_not_restarted(tmp_path):
+    """A second attempt would find no repository either."""
+    with pytest.raises(ServerError, match="contains no models"):
         foreground.serve(ServingOptions.on_free_ports(tmp_path))

@@ -1,4 +1,4 @@
-"""What tritonserver is given: threads that fit the machine, our Python, and enough shared memory."""
+"""Tritonserver gets threads that fit the machine, our Python, and enough shared memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from florence2.server.installation import Installation
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1)])
-def test_cores_of_a_small_container_are_few(monkeypatch, tmp_path, quota, cores):
-    """A quota of one and a half processors is two threads, however many the machine has."""
+def test_a_container_s_quota_limits_the_cores(monkeypatch, tmp_path, quota, cores):
+    """Round a quota of one and a half processors up to two threads, however many the machine has."""
     (tmp_path / "cpu.max").write_text(quota + "\n")
     monkeypatch.setattr(launch, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
@@ -24,8 +24,8 @@ def test_cores_of_a_small_container_are_few(monkeypatch, tmp_path, quota, cores)
     assert launch.usable_cores() == 8
 
 
-def test_environment_puts_this_python_first_and_keeps_what_the_user_set(monkeypatch, tmp_path):
-    """The stub takes the first python3 on PATH, and who sets thread counts means it."""
+def test_environment_puts_this_python_first_and_keeps_the_users_settings(monkeypatch, tmp_path):
+    """The stub takes the first python3 on PATH. A thread count that the user has set stays."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/theirs")
     triton = Installation(tmp_path, tmp_path, tmp_path, (tmp_path / "libs", tmp_path / "lib"))
@@ -38,13 +38,13 @@ def test_environment_puts_this_python_first_and_keeps_what_the_user_set(monkeypa
 
 
 def test_small_shared_memory_is_refused_with_dockers_option(monkeypatch):
-    """Docker's 64 MiB let the server start and kill it in the middle of a request."""
+    """With Docker's 64 MiB the server would start, and die in the middle of a request."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(64 * 2**20, 0, 64 * 2**20))
     with pytest.raises(ServerError, match=r"has 64 MiB free and the 6 model processes need 198 MiB; .* --shm-size=1g"):
         launch.require_shared_memory(6)
 
 
-def test_missing_shared_memory_is_named(monkeypatch):
+def test_missing_shared_memory_is_reported(monkeypatch):
     """Some sandboxes have none."""
     monkeypatch.setattr(launch, "SHARED_MEMORY", Path("/nowhere/shm"))
     with pytest.raises(ServerError, match="/dev/shm is missing"):

@@ -1,4 +1,4 @@
-"""The log of tritonserver: harmless noise goes, progress and errors come through. The lines were written by 2.51.0."""
+"""Progress and errors in tritonserver's log are shown, harmless noise is not. Triton 2.51.0 wrote these lines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEAD = "1122 04:28:10.405678 6264 server.cc:241] "
     ],
 )
 def test_noise_is_dropped(line):
-    """Nothing that a person without a GPU sees every time, and no tables."""
+    """Drop tables, and what tritonserver logs on every machine without a GPU."""
     assert LogReader().read(line + "\n") is None
 
 
@@ -40,13 +40,13 @@ def test_noise_is_dropped(line):
         ("a model printed this", "a model printed this"),
     ],
 )
-def test_progress_problems_and_the_models_own_words_are_shown(line, shown):
-    """Messages come without Triton's head, quotes and escapes."""
+def test_progress_problems_and_the_models_output_are_shown(line, shown):
+    """Show messages without Triton's head, quotes and escapes."""
     assert LogReader().read(line + "\n") == shown
 
 
-def test_failure_has_its_reason_in_one_line_and_its_traceback_apart():
-    """The reason goes into our error's sentence; where it happened is shown above it."""
+def test_failure_has_its_reason_in_one_line_and_its_traceback_separately():
+    """The reason goes into the sentence of our error; the traceback is shown before it."""
     log = LogReader()
     shown = log.read(
         f'E{HEAD}"failed to load \'decoder\' version 1: Internal: ValueError: \\"x\\" is\\nbroken\\n\\n'
@@ -57,7 +57,7 @@ def test_failure_has_its_reason_in_one_line_and_its_traceback_apart():
 
 
 def test_failures_are_collected_and_their_consequences_are_not():
-    """An ensemble that lacks a model is no second failure."""
+    """An ensemble that lacks a model is not a second failure."""
     log = LogReader()
     log.read(f"E{HEAD}\"Poll failed for model directory 'decoder': failed to read text proto from /r/config.pbtxt\"")
     log.read(f"E{HEAD}\"Invalid argument: ensemble 'e' depends on 'decoder' which has no loaded version. Model ...\"")
