@@ -1,20 +1,26 @@
 """`florence2 health` tells the truth where Triton's own health routes do not: every stage is killed once."""
 
+import contextlib
 import http.server
 import os
+import re
+import shutil
 import signal
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import pytest
+from PIL import Image
 
-from florence2.errors import DeadlineExceeded, InternalError, QueueFull, Unavailable
+from florence2.errors import DeadlineExceeded, Florence2Error, InternalError, QueueFull, Unavailable
 from florence2.server.embedded import EmbeddedServer, model_processes
 from florence2.server.options import ServingOptions
-from florence2_client import cli
+from florence2_client import Client, cli
 from florence2_client.cli.health import check_health
+from florence2_export.repository import read_config, write_config
 
 
 class Broken:
@@ -121,3 +127,49 @@ def test_a_dead_or_hanging_process_is_noticed_and_named(repository):
             assert not health.alive and health.sentence == f"a process of {model} is dead or hangs"
         with urllib.request.urlopen(f"{server.http_url}/v2/health/ready") as answer:
             assert answer.status == 200
+
+
+@pytest.mark.parametrize("stage", [None, "decoder", "vision"])
+def test_a_full_queue_is_a_sign_of_life_only_while_the_server_works(repository, tmp_path, stage):
+    """The same queue is full of requests in progress, or of requests that a stopped process holds up."""
+    few = tmp_path / "repository"
+    shutil.copytree(repository, few)
+    config = read_config(few / "florence2_preprocess")
+    config.parameters["max_inside"].string_value = "4"
+    write_config(few / "florence2_preprocess", config)
+    over = threading.Event()
+
+    def send() -> None:
+        with Client(server.grpc_url, retry_for=0) as client:
+            while not over.is_set():
+                with contextlib.suppress(Florence2Error):
+                    client.run(Image.new("RGB", (64, 64), tuple(os.urandom(3))), "more_detailed_caption", timeout=30)
+
+    with EmbeddedServer(ServingOptions.on_free_ports(few)) as server, ThreadPoolExecutor(12) as pool:
+        assert check_health(server.grpc_url, timeout=20).alive
+        try:
+            for _ in range(12):
+                pool.submit(send)
+            time.sleep(2)
+            if stage:
+                stopped = next(p for p, name in model_processes(server._folder).items() if name == f"florence2_{stage}")
+                os.kill(stopped, signal.SIGSTOP)
+                time.sleep(1)
+            health = check_health(server.grpc_url, timeout=15, metrics=server.metrics_url)
+            assert health.alive == (stage is None), health.sentence
+            assert health.alive or re.search(f"florence2_{stage} is dead or hangs|no other request", health.sentence)
+        finally:
+            over.set()
+
+
+def test_a_crashed_encoder_is_the_servers_failure_in_a_stream_too(repository):
+    """Triton passes no status on in a stream, and its own message has no code."""
+    with EmbeddedServer(ServingOptions.on_free_ports(repository, stream=True)) as server:
+        encoder = next(
+            process for process, name in model_processes(server._folder).items() if name == "florence2_vision"
+        )
+        os.kill(encoder, signal.SIGKILL)
+        for url in server.grpc_url, server.http_url:
+            with Client(url, retry_for=0) as client, pytest.raises(InternalError) as caught:
+                list(client.stream(Image.new("RGB", (64, 64), tuple(os.urandom(3))), "od", timeout=30))
+            assert caught.value.exit_code == 1 and "ensemble" not in str(caught.value)
