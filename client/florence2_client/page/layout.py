@@ -12,11 +12,13 @@ import gradio as gr
 from gradio.components import Component
 from gradio.data_classes import ImageData
 
+from florence2.contract import OPTIONS, Option
+from florence2.errors import InvalidOption
 from florence2.tasks import TASKS, TaskInput
 from florence2_client.client import Client
 from florence2_client.options import Options
 from florence2_client.page.cards import STYLE, cards_html
-from florence2_client.page.requests import Card, ask, takes
+from florence2_client.page.requests import Card, ask, given_options, takes
 
 MOST_SIDE_BY_SIDE = 4
 FOLDER = Path(__file__).parent
@@ -52,6 +54,21 @@ def _path(_component: gr.Image, payload: ImageData | None) -> str | None:
 ImageFile: type[gr.Image] = ABCMeta.__new__(
     type(gr.Image), "ImageFile", (gr.Image,), {"is_template": True, "preprocess": _path}
 )
+
+
+def _option_field(option: Option) -> Component:
+    """Return the field of a generation option. Empty, it leaves the option to the checkpoint.
+
+    Beware: Gradio's Number turns an empty field into 0 (6.31), so numbers are entered as text.
+    """
+    label = option.keyword.replace("_", " ").capitalize()
+    limits = f" ({option.range})" if option.range else ""
+    info = f"{option.help}{limits}; empty: {option.default}"
+    elem_id = option.keyword.replace("_", "-")
+    if option.type == "BOOL":
+        choices = [("", None), ("yes", True), ("no", False)]
+        return gr.Dropdown(choices, value=None, label=label, info=info, elem_id=elem_id)
+    return gr.Textbox("", label=label, info=info, elem_id=elem_id)
 
 
 def region_picker(elem_id: str) -> gr.HTML:
@@ -90,9 +107,7 @@ class Form:
             label="Box", placeholder="x1,y1,x2,y2 in pixels, or draw it", visible="hidden", elem_id="region"
         )
         with gr.Accordion("Options", open=False):
-            checkpoints = "empty: as the checkpoint has it"
-            self.beams = gr.Number(None, label="Beams", precision=0, minimum=1, info=checkpoints)
-            self.tokens = gr.Number(None, label="Token limit", precision=0, minimum=1, info=checkpoints)
+            self.options = [_option_field(option) for option in OPTIONS]
             self.stream = gr.Checkbox(
                 False, label="Show answers as they grow", elem_id="stream",
                 info="one beam; the server must be started with `florence2 serve --stream`",
@@ -101,7 +116,7 @@ class Form:
     @property
     def inputs(self) -> list[Component]:
         """Return the fields of a request."""
-        return [self.image, self.task, self.others, self.text, self.region, self.beams, self.tokens, self.stream]
+        return [self.image, self.task, self.others, self.text, self.region, self.stream, *self.options]
 
     def follow(self) -> None:
         """Adapt the form to the tasks and the image: for a region, the image becomes one to draw a box on."""
@@ -166,13 +181,17 @@ def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
             )
 
         def answers(
-            image: str | None, task: str | None, others: Sequence[str], text: str, region: str,
-            beams: int | None, tokens: int | None, stream: bool,
+            image: str | None, task: str | None, others: Sequence[str], text: str, region: str, stream: bool,
+            *values: str | bool | None,
         ) -> Iterator[Updates]:  # fmt: skip
             tasks = all_tasks(task, others) or [""]
             cards = [Card(task, timing="running …") for task in tasks]
             yield {go: gr.update(visible=False), stop: gr.update(visible=True), shown: cards_html(cards)}
-            options = Options(num_beams=beams, max_new_tokens=tokens, timeout=timeout)
+            try:
+                options = Options(**given_options(values), timeout=timeout)  # type: ignore[typeddict-item]
+            except InvalidOption as error:
+                yield {shown: cards_html([Card(task, error=str(error)) for task in tasks])}
+                return
             for place, card in ask(client, image, tasks, text, region, options, stream=stream):
                 cards[place] = card
                 yield {shown: cards_html(cards)}

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image
 
 from florence2.answers import TextAnswer
-from florence2.errors import Florence2Error, InvalidImage, InvalidPrompt
+from florence2.contract import OPTIONS
+from florence2.errors import Florence2Error, InvalidImage, InvalidOption, InvalidPrompt
 from florence2.tasks import TaskInput, task_from_name
 from florence2_client.cli.arguments import task_name
 from florence2_client.client import Client
@@ -35,6 +36,24 @@ class Card:
     words: str | None = None  # of text answers
     details: dict[str, Any] | None = None
     timing: str = ""
+
+
+def given_options(values: Sequence[str | bool | None]) -> dict[str, Any]:
+    """Return the generation options that were filled in, given the fields in the order of OPTIONS.
+
+    Raises InvalidOption if a field that takes a number holds something else.
+    """
+    given: dict[str, Any] = {}
+    for option, value in zip(OPTIONS, values, strict=True):
+        if isinstance(value, str) and value.strip():
+            try:
+                given[option.keyword] = float(value) if option.type == "FP32" else int(value)
+            except ValueError as error:
+                kind = "a number" if option.type == "FP32" else "a whole number"
+                raise InvalidOption(f"{option.name} must be {kind}, not {value.strip()!r}") from error
+        elif isinstance(value, bool):
+            given[option.keyword] = value
+    return given
 
 
 def takes(tasks: Sequence[str], kind: TaskInput) -> bool:

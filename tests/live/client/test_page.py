@@ -14,6 +14,7 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 
+from florence2.contract import OPTIONS
 from florence2.tasks import TASKS
 from florence2_client import Client
 from florence2_client.options import Options
@@ -251,6 +252,38 @@ def test_tasks_are_compared_side_by_side(desk):
     desk.answer(1).locator("pre", has_text="bboxes").wait_for()
     own = desk.page.url
     assert [address for address in desk.addresses if not address.startswith((own, "data:", "blob:"))] == []
+    assert desk.faults == []
+
+
+OPTION_VALUES = {
+    "max_new_tokens": "3", "num_beams": "1", "no_repeat_ngram_size": "0", "length_penalty": "-1.5",
+    "early_stopping": "no", "min_new_tokens": "2", "repetition_penalty": "1.25",
+}  # fmt: skip
+
+
+def test_every_option_is_on_the_page(desk):
+    """Opening the options changes nothing; what is filled in reaches the server, which names a value out of range."""
+    assert set(OPTION_VALUES) == {option.keyword for option in OPTIONS}
+    desk.upload(EXAMPLE)
+    desk.page.get_by_text("Options", exact=True).click()
+    desk.button("Run").click()
+    desk.settled()
+    assert desk.page.get_by_text("cut off at the token limit").count() == 0
+    for keyword, value in OPTION_VALUES.items():
+        field = desk.page.locator(f"#{keyword.replace('_', '-')}").locator("input, textarea").first
+        if keyword == "early_stopping":
+            field.click()
+            desk.page.get_by_role("option", name=value, exact=True).click()
+        else:
+            field.fill(value)
+    desk.button("Run").click()
+    desk.answer().get_by_text("cut off at the token limit").wait_for()
+    beams = desk.page.locator("#num-beams").locator("input, textarea")
+    for value, problem in ("17", "must be between 1 and 16, not 17"), ("many", "must be a whole number, not 'many'"):
+        desk.button("Run").wait_for()
+        beams.fill(value)
+        desk.button("Run").click()
+        desk.answer().get_by_text(f"NUM_BEAMS {problem}").wait_for()
     assert desk.faults == []
 
 
