@@ -13,7 +13,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from bench.competitors import base_config
 from bench.decode import BASE
-from bench.gpu.common import Report, arguments, memory_mib, milliseconds
+from bench.gpu.harness import Report, arguments, memory_mib, milliseconds
 from florence2_export.checkpoint import read_checkpoint
 from florence2_export.vision import VisionEncoder
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 from bench.decode import random_weights
-from bench.gpu.common import EagerBackend, Report, arguments, engine_of, geometry, random_request, reference_answers
+from bench.gpu.harness import EagerBackend, Report, arguments, engine_of, geometry, random_request, reference_answers
 from florence2.config import ModelConfig
 from florence2.engine.beam import Generation
 from florence2.engine.cuda.backend import CudaBackend

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.decode import random_weights
-from bench.gpu.common import (
+from bench.gpu.harness import (
     EagerBackend,
     Report,
     arguments,

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from bench.decode import random_weights
-from bench.gpu.common import Report, arguments, engine_of, geometry, memory_mib, random_request, reference_answers, sync
+from bench.gpu.harness import (
+    Report,
+    arguments,
+    engine_of,
+    geometry,
+    memory_mib,
+    random_request,
+    reference_answers,
+    sync,
+)
 from bench.throughput import reference_model
 
 LOADS = {"captions": 20, "detections": 100}  # new tokens

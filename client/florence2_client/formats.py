@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def numbered(labels: Iterable[str], first: int = 0) -> dict[str, int]:
-    """Number labels from `first` in the order of appearance."""
+    """Return a number for each label, counted from `first` in order of appearance."""
     return {label: number for number, label in enumerate(dict.fromkeys(labels), first)}
 
 

@@ -27,7 +27,7 @@ DRAWN_SIZE = 384
 MASK_SIZE = 250
 FOUND_FROM = 0.5
 LOCATION = re.compile(r"<loc_(\d+)>")
-LABELLED = re.compile(r"([^<]*)((?:<loc_\d+>)+)")
+LABELED = re.compile(r"([^<]*)((?:<loc_\d+>)+)")
 
 Found = tuple[str, tuple[float, ...]]
 
@@ -63,10 +63,10 @@ class Scores:
 # --- reading answers -------------------------------------------------------------------------------------------------
 
 
-def labelled(answer: str, numbers: int) -> list[Found]:
+def labeled(answer: str, numbers: int) -> list[Found]:
     """Return every run of `numbers` locations with the text before it: boxes (4) or quads (8)."""
     found = []
-    for label, run in LABELLED.findall(answer):
+    for label, run in LABELED.findall(answer):
         values = [(int(value) + 0.5) / 1000 for value in LOCATION.findall(run)]
         for start in range(0, len(values) - numbers + 1, numbers):
             found.append((label.strip(), tuple(values[start : start + numbers])))
@@ -121,7 +121,7 @@ def score_region_text(scores: Scores, answer: str, target: str) -> None:
 
 def score_objects(scores: Scores, answer: str, target: str, numbers: int = 4) -> None:
     """Pair every expected object with the best unpaired one of the same label."""
-    predicted, expected = labelled(answer, numbers), labelled(target, numbers)
+    predicted, expected = labeled(answer, numbers), labeled(target, numbers)
     scores.predicted += len(predicted)
     scores.expected += len(expected)
     for label, box in expected:
@@ -140,8 +140,8 @@ def score_quads(scores: Scores, answer: str, target: str) -> None:
 
 def score_phrases(scores: Scores, answer: str, target: str) -> None:
     """Add the overlap of every requested phrase, 0 for one that is missing from the answer."""
-    predicted = dict(labelled(answer, 4))
-    expected = labelled(target, 4)
+    predicted = dict(labeled(answer, 4))
+    expected = labeled(target, 4)
     scores.overlaps += [box_overlap(predicted.get(phrase, (0, 0, 0, 0)), box) for phrase, box in expected]
 
 

@@ -148,7 +148,7 @@ def test_degenerate_answers_are_drawn(answer):
 
 
 def placed(monkeypatch, marks, size=SIZE):
-    """Where the chips of labelled marks go."""
+    """Where the chips of labeled marks go."""
     places = []
     monkeypatch.setattr(labels, "_draw_chip", lambda canvas, place, *rest: places.append(place))
     draw_labels(canvas(size=size), [Label(text, (0, 0, 0), bounds) for text, bounds in marks])

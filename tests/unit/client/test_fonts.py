@@ -92,8 +92,8 @@ def test_what_no_font_has_is_told_once(own_fonts):
 def test_drawing_uses_them(own_fonts):
     """A label in a foreign script leaves more than a box on the chip."""
     canvas = Image.new("RGB", (640, 480), "gray")
-    labelled, boxed = (draw(canvas, Boxes([[100, 100, 300, 200]], [text])) for text in (WIDE * 3, "\ue004" * 3))
-    assert np.asarray(labelled).tobytes() != np.asarray(boxed).tobytes()
+    labeled, boxed = (draw(canvas, Boxes([[100, 100, 300, 200]], [text])) for text in (WIDE * 3, "\ue004" * 3))
+    assert np.asarray(labeled).tobytes() != np.asarray(boxed).tobytes()
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u200d", "\u0301", "e\u0301", "\ud800", "a\x00b", "\U0010ffff", "שלום"])

@@ -1,4 +1,4 @@
-"""What the parts share: options, reports, clocks, and engines with the CUDA backend on either device."""
+"""The harness of all parts: options, reports, clocks, and engines with the CUDA backend on either device."""
 
 from __future__ import annotations
 
