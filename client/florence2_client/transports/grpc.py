@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import time
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
@@ -105,11 +106,15 @@ class AsyncGrpcTransport:
             yield {"model_name": model, "inputs": _inputs(tensors), "timeout": triton_timeout(timeout)}
 
         headers = dict(self._address.headers)
+        started = time.monotonic()
         arrivals = self._client.stream_infer(requests(), stream_timeout=timeout, headers=headers)
         try:
             async for result, error in arrivals:
                 yield _streamed(self._address, result, error, timeout)
         except grpc.RpcError as error:
+            # A limit that passes before gRPC has sent the request comes as an internal error of its own.
+            if timeout is not None and time.monotonic() - started >= timeout:
+                raise deadline_exceeded(timeout) from error
             named = InferenceServerException(error.details(), str(error.code()))  # as tritonclient does elsewhere
             raise translated(self._address, named, timeout) from error
         finally:
