@@ -39,16 +39,16 @@ def client(url):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     image = Image.new("RGB", SIZE, "white")
     ImageDraw.Draw(image).ellipse((60, 40, 260, 200), fill="red")
     return image
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_every_task_has_a_typed_answer(client: Client, picture, task: Task):
-    """Each task answers with its own kind, about a picture of the size that was sent."""
-    result = client.run(picture, task.name, TEXTS[task.input], num_beams=1)
+def test_every_task_has_a_typed_answer(client: Client, image, task: Task):
+    """Each task answers with its own kind, about an image of the size that was sent."""
+    result = client.run(image, task.name, TEXTS[task.input], num_beams=1)
     assert result.task == task.token
     assert type(result.answer) is KINDS[task.grammar]
     assert result.image_size == SIZE
@@ -57,71 +57,71 @@ def test_every_task_has_a_typed_answer(client: Client, picture, task: Task):
     assert np.isfinite(result.score)
 
 
-def test_picture_may_come_in_any_form(client: Client, picture, tmp_path):
-    """A path, bytes, a PIL image and an array of the same picture have the same answer."""
-    path = tmp_path / "picture.png"
-    picture.save(path)
-    forms = [path, path.read_bytes(), picture, np.asarray(picture)]
+def test_image_may_come_in_any_form(client: Client, image, tmp_path):
+    """A path, bytes, a PIL image and an array of the same image have the same answer."""
+    path = tmp_path / "image.png"
+    image.save(path)
+    forms = [path, path.read_bytes(), image, np.asarray(image)]
     results = [client.run(form, "od") for form in forms]
     assert all(result == results[0] for result in results)
 
 
-def test_protocols_agree(server, picture):
+def test_protocols_agree(server, image):
     """gRPC and HTTP give the same answer to the last digit."""
     with Client(server.grpc_url) as over_grpc, Client(server.http_url) as over_http:
-        assert over_grpc.run(picture, "od") == over_http.run(picture, "od")
+        assert over_grpc.run(image, "od") == over_http.run(image, "od")
 
 
-def test_options_reach_the_decoder(client: Client, picture):
+def test_options_reach_the_decoder(client: Client, image):
     """A limit of one token is kept and reported."""
-    result = client.run(picture, "caption", max_new_tokens=1, num_beams=1)
+    result = client.run(image, "caption", max_new_tokens=1, num_beams=1)
     assert (result.num_tokens, result.finish_reason) == (1, "length")
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"image": b"no picture"}, "picture|image"),
+        ({"image": b"no image"}, "image"),
         ({"text": "a dog"}, "text"),
         ({"task": "region_to_category"}, "region"),
         ({"num_beams": 1000}, "NUM_BEAMS"),
         ({"length_penalty": float("nan")}, "LENGTH_PENALTY"),
     ],
 )
-def test_mistake_is_named_in_the_servers_own_words(client: Client, picture, change, named):
-    """The caller reads the sentence that names the mistake, without Triton's wrapping."""
+def test_mistake_is_named_in_the_servers_own_words(client: Client, image, change, named):
+    """The error is the sentence that names the mistake, without Triton's wrapping."""
     with pytest.raises(InvalidRequest, match=f"(?i){named}") as caught:
-        client.run(**{"image": picture, "task": "od"} | change)
+        client.run(**{"image": image, "task": "od"} | change)
     assert "ensemble" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_model_is_the_callers_mistake(url, picture):
+def test_unknown_model_is_an_invalid_request(url, image):
     """Asking for a model that is not served says so."""
-    with Client(url, model="nobody_ensemble") as client, pytest.raises(InvalidRequest, match="nobody_ensemble"):
-        client.run(picture, "od")
+    with Client(url, model="missing_ensemble") as client, pytest.raises(InvalidRequest, match="missing_ensemble"):
+        client.run(image, "od")
 
 
-def test_time_limit_is_kept_and_hurts_nobody(client: Client, picture):
+def test_time_limit_is_kept_and_affects_only_its_request(client: Client, image):
     """A request that cannot be done in time ends with DeadlineExceeded; the next one is answered."""
     with pytest.raises(DeadlineExceeded):
-        client.run(picture, "od", timeout=0.001)
-    assert client.run(picture, "od", timeout=60).num_tokens >= 1
+        client.run(image, "od", timeout=0.001)
+    assert client.run(image, "od", timeout=60).num_tokens >= 1
 
 
-def test_command_line_asks_the_server(url, picture, tmp_path, capsys):
+def test_command_line_asks_the_server(url, image, tmp_path, capsys):
     """`florence2 run` prints the answer and writes the drawing."""
-    path, drawn = tmp_path / "picture.png", tmp_path / "drawn.png"
-    picture.save(path)
+    path, drawn = tmp_path / "image.png", tmp_path / "drawn.png"
+    image.save(path)
     assert cli.main(["run", str(path), "--task", "od", "--no-json", "--url", url, "--draw", str(drawn)]) == 0
     assert "image 320x240" in capsys.readouterr().out
     assert Image.open(io.BytesIO(drawn.read_bytes())).width >= SIZE[0]
 
 
-def test_bench_measures_the_server(url, picture, tmp_path, capsys):
+def test_bench_measures_the_server(url, image, tmp_path, capsys):
     """`florence2 bench` reports a line per concurrency, whose numbers fit together."""
-    path = tmp_path / "picture.png"
-    picture.save(path)
+    path = tmp_path / "image.png"
+    image.save(path)
     asked = ["bench", str(path), "--task", "caption", "--max-new-tokens", "1", "--num-beams", "1"]
     assert cli.main([*asked, "--seconds", "0.5", "--concurrency", "1,3", "--url", url]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -1,4 +1,4 @@
-"""`florence2 info`: the story of an export, from the files and from the server that serves them."""
+"""`florence2 info`: the record of an export, from the files and from the server that serves them."""
 
 import json
 import re
@@ -22,17 +22,17 @@ def ask(capsys, *arguments: str) -> list[dict]:
 
 def test_a_repository_tells_what_it_was_made_of(repository, checkpoint, capsys):
     """Checkpoint, the hash of its weights, precision, time and versions; JSON in a pipe."""
-    (story,) = ask(capsys, "--repository", str(repository))
-    assert (story["model"], story["checkpoint"]) == ("florence2_ensemble", "checkpoint")
-    assert story["weights_sha256"] == content_hash([checkpoint / "model.safetensors"])
-    assert story["layout"] == "native" and any(key.endswith("precision") for key in story)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", story["exported"])
-    assert {"florence2", "torch", "transformers", "onnx"} <= story.keys()
-    assert list(story)[:2] == ["model", "checkpoint"], "what people ask for first comes first"
+    (record,) = ask(capsys, "--repository", str(repository))
+    assert (record["model"], record["checkpoint"]) == ("florence2_ensemble", "checkpoint")
+    assert record["weights_sha256"] == content_hash([checkpoint / "model.safetensors"])
+    assert record["layout"] == "native" and any(key.endswith("precision") for key in record)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["exported"])
+    assert {"florence2", "torch", "transformers", "onnx"} <= record.keys()
+    assert list(record)[:2] == ["model", "checkpoint"], "what users look for first comes first"
 
 
 def test_a_running_server_tells_the_same_over_both_protocols(server, repository, capsys):
-    """Triton shows a model's configuration to anyone who may ask it questions."""
+    """Triton shows a model's configuration to every client that may send requests."""
     expected = ask(capsys, "--repository", str(repository))
     assert ask(capsys, "--url", server.grpc_url) == expected
     assert ask(capsys, "--url", server.http_url) == expected
@@ -60,7 +60,7 @@ def test_people_get_lines(repository, capsys, monkeypatch):
     ],
 )
 def test_mistakes_are_one_sentence(arguments, words, code, capsys):
-    """As of all commands."""
+    """A failure is one sentence and an exit code, for every command."""
     assert cli.main(["info", *arguments]) == code
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1

@@ -20,7 +20,7 @@ ACCEPTED = supervision.detection.vlm.SUPPORTED_TASKS_FLORENCE_2
 
 @pytest.fixture(scope="module")
 def answers(server):
-    """task -> the server's answer about the demo's picture."""
+    """task -> the server's answer about the demo's image."""
     with Client(server.grpc_url) as client:
         replies = client.run_many((DEMO / "scene.png", task, QUESTIONS[task]["input"]) for task in ACCEPTED)
         return {reply.question.task: reply.unwrap() for reply in replies}
@@ -54,7 +54,7 @@ def test_supervision_gets_scores_too(answers):
 
 
 def test_outlines_of_open_vocabulary_detection_are_kept():
-    """`from_vlm` drops them; a box beside them gets a mask of all of it."""
+    """`from_vlm` drops them; a box next to them gets a mask that fills it."""
     answer = {
         "bboxes": [[1, 1, 4, 4]], "bboxes_labels": ["cat"],
         "polygons": [[[10, 10, 20, 10, 20, 20]]], "polygons_labels": ["hat"],

@@ -93,12 +93,12 @@ class Visit:
         return self.page.locator("#region textarea, #region input").input_value()
 
     def frame(self):
-        """Where the picture to draw on is, once it is there."""
-        picture = self.page.locator("#picker img")
-        picture.wait_for()
+        """Where the image to draw on is, once it is there."""
+        image = self.page.locator("#picker img")
+        image.wait_for()
         self.page.wait_for_function("document.querySelector('#picker img').naturalWidth > 0")
-        picture.scroll_into_view_if_needed()
-        return picture.bounding_box()
+        image.scroll_into_view_if_needed()
+        return image.bounding_box()
 
 
 @pytest.fixture
@@ -116,8 +116,8 @@ def phone(chromium, page_url):
     context.close()
 
 
-def cards(client, picture, tasks, text="", region="", **options):
-    answered = dict(ask(client, picture, tasks, text, region, options))
+def cards(client, image, tasks, text="", region="", **options):
+    answered = dict(ask(client, image, tasks, text, region, options))
     return [answered[place] for place in range(len(tasks))]
 
 
@@ -127,7 +127,7 @@ def test_answers_grow_where_they_are_streamed(client, monkeypatch):
     news = list(ask(client, EXAMPLE, ["more_detailed_caption", "od"], "", "", Options(num_beams=3), stream=True))
     for place, task in enumerate(["more_detailed_caption", "od"]):
         shown = [card for key, card in news if key == place]
-        assert len(shown) > 1 or task == "od"  # a short one may be whole before anybody looked
+        assert len(shown) > 1 or task == "od"  # a short one may be complete at once
         assert all("generating" in card.timing for card in shown[:-1]) and "generating" not in shown[-1].timing
         [greedy] = cards(client, EXAMPLE, [task], num_beams=1)
         assert shown[-1].words == greedy.words
@@ -159,8 +159,8 @@ def test_every_task_can_be_asked_at_once(client):
     assert answered[names.index("region_to_category")].words == "star"
 
 
-def test_an_error_takes_the_place_of_its_own_answer_alone(client):
-    """What is missing, misspelt or refused is said in a sentence, and the neighbours are answered."""
+def test_an_error_replaces_only_its_own_answer(client):
+    """Say in a sentence what is missing, misspelled or refused; the other tasks are answered."""
     tasks = ["ocr", "region_to_ocr", "open_vocabulary_detection", "captoin"]
     answered = cards(client, EXAMPLE, tasks)
     assert answered[0].words == "NORTH JUICE"
@@ -172,7 +172,7 @@ def test_an_error_takes_the_place_of_its_own_answer_alone(client):
 
 
 def test_sentences_of_the_server_are_shown(client, tmp_path):
-    """As they are, without a word of Triton's."""
+    """Show them unchanged, without a word of Triton's."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG nonsense")
     [card] = cards(client, str(broken), ["od"])
@@ -240,7 +240,7 @@ def test_stop_ends_the_waiting(client, chromium):
 
 
 def test_tasks_are_compared_side_by_side(desk):
-    """By an example: four cards in two columns, with pictures, text, JSON; nothing was fetched from elsewhere."""
+    """By an example: four cards in two columns, with images, text, JSON; nothing was fetched from elsewhere."""
     desk.button("Four tasks side by side").click()
     desk.settled()
     for place in range(4):
@@ -288,7 +288,7 @@ def test_every_option_is_on_the_page(desk):
 
 
 def test_a_region_is_drawn_with_the_mouse(desk):
-    """It is on the picture before anything is asked; what is typed is drawn too."""
+    """It is on the image before anything is asked; what is typed is drawn too."""
     desk.upload(EXAMPLE)
     desk.choose("region_to_category")
     frame = desk.frame()
@@ -313,7 +313,7 @@ def test_a_region_is_drawn_with_the_mouse(desk):
 
 
 def test_errors_are_read_on_the_page(desk, tmp_path):
-    """First without a picture, then with one that is none."""
+    """First without an image, then with one that is none."""
     desk.button("Run").click()
     desk.answer().get_by_text("choose an image first").wait_for()
     broken = tmp_path / "broken.png"
@@ -325,8 +325,8 @@ def test_errors_are_read_on_the_page(desk, tmp_path):
 
 
 def test_a_phone_draws_by_finger_on_a_turned_photograph(phone, tmp_path):
-    """Coordinates are those of the picture as displayed; the page fits the screen; the answer is in view."""
-    photograph = tmp_path / "my phone's #1 picture.jpg"
+    """Coordinates are those of the image as displayed; the page fits the screen; the answer is in view."""
+    photograph = tmp_path / "my phone's #1 image.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
     upright = Image.open(EXAMPLE).crop((0, 0, 768, 600))

@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="ut
 
 @pytest.fixture
 def street(tmp_path, monkeypatch):
-    """A folder with the picture that the examples ask about."""
+    """A folder with the image that the examples ask about."""
     scenes.make_scene(900_003).draw(640).save(tmp_path / "street.jpg")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -65,7 +65,7 @@ def blocks(path: Path) -> list[Block]:
 
 @pytest.fixture
 def place(tmp_path, repository) -> Path:
-    """Where a reader may stand: a picture, and a repository exported to the default place."""
+    """Prepare the directory of a reader: an image, and a repository exported to the default place."""
     scenes.make_scene(900_003).draw(640).save(tmp_path / "street.jpg")
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "model_repository").symlink_to(repository)

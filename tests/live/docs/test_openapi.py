@@ -50,7 +50,7 @@ def ask(server, question):
 
 
 def test_the_example_is_answered_as_described(server):
-    """The picture in the document gets an answer with the document's fields; a mistake gets its error."""
+    """The image in the document gets an answer with the document's fields; a mistake gets its error."""
     example = ASK["requestBody"]["content"]["application/json"]["example"]
     status, answer = ask(server, example)
     assert status == 200

@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def street(tmp_path: Path) -> Path:
-    """A folder with the picture that README's examples ask about."""
+    """A folder with the image that README's examples ask about."""
     scenes.make_scene(900_003).draw(640).save(tmp_path / "street.jpg")
     return tmp_path
 
@@ -30,7 +30,7 @@ def at(server, code: str) -> str:
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL), ids=["client", "tritonclient"])
 def test_python_examples_run(server, street, code):
-    """As they stand, but for the ports."""
+    """Run the examples as they stand, except for the ports."""
     done = subprocess.run([sys.executable, "-c", at(server, code)], cwd=street, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "bboxes" in done.stdout or (street / "found.png").exists()

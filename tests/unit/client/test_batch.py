@@ -36,7 +36,7 @@ class FakeServer:
         await asyncio.sleep(0)
         self.asked.append({name: tensor[0] for name, tensor in tensors.items()})
         if tensors["IMAGE"][0].startswith(b"bad"):
-            raise InvalidImage("the picture is damaged")
+            raise InvalidImage("the image is damaged")
         self.fail(len(self.asked))
         task = tensors["TASK"][0].decode()
         return {
@@ -51,7 +51,7 @@ class FakeServer:
     async def close(self):
         pass
 
-    def pictures_asked(self):
+    def images_asked(self):
         """Without the probes."""
         return [asked for asked in self.asked if b"\x00\x00\x00\x40\x00\x00\x00\x40" not in asked["IMAGE"][:32]]
 
@@ -65,16 +65,16 @@ def server(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory with pictures/0.png to pictures/4.png."""
+    """A working directory with images/0.png to images/4.png."""
     monkeypatch.chdir(tmp_path)
-    Path("pictures").mkdir()
+    Path("images").mkdir()
     for number in range(5):
-        Image.new("RGB", (40, 50), (number, 0, 0)).save(f"pictures/{number}.png")
+        Image.new("RGB", (40, 50), (number, 0, 0)).save(f"images/{number}.png")
     return tmp_path
 
 
-def batch(*arguments, sources=("pictures",), out="out.jsonl"):
-    return cli.main(["batch", *sources, "--out", out, "--patience", "0", *arguments])
+def batch(*arguments, sources=("images",), out="out.jsonl"):
+    return cli.main(["batch", *sources, "--out", out, "--retry-for", "0", *arguments])
 
 
 def lines(path="out.jsonl"):
@@ -85,14 +85,14 @@ def keys():
     return sorted((line["image"], line["task"]) for line in lines())
 
 
-ALL = [(f"pictures/{number}.png", task) for number in range(5) for task in ("<CAPTION>", "<OD>")]
+ALL = [(f"images/{number}.png", task) for number in range(5) for task in ("<CAPTION>", "<OD>")]
 
 
-def test_every_picture_is_asked_every_task(server, folder, capsys):
-    """A JSON line each, as `Result.to_dict` with the picture's path; the summary goes to standard error."""
+def test_every_image_is_asked_every_task(server, folder, capsys):
+    """A JSON line each, as `Result.to_dict` with the image's path; the summary goes to standard error."""
     assert batch("--tasks", "caption,od") == 0
     assert keys() == ALL
-    [line] = [line for line in lines() if (line["image"], line["task"]) == ("pictures/3.png", "<OD>")]
+    [line] = [line for line in lines() if (line["image"], line["task"]) == ("images/3.png", "<OD>")]
     assert line["answer"] == ANSWERS["<OD>"]
     assert line["image_size"] == [40, 50]
     captured = capsys.readouterr()
@@ -101,25 +101,25 @@ def test_every_picture_is_asked_every_task(server, folder, capsys):
 
 
 def test_second_run_asks_nothing_again(server, folder):
-    """When all is done the server is not even asked whether it is there; more tasks and pictures are added."""
+    """When all is done the server is not even asked whether it is there; more tasks and images are added."""
     batch("--tasks", "caption")
     asked = len(server.asked)
     assert batch("--tasks", "caption") == 0
     assert len(server.asked) == asked
     assert batch("--tasks", "caption,od") == 0
     assert keys() == ALL
-    assert len(server.pictures_asked()) == 10
+    assert len(server.images_asked()) == 10
 
 
 def test_bad_files_are_recorded_and_counted(server, folder, capsys):
     """A damaged and an empty file get a line with the error, the others their answers; exit code 2, then and later."""
-    Path("pictures/1.png").write_bytes(b"bad")
-    Path("pictures/2.png").write_bytes(b"")
+    Path("images/1.png").write_bytes(b"bad")
+    Path("images/2.png").write_bytes(b"")
     assert batch("--tasks", "caption") == 2
     errors = {line["image"]: line["error"] for line in lines() if "error" in line}
     assert errors == {
-        "pictures/1.png": "the picture is damaged",
-        "pictures/2.png": "the image is empty (0 bytes)",
+        "images/1.png": "the image is damaged",
+        "images/2.png": "the image is empty (0 bytes)",
     }
     assert len(lines()) == 5
     assert "5 of 5 done, 2 with an error" in capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_bad_files_are_recorded_and_counted(server, folder, capsys):
     assert len(lines()) == 5
 
 
-@pytest.mark.parametrize("half", [b"", b'{"image": "pictures/0.p', b'{"image": "' + b"\xc3" * 70_000])
+@pytest.mark.parametrize("half", [b"", b'{"image": "images/0.p', b'{"image": "' + b"\xc3" * 70_000])
 def test_half_a_line_is_cut_off_and_asked_again(server, folder, half):
     """Whatever a kill left behind the last line end is dropped."""
     batch("--tasks", "caption")
@@ -139,7 +139,7 @@ def test_half_a_line_is_cut_off_and_asked_again(server, folder, half):
 
 
 @pytest.mark.parametrize("content", ['{"some": "thing"}\n', "a line without an end", '{"image": "x.png"}\n{"image'])
-def test_foreign_output_file_is_left_alone(server, folder, capsys, content):
+def test_foreign_output_file_is_not_touched(server, folder, capsys, content):
     """A file that is no journal is named, and not a byte of it changed."""
     Path("out.jsonl").write_text(content)
     assert batch("--tasks", "caption") == 2
@@ -155,7 +155,7 @@ def test_two_runs_do_not_share_a_file(server, folder, capsys):
 
 
 def test_server_that_goes_away_stops_the_run(server, folder, capsys):
-    """After all patience the run ends with exit code 3; the next one does the rest."""
+    """When the retries end, the run ends with exit code 3; the next one does the rest."""
 
     def away(count):
         if count > 4:
@@ -180,7 +180,7 @@ def test_waiting_for_the_server_is_told(server, folder, capsys):
             raise ConnectionFailed("no answer from there")
 
     server.fail = away
-    assert batch("--tasks", "caption", "--patience", "20") == 0
+    assert batch("--tasks", "caption", "--patience", "20") == 0  # sic: the older name of --retry-for
     assert capsys.readouterr().err.count("no answer from there; retrying for up to 20 seconds") == 1
     assert len(lines()) == 5
 
@@ -208,13 +208,13 @@ def test_a_broken_server_does_not_eat_the_list(server, folder, capsys):
 
     server.fail = fault
     for number in range(100):
-        Image.new("RGB", (4, 4)).save(f"pictures/more{number}.png")
+        Image.new("RGB", (4, 4)).save(f"images/more{number}.png")
     assert batch("--tasks", "caption") == 1
     assert len(server.asked) < 60
     assert "florence2: the stub is dead" in capsys.readouterr().err
 
 
-def test_mistake_in_the_request_is_not_blamed_on_the_pictures(server, folder, capsys):
+def test_mistake_in_the_request_is_not_blamed_on_the_images(server, folder, capsys):
     """A probe finds it before anything is written."""
 
     def mistake(count):
@@ -237,64 +237,64 @@ def test_mistake_in_the_request_is_not_blamed_on_the_pictures(server, folder, ca
     ],
 )
 def test_mistakes_on_the_command_line(server, folder, capsys, arguments, sentence):
-    """One sentence and exit code 2, before any picture is asked about."""
+    """One sentence and exit code 2, before any image is asked about."""
     assert batch(*arguments) == 2
     assert sentence in capsys.readouterr().err
-    assert server.pictures_asked() == []
+    assert server.images_asked() == []
 
 
 def test_text_goes_to_the_tasks_that_take_one(server, folder):
     """One text for all of them; a text behind the token is that task's own; prompts of fine-tunes take none."""
     tasks = "caption,region_to_segmentation,<OPEN_VOCABULARY_DETECTION>a dog,<DocVQA>What?"
-    assert batch("--tasks", tasks, "--text", "1,2,30,40", sources=["pictures/0.png"]) == 0
-    asked = {asked["TASK"]: asked.get("TEXT") for asked in server.pictures_asked()}
+    assert batch("--tasks", tasks, "--text", "1,2,30,40", sources=["images/0.png"]) == 0
+    asked = {asked["TASK"]: asked.get("TEXT") for asked in server.images_asked()}
     assert asked == {
         b"<CAPTION>": None, b"<REGION_TO_SEGMENTATION>": b"1,2,30,40", b"<OPEN_VOCABULARY_DETECTION>": b"a dog",
         b"<DocVQA>What?": None,
     }  # fmt: skip
     assert {line.get("prompt_text") for line in lines()} == {None, "1,2,30,40", "a dog"}
-    assert batch("--tasks", tasks, "--text", "1,2,30,40", sources=["pictures/0.png"]) == 0
+    assert batch("--tasks", tasks, "--text", "1,2,30,40", sources=["images/0.png"]) == 0
     assert len(lines()) == 4
 
 
 def test_other_formats_are_made_from_all_lines(server, folder):
     """COCO, YOLO and CSV hold the answers of earlier runs too, and are complete after a run that asked nothing."""
-    batch("--tasks", "caption,od", sources=["pictures/0.png", "pictures/1.png"])
+    batch("--tasks", "caption,od", sources=["images/0.png", "images/1.png"])
     formats = ["--coco", "made/coco.json", "--yolo", "labels", "--csv", "made/words.csv"]
-    assert batch("--tasks", "caption,od", *formats, sources=["pictures/0.png", "pictures/1.png"]) == 0
+    assert batch("--tasks", "caption,od", *formats, sources=["images/0.png", "images/1.png"]) == 0
     coco = json.loads(Path("made/coco.json").read_text())
-    assert sorted(image["file_name"] for image in coco["images"]) == ["pictures/0.png", "pictures/1.png"]
+    assert sorted(image["file_name"] for image in coco["images"]) == ["images/0.png", "images/1.png"]
     assert coco["categories"] == [{"id": 1, "name": "dog"}]
     assert [note["id"] for note in coco["annotations"]] == [1, 2]
     assert coco["annotations"][0]["bbox"] == [10, 20, 20, 20]
-    assert Path("labels/pictures/1.txt").read_text() == "0 0.500000 0.600000 0.500000 0.400000\n"
+    assert Path("labels/images/1.txt").read_text() == "0 0.500000 0.600000 0.500000 0.400000\n"
     assert Path("labels/classes.txt").read_text() == "dog\n"
     with open("made/words.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted((row["image"], row["answer"]) for row in rows) == [
-        ("pictures/0.png", "a dog, sleeping"), ("pictures/1.png", "a dog, sleeping"),
+        ("images/0.png", "a dog, sleeping"), ("images/1.png", "a dog, sleeping"),
     ]  # fmt: skip
 
 
-def test_label_files_do_not_mix_pictures(server, folder, capsys):
-    """Two pictures that differ in their ending alone cannot both have a YOLO file."""
-    Path("pictures/0.jpg").write_bytes(Path("pictures/0.png").read_bytes())
+def test_label_files_do_not_mix_images(server, folder, capsys):
+    """Two images that differ only in their ending cannot both have a YOLO file."""
+    Path("images/0.jpg").write_bytes(Path("images/0.png").read_bytes())
     assert batch("--tasks", "od", "--yolo", "labels") == 2
-    assert "would share the label file labels/pictures/0.txt" in capsys.readouterr().err
+    assert "would share the label file labels/images/0.txt" in capsys.readouterr().err
 
 
 def test_drawings_are_there_when_their_line_is(server, folder):
-    """A picture per answer, beside one another for several tasks."""
+    """Each answer has its drawing, also when an image has several tasks."""
     assert batch("--tasks", "caption,od", "--draw", "drawn") == 0
-    assert sorted(path.name for path in Path("drawn/pictures").iterdir())[:2] == ["0.png.caption.jpg", "0.png.od.jpg"]
-    assert len(lines()) == len(list(Path("drawn/pictures").iterdir())) == 10
+    assert sorted(path.name for path in Path("drawn/images").iterdir())[:2] == ["0.png.caption.jpg", "0.png.od.jpg"]
+    assert len(lines()) == len(list(Path("drawn/images").iterdir())) == 10
 
 
 def test_undrawable_folder_ends_the_run(server, folder, capsys, caplog):
     """Where drawings cannot be written the run says so, and no line promises one."""
     Path("drawn").touch()
     assert batch("--tasks", "caption", "--draw", "drawn") == 1
-    gc.collect()  # asyncio complains of errors that nobody looked at when their tasks are collected
+    gc.collect()  # asyncio complains of unread errors when their tasks are collected
     error = capsys.readouterr().err
     assert "drawn" in error and not caplog.records
     assert lines() == []
@@ -302,8 +302,8 @@ def test_undrawable_folder_ends_the_run(server, folder, capsys, caplog):
 
 def test_file_names_of_any_bytes_are_kept(server, folder):
     """Names that are not UTF-8 survive JSON."""
-    name = os.fsdecode(b"pictures/caf\xe9.png")
-    os.rename("pictures/0.png", name)
+    name = os.fsdecode(b"images/caf\xe9.png")
+    os.rename("images/0.png", name)
     assert batch("--tasks", "caption", "--csv", "words.csv", "--coco", "coco.json", "--yolo", "labels") == 0
     assert name in {entry.key[0] for entry in entries(Path("out.jsonl"))}
     assert batch("--tasks", "caption") == 0

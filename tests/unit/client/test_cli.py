@@ -74,15 +74,15 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
+def image(tmp_path):
+    path = tmp_path / "image.png"
     Image.new("RGB", (40, 30), "gray").save(path)
     return str(path)
 
 
-def test_boxes_are_an_aligned_table_with_a_summary(server, picture, capsys):
+def test_boxes_are_an_aligned_table_with_a_summary(server, image, capsys):
     """Labels, scores and rounded boxes stand in columns, also behind wide characters; the last line sums up."""
-    assert cli.main(["run", picture, "--task", "od", "--no-json"]) == 0
+    assert cli.main(["run", image, "--task", "od", "--no-json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         "label  score  box (x1,y1 x2,y2)",
@@ -114,33 +114,33 @@ def test_boxes_are_an_aligned_table_with_a_summary(server, picture, capsys):
         ("<REGION_TO_CATEGORY>", ["dog [0,3 20,30]"]),
     ],
 )
-def test_every_kind_of_answer_is_readable(server, picture, capsys, task, expected):
+def test_every_kind_of_answer_is_readable(server, image, capsys, task, expected):
     """Texts are printed as they are, geometry as a table, nothing as a remark."""
-    assert cli.main(["run", picture, "--task", task, "--no-json"]) == 0
+    assert cli.main(["run", image, "--task", task, "--no-json"]) == 0
     assert capsys.readouterr().out.splitlines()[:-2] == expected
 
 
-def test_cut_off_answer_is_marked(server, picture, capsys):
+def test_cut_off_answer_is_marked(server, image, capsys):
     """The summary says so when the token limit ended the answer."""
     server.finish_reason = b"length"
-    cli.main(["run", picture, "--task", "od", "--no-json"])
+    cli.main(["run", image, "--task", "od", "--no-json"])
     assert "length (cut off)" in capsys.readouterr().out
 
 
-def test_json_is_one_object(server, picture, capsys):
+def test_json_is_one_object(server, image, capsys):
     """In a pipe exactly one JSON object is printed and nothing else."""
-    assert cli.main(["run", picture, "--task", "od"]) == 0
+    assert cli.main(["run", image, "--task", "od"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.count("\n") == 1
     assert json.loads(captured.out)["answer"] == ANSWERS["<OD>"]
 
 
-def test_options_reach_the_server(server, picture):
+def test_options_reach_the_server(server, image):
     """Every flag arrives as its tensor, a text that begins with a minus sign too; flags left out are not sent."""
     flags = "--max-new-tokens 5 --num-beams 2 --no-repeat-ngram-size 0 --length-penalty 0.5 --no-early-stopping"
     where = "--url http://box:1 --model mine_ensemble --timeout 2.5"
-    assert cli.main(["run", picture, "--task", "Caption", "--text", "-1,2", *flags.split(), *where.split()]) == 0
+    assert cli.main(["run", image, "--task", "Caption", "--text", "-1,2", *flags.split(), *where.split()]) == 0
     model, tensors, timeout = server.asked[0]
     del tensors["IMAGE"]
     assert server.urls == ["http://box:1"]
@@ -156,25 +156,25 @@ def test_options_reach_the_server(server, picture):
     }
 
 
-def test_draw_writes_the_picture(server, picture, tmp_path):
-    """`--draw` leaves a picture file with more on it than the plain grey of the original."""
+def test_draw_writes_the_image(server, image, tmp_path):
+    """`--draw` leaves an image file with more on it than the plain gray of the original."""
     drawn = tmp_path / "out.jpg"
-    assert cli.main(["run", picture, "--task", "od", "--draw", str(drawn)]) == 0
+    assert cli.main(["run", image, "--task", "od", "--draw", str(drawn)]) == 0
     assert len(Image.open(drawn).convert("RGB").getcolors(1 << 24)) > 1
 
 
-def test_warning_is_one_sentence(server, picture, tmp_path, capsys, monkeypatch):
+def test_warning_is_one_sentence(server, image, tmp_path, capsys, monkeypatch):
     """A label in letters that no font has is told of without a line of code."""
     monkeypatch.setitem(ANSWERS, "<CAPTION>", "\U0010fffd")
-    assert cli.main(["run", picture, "--task", "caption", "--draw", str(tmp_path / "out.png")]) == 0
+    assert cli.main(["run", image, "--task", "caption", "--draw", str(tmp_path / "out.png")]) == 0
     error = capsys.readouterr().err
     assert error.startswith("florence2: no font here has") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["out.txt", "out", "no/such/dir/out.png", "out.pdf.unknown"])
-def test_undrawable_file_is_refused_before_the_request(server, picture, tmp_path, capsys, name):
+def test_undrawable_file_is_refused_before_the_request(server, image, tmp_path, capsys, name):
     """A name that cannot be written is found out before the server has worked for nothing."""
-    assert cli.main(["run", picture, "--task", "od", "--draw", str(tmp_path / name)]) == 2
+    assert cli.main(["run", image, "--task", "od", "--draw", str(tmp_path / name)]) == 2
     assert server.asked == []
 
 
@@ -182,18 +182,18 @@ def test_undrawable_file_is_refused_before_the_request(server, picture, tmp_path
     ("failure", "code"),
     [(InvalidRequest("too bad"), 2), (ConnectionFailed("too bad"), 3), (InternalError("too bad"), 1)],
 )
-def test_error_is_one_sentence_and_its_exit_code(server, picture, capsys, failure, code):
+def test_error_is_one_sentence_and_its_exit_code(server, image, capsys, failure, code):
     """Errors go to standard error as `florence2: sentence`, and nothing to standard output."""
     server.failure = failure
-    assert cli.main(["run", picture, "--task", "od", "--json"]) == code
+    assert cli.main(["run", image, "--task", "od", "--json"]) == code
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "florence2: too bad\n")
 
 
-def test_ctrl_c_exits_with_130(server, picture, capsys):
+def test_ctrl_c_exits_with_130(server, image, capsys):
     """Ctrl-C is an end, not an error to explain."""
     server.failure = KeyboardInterrupt()
-    assert cli.main(["run", picture, "--task", "od"]) == 130
+    assert cli.main(["run", image, "--task", "od"]) == 130
     assert capsys.readouterr().err == ""
 
 
@@ -258,7 +258,7 @@ def test_export_without_its_packages_says_what_to_install(monkeypatch, capsys):
 
 
 def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):
-    """As `pip install .` leaves it."""
+    """Name the extra that is missing after a plain `pip install .`."""
     for name in [name for name in sys.modules if name.startswith("florence2_client.page")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
@@ -271,12 +271,12 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_terminal_gets_text_and_styles(server, picture, monkeypatch):
+def test_terminal_gets_text_and_styles(server, image, monkeypatch):
     """On a terminal people read a table with a bold heading; NO_COLOR and a dumb terminal leave the style out."""
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert cli.main(["run", picture, "--task", "od"]) == 0
+    assert cli.main(["run", image, "--task", "od"]) == 0
     assert sys.stdout.getvalue().startswith("\x1b[1mlabel  score  box (x1,y1 x2,y2)\x1b[0m\n")
     monkeypatch.setenv("TERM", "dumb")
     assert console.styled("x", "red", Terminal()) == "x"
@@ -285,12 +285,12 @@ def test_terminal_gets_text_and_styles(server, picture, monkeypatch):
     assert console.styled("x", "red", Terminal()) == "x"
 
 
-def test_connection_arguments_reach_the_client(server, picture, capsys, tmp_path):
-    """Headers go with the request; an authority is for TLS alone."""
-    assert cli.main(["run", picture, "--task", "od", "--header", "X-Key: a:b", "--header", "Y:2"]) == 0
+def test_connection_arguments_reach_the_client(server, image, capsys, tmp_path):
+    """Headers go with the request; an authority is for TLS only."""
+    assert cli.main(["run", image, "--task", "od", "--header", "X-Key: a:b", "--header", "Y:2"]) == 0
     assert server.addresses[0].headers == {"x-key": "a:b", "y": "2"}
-    assert cli.main(["run", picture, "--task", "od", "--header", "nonsense"]) == 2
-    assert cli.main(["run", picture, "--task", "od", "--ca", str(tmp_path / "no.pem"), "--url", "grpcs://x"]) == 2
+    assert cli.main(["run", image, "--task", "od", "--header", "nonsense"]) == 2
+    assert cli.main(["run", image, "--task", "od", "--ca", str(tmp_path / "no.pem"), "--url", "grpcs://x"]) == 2
     assert "TLS files cannot be used" in capsys.readouterr().err
 
 
@@ -319,19 +319,19 @@ def run_process(*arguments, **options):
     return subprocess.run([*COMMAND, *arguments], capture_output=True, timeout=60, **options)
 
 
-def test_standard_input_is_a_picture():
-    """`-` reads the picture from standard input; an empty one is refused."""
+def test_standard_input_is_a_image():
+    """`-` reads the image from standard input; an empty one is refused."""
     ended = run_process("run", "-", "--task", "od", input=b"")
     assert (ended.returncode, ended.stdout) == (2, b"")
     assert ended.stderr == b"florence2: the image is empty (0 bytes)\n"
 
 
-def test_picture_from_standard_input_is_sent(server, monkeypatch, picture):
+def test_image_from_standard_input_is_sent(server, monkeypatch, image):
     """The bytes on standard input travel untouched."""
-    with open(picture, "rb") as stream:
+    with open(image, "rb") as stream:
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=stream, isatty=lambda: False))
         assert cli.main(["run", "-", "--task", "od"]) == 0
-    with open(picture, "rb") as stream:
+    with open(image, "rb") as stream:
         assert server.asked[0][1]["IMAGE"] == stream.read()
 
 
@@ -359,11 +359,11 @@ def test_full_disk_is_told():
     assert (ended.returncode, ended.stderr) == (1, b"florence2: [Errno 28] No space left on device\n")
 
 
-def test_terminal_without_unicode_gets_escapes(server, picture, monkeypatch):
+def test_terminal_without_unicode_gets_escapes(server, image, monkeypatch):
     """An ASCII-only output stream prints escapes instead of failing."""
     ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", ascii_only)
-    assert cli.main(["run", picture, "--task", "caption", "--no-json"]) == 0
+    assert cli.main(["run", image, "--task", "caption", "--no-json"]) == 0
     assert ascii_only.buffer.getvalue().startswith(b"a caf\\xe9\n")
-    assert cli.main(["run", picture, "--task", "caption", "--json"]) == 0
+    assert cli.main(["run", image, "--task", "caption", "--json"]) == 0
     assert json.loads(ascii_only.buffer.getvalue().splitlines()[-1])["answer"] == "a café"

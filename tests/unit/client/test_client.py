@@ -94,7 +94,7 @@ def sent_by(image, task="od", text=None, **options):
     return transport.asked[0][1]
 
 
-def sent_picture(image):
+def sent_image(image):
     return Image.open(io.BytesIO(sent_by(image)["IMAGE"][0]))
 
 
@@ -157,13 +157,13 @@ def test_answer_has_the_kind_of_its_task(task, answer, expected):
     ],
 )
 def test_foreign_answer_is_an_internal_error(answer):
-    """Whatever a wrong model answers, the caller gets one of our errors."""
+    """Whatever a wrong model answers, the error is one of ours."""
     with pytest.raises(InternalError):
         Client(transport=FakeTransport(answer)).run(png(), "od")
 
 
 def test_smallest_request_holds_only_image_and_task():
-    """Names, types and shapes are those of the ensemble, and what the caller left out is not sent."""
+    """Names, types and shapes are those of the ensemble, and what was left out is not sent."""
     data = png()
     tensors = sent_by(data, "od")
     assert set(tensors) == {"IMAGE", "TASK"}
@@ -235,9 +235,9 @@ def test_task_names_become_tokens_and_prompts_stay(written, sent):
 
 
 def test_file_and_bytes_travel_untouched(tmp_path):
-    """Encoded pictures are not re-encoded, whether they come as a path, a name or bytes."""
+    """Encoded images are not re-encoded, whether they come as a path, a name or bytes."""
     data = png()
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     for image in (path, str(path), data, bytearray(data), memoryview(data)):
         assert sent_by(image)["IMAGE"][0] == data
@@ -245,8 +245,8 @@ def test_file_and_bytes_travel_untouched(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "F"])
 def test_pil_image_of_any_mode_is_encoded(mode):
-    """Every mode of Pillow arrives as a picture of the same size."""
-    assert sent_picture(Image.new(mode, (5, 4))).size == (5, 4)
+    """Every mode of Pillow arrives as an image of the same size."""
+    assert sent_image(Image.new(mode, (5, 4))).size == (5, 4)
 
 
 def test_pil_image_keeps_its_pixels():
@@ -258,16 +258,16 @@ def test_pil_image_keeps_its_pixels():
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
     opened = Image.open(buffer)
     assert opened.getexif()[0x0112] == 6
-    sent = sent_picture(opened)
+    sent = sent_image(opened)
     assert sent.getexif().get(0x0112) is None
     assert np.array_equal(np.asarray(sent), pixels)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 3), (4, 6, 4)])
 def test_array_keeps_its_pixels(shape):
-    """Grey, RGB and RGBA arrays arrive unchanged."""
+    """Gray, RGB and RGBA arrays arrive unchanged."""
     array = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-    assert np.array_equal(np.asarray(sent_picture(array)), array.reshape(shape[:2] if shape[-1] == 1 else shape))
+    assert np.array_equal(np.asarray(sent_image(array)), array.reshape(shape[:2] if shape[-1] == 1 else shape))
 
 
 @pytest.mark.parametrize(
@@ -286,8 +286,8 @@ def test_array_keeps_its_pixels(shape):
         ".",
     ],
 )
-def test_unusable_picture_is_refused_before_anything_is_sent(image):
-    """What is no picture at all never reaches the network."""
+def test_unusable_image_is_refused_before_anything_is_sent(image):
+    """What is no image at all never reaches the network."""
     transport = FakeTransport()
     with pytest.raises(InvalidImage):
         Client(transport=transport).run(image, "od")
@@ -307,7 +307,7 @@ def test_unusable_picture_is_refused_before_anything_is_sent(image):
     ],
 )
 def test_value_without_a_tensor_is_refused(options, error):
-    """Values that do not fit the wire are the caller's mistake, named before anything is sent."""
+    """Values that do not fit the wire are invalid, and named before anything is sent."""
     with pytest.raises(error):
         Client(transport=FakeTransport()).run(png(), "od", **options)
 
@@ -346,13 +346,13 @@ def test_every_task_has_one_method():
     assert set(asked) == set(TASKS) and len(task_methods()) == len(TASKS)
 
 
-def test_both_clients_have_one_surface():
+def test_both_clients_have_one_interface():
     """The asyncio client has the same methods with the same parameters, and puts the same tensors on the wire."""
     for name, arguments in task_methods().items():
-        transport, twin = FakeTransport(), AsyncFakeTransport()
+        transport, other = FakeTransport(), AsyncFakeTransport()
         result = getattr(Client(transport=transport), name)(png(), *arguments)
-        assert asyncio.run(getattr(AsyncClient(transport=twin), name)(png(), *arguments)) == result
-        assert twin.asked == transport.asked
+        assert asyncio.run(getattr(AsyncClient(transport=other), name)(png(), *arguments)) == result
+        assert other.asked == transport.asked
     for name in ("run", "run_many", "stream", "close", "__init__"):
         parameters = [list(inspect.signature(getattr(kind, name)).parameters) for kind in (Client, AsyncClient)]
         assert parameters[0] == parameters[1]
@@ -373,8 +373,8 @@ def test_region_may_be_any_four_numbers(region):
             sent_by(png(), "region_to_ocr", wrong)
 
 
-def test_large_picture_is_scaled_down_only_if_asked():
-    """With `max_side` a smaller picture is sent and regions shrink with it; a small picture travels untouched."""
+def test_large_image_is_scaled_down_only_if_asked():
+    """With `max_side` a smaller image is sent and regions shrink with it; a small image travels untouched."""
     small, large = png((40, 30)), png((400, 300))
     assert sent_by(large)["IMAGE"][0] == large
     assert sent_by(small, max_side=100)["IMAGE"][0] == small
@@ -404,8 +404,8 @@ def test_large_picture_is_scaled_down_only_if_asked():
         ("<REGION_TO_CATEGORY>", "car<loc_1><loc_2><loc_3><loc_4>", "car<loc_1><loc_2><loc_3><loc_4>"),
     ],
 )
-def test_answer_about_a_smaller_picture_is_in_the_callers_pixels(task, answer, expected):
-    """The server saw 100 x 100; coordinates and size come back for the 200 x 300 that the caller has."""
+def test_answer_about_a_smaller_image_is_in_the_originals_pixels(task, answer, expected):
+    """The server saw 100 x 100; coordinates and size come back for the 200 x 300 of the original."""
     transport = FakeTransport(outputs(task, answer, IMAGE_SIZE=np.array([100, 100], dtype=np.int32)))
     result = Client(transport=transport).run(png((200, 300)), task, max_side=100)
     assert result.answer.to_json() == expected
@@ -452,7 +452,7 @@ def test_url_says_protocol_host_and_port(url, address):
 @pytest.mark.parametrize(
     "url", ["", "ftp://x", "grpc://", "grpc://x:99999", "http://x:port", "grpc://x/path", "http://x?y=1", "http://[::1"]
 )
-def test_bad_url_is_the_callers_mistake(url):
+def test_bad_url_is_an_invalid_request(url):
     """An address that cannot be meant is refused with an example of a good one."""
     with pytest.raises(InvalidRequest, match=r"grpc://127\.0\.0\.1:8001"):
         Client(url)
@@ -462,13 +462,13 @@ def test_bad_url_is_the_callers_mistake(url):
     "url", ["http://10.0.0.1,10.0.0.2:80", "grpc://a,b:1", "grpc://10.0.0.1,", "10.0.0.1,10.0.0.2:x"]
 )
 def test_several_servers_are_named_by_address_for_grpc(url):
-    """gRPC knows lists of addresses alone, and HTTP has a connection to one."""
+    """Only gRPC accepts a list of addresses; HTTP connects to one."""
     with pytest.raises(InvalidRequest, match="several servers"):
         Client(url)
 
 
 @pytest.mark.parametrize("headers", [{"a b": "c"}, {"": "c"}, {"a": "b\r\nc: d"}, {"a": "ü"}])
-def test_bad_header_is_the_callers_mistake(headers):
+def test_bad_header_is_an_invalid_request(headers):
     """What no header can hold, such as a line break, is refused before anything is sent."""
     with pytest.raises(InvalidRequest, match="is not a header"):
         Client(headers=headers)
@@ -557,7 +557,7 @@ def test_a_streams_error_without_a_code_is_tritons_own(message, kind):
 
 
 def test_connection_failure_names_address_and_remedy():
-    """Somebody who forgot to start the server is told so."""
+    """The error asks whether the server was started."""
     from florence2_client.transports.errors import connection_failed
 
     error = connection_failed(parse_url("http://box:8000"), ConnectionRefusedError(111, "Connection refused"))

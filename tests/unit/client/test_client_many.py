@@ -23,7 +23,7 @@ from florence2_client import AsyncClient, Client, Question
 from florence2_client.exchange import FIRST_WAIT, LONGEST_WAIT, Retry
 from tests.unit.client.test_client import outputs, png
 
-PICTURE = png()
+IMAGE = png()
 
 
 class SlowTransport:
@@ -86,13 +86,13 @@ def ask_many(request):
     return ask
 
 
-def pictures(milliseconds):
-    return [Question(PICTURE, "od", key=ms, options={"max_new_tokens": ms}) for ms in milliseconds]
+def images(milliseconds):
+    return [Question(IMAGE, "od", key=ms, options={"max_new_tokens": ms}) for ms in milliseconds]
 
 
 def test_replies_come_in_order_or_as_they_are_ready(ask_many):
     """In order a slow question holds its place; out of order it comes when it is done."""
-    asked = pictures([400, 1, 1, 1])
+    asked = images([400, 1, 1, 1])
     assert [reply.question.key for reply in ask_many(asked, concurrency=4)[0]] == [400, 1, 1, 1]
     assert [reply.question.key for reply in ask_many(asked, concurrency=4, ordered=False)[0]] == [1, 1, 1, 400]
 
@@ -100,7 +100,7 @@ def test_replies_come_in_order_or_as_they_are_ready(ask_many):
 @pytest.mark.parametrize("ordered", [True, False])
 def test_no_more_are_under_way_than_asked(ask_many, ordered):
     """The limit is used and kept."""
-    replies, transport = ask_many(pictures([5] * 30), concurrency=3, ordered=ordered)
+    replies, transport = ask_many(images([5] * 30), concurrency=3, ordered=ordered)
     assert len(replies) == 30
     assert transport.most == 3
 
@@ -113,7 +113,7 @@ def test_an_endless_supply_is_read_only_as_answers_are_taken(ask_many, ordered):
     def supply():
         for number in itertools.count():
             read.append(number)
-            yield PICTURE, "od"
+            yield IMAGE, "od"
 
     replies, _ = ask_many(supply(), take=10, concurrency=4, ordered=ordered)
     assert len(replies) == 10
@@ -123,15 +123,15 @@ def test_an_endless_supply_is_read_only_as_answers_are_taken(ask_many, ordered):
 def test_a_slow_head_does_not_pile_up_answers(ask_many):
     """While the first in order is awaited, at most twice the concurrency has been read."""
     read = []
-    asked = (read.append(question.key) or question for question in pictures([200] + [1] * 100))
+    asked = (read.append(question.key) or question for question in images([200] + [1] * 100))
     replies, _ = ask_many(asked, take=1, concurrency=4)
     assert replies[0].question.key == 200
     assert len(read) <= 8 + 1
 
 
 def test_an_error_is_one_reply_among_others(ask_many):
-    """A bad picture costs its neighbours nothing, and `unwrap` raises it."""
-    replies, _ = ask_many([(PICTURE, "od"), (b"", "od"), (PICTURE, "od", "text")])
+    """A bad image costs its neighbors nothing, and `unwrap` raises it."""
+    replies, _ = ask_many([(IMAGE, "od"), (b"", "od"), (IMAGE, "od", "text")])
     assert [type(reply.error) for reply in replies] == [type(None), InvalidImage, type(None)]
     assert replies[0].unwrap() is replies[0].result
     with pytest.raises(InvalidImage):
@@ -140,7 +140,7 @@ def test_an_error_is_one_reply_among_others(ask_many):
 
 def test_common_options_give_way_to_a_questions_own(ask_many):
     """Options of the call are for all; what a question brings goes first."""
-    replies, transport = ask_many(pictures([1]), concurrency=1, max_new_tokens=10_000)
+    replies, transport = ask_many(images([1]), concurrency=1, max_new_tokens=10_000)
     assert len(replies) == 1 and transport.served == 1
 
 
@@ -148,14 +148,14 @@ def test_nothing_asked_is_nothing_answered(ask_many):
     """An empty supply ends at once; a concurrency of nought is refused."""
     assert ask_many([])[0] == []
     with pytest.raises(InvalidOption):
-        ask_many([(PICTURE, "od")], concurrency=0)
+        ask_many([(IMAGE, "od")], concurrency=0)
 
 
 def test_a_bug_in_the_supply_is_not_hidden(ask_many):
-    """What the caller's own iterator raises reaches the caller."""
+    """What the given iterator raises comes out of `run_many`."""
 
     def broken():
-        yield PICTURE, "od"
+        yield IMAGE, "od"
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -193,10 +193,10 @@ def ask_busy(request):
     def ask(*errors, retry_for=5.0, **options):
         if request.param == "threads":
             transport = ask.transport = BusyTransport(*errors)
-            Client(transport=transport, retry_for=retry_for).run(PICTURE, "od", **options)
+            Client(transport=transport, retry_for=retry_for).run(IMAGE, "od", **options)
         else:
             transport = ask.transport = AsyncBusyTransport(*errors)
-            asyncio.run(AsyncClient(transport=transport, retry_for=retry_for).run(PICTURE, "od", **options))
+            asyncio.run(AsyncClient(transport=transport, retry_for=retry_for).run(IMAGE, "od", **options))
         return transport.timeouts
 
     return ask
@@ -218,8 +218,8 @@ def test_what_cannot_pass_is_not_asked_again(ask_busy, error):
     assert len(ask_busy.transport.timeouts) == 1
 
 
-def test_patience_ends(ask_busy):
-    """With no patience the first refusal is the answer; a time limit ends it too, with the server's own reason."""
+def test_retries_end(ask_busy):
+    """Without retries the first refusal is the answer; a time limit ends them too, with the server's own reason."""
     with pytest.raises(Unavailable, match="busy"):
         ask_busy(Unavailable("busy"), retry_for=0)
     start = time.monotonic()
@@ -229,19 +229,19 @@ def test_patience_ends(ask_busy):
 
 
 def test_waits_grow_and_are_bounded():
-    """Waits double up to the longest, are never shorter than half of that, and end with the patience."""
+    """Waits double up to the longest, are never shorter than half of that, and end with `retry_for`."""
     now = 0.0
-    patience = Retry(timeout=None, retry_for=100, clock=lambda: now)
+    retry = Retry(timeout=None, retry_for=100, clock=lambda: now)
     longest, waits = FIRST_WAIT, []
     with pytest.raises(Unavailable):
         while True:
-            wait = patience.wait_after(Unavailable("busy"))
+            wait = retry.wait_after(Unavailable("busy"))
             assert longest / 2 <= wait <= longest
             longest = min(2 * longest, LONGEST_WAIT)
             waits.append(wait)
             now += wait
     assert 90 < sum(waits) <= 100
-    assert patience.remaining() is None
+    assert retry.remaining() is None
 
 
 def test_closing_ends_a_wait():
@@ -250,5 +250,5 @@ def test_closing_ends_a_wait():
     threading.Timer(0.2, client.close).start()
     start = time.monotonic()
     with pytest.raises(Cancelled):
-        client.run(PICTURE, "od")
+        client.run(IMAGE, "od")
     assert time.monotonic() - start < 3

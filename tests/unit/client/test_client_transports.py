@@ -208,7 +208,7 @@ def test_status_of_the_server_becomes_our_exception(served, status, error):
 
 
 def test_time_limit_is_kept_and_told_to_the_server(served):
-    """The caller waits no longer than asked, the server learns the limit in microseconds, and the next call works."""
+    """The client waits no longer than asked, the server learns the limit in microseconds, and the next call works."""
     transport, script, _ = served
     transport.infer("fine", TENSORS, None)  # to connect may take its time on a busy machine
     start = time.monotonic()
@@ -237,7 +237,7 @@ def test_many_threads_share_a_transport(served):
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_nobody_listening_is_a_failed_connection(opened, scheme, unused_port):
+def test_an_unused_port_is_a_failed_connection(opened, scheme, unused_port):
     """The message holds the address and the way to start a server."""
     url = f"{scheme}://127.0.0.1:{unused_port}"
     with pytest.raises(ConnectionFailed, match=f"{url} .connection refused.; .*florence2 serve"):
@@ -252,7 +252,7 @@ def test_unknown_host_is_a_failed_connection(opened, scheme):
 
 
 def test_wrong_protocol_is_a_failed_connection(served, opened):
-    """gRPC spoken to the HTTP port, or the reverse, is recognised."""
+    """gRPC spoken to the HTTP port, or the reverse, is recognized."""
     url = served[2]
     other = "http" if url.startswith("grpc") else "grpc"
     with pytest.raises(ConnectionFailed, match="another protocol"):
@@ -261,7 +261,7 @@ def test_wrong_protocol_is_a_failed_connection(served, opened):
 
 @pytest.mark.parametrize("served", ["http"], indirect=True)
 def test_http_error_that_is_not_tritons_is_an_internal_error(served):
-    """A proxy's HTML page is not shown to the caller."""
+    """A proxy's HTML page is not shown to the user."""
     transport, *_ = served
     with pytest.raises(InternalError, match="HTTP status 502"):
         transport.infer("foreign", TENSORS, None)

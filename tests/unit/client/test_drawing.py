@@ -1,4 +1,4 @@
-"""Drawings are judged by their pixels: what must change, what must stay, and what must be inside the picture."""
+"""Drawings are judged by their pixels: what must change, what must stay, and what must be inside the image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SIZE = (640, 480)
 BOX = [100.0, 100.0, 300.0, 200.0]
 
 
-def canvas(colour="gray", size=SIZE):
-    return Image.new("RGB", size, colour)
+def canvas(color="gray", size=SIZE):
+    return Image.new("RGB", size, color)
 
 
 def changed(drawn, plain=None):
-    """[H, W] bool: where the drawing differs from the plain picture."""
+    """[H, W] bool: where the drawing differs from the plain image."""
     return (np.asarray(drawn) != np.asarray(plain or canvas(size=drawn.size))).any(axis=2)
 
 
@@ -39,22 +39,22 @@ def test_box_is_outlined_and_its_inside_stays():
 
 @pytest.mark.parametrize("background", ["black", "white", *PALETTE])
 def test_line_and_label_show_on_any_background(background):
-    """On every background, also one of the mark's own colour, the edge and the label differ clearly from it."""
+    """On every background, also one of the mark's own color, the edge and the label differ clearly from it."""
     drawn = draw(canvas(background), Boxes([BOX], ["dog"], [0.5]))
     contrast = np.abs(np.asarray(drawn, int) - np.asarray(canvas(background), int)).sum(axis=2)
     assert (contrast[95:106, 150:250].max(axis=0) > 150).all()
     assert contrast[75:99, 95:180].max() > 200
 
 
-@pytest.mark.parametrize("colour", PALETTE)
-def test_label_text_is_readable_on_its_chip(colour):
-    """Text and chip have WCAG's contrast of 4.5 : 1 for every colour."""
+@pytest.mark.parametrize("color", PALETTE)
+def test_label_text_is_readable_on_its_chip(color):
+    """Text and chip have WCAG's contrast of 4.5 : 1 for every color."""
 
     def luminance(rgb):
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    dark, light = sorted((luminance(colour), luminance(contrasting(colour))))
+    dark, light = sorted((luminance(color), luminance(contrasting(color))))
     assert (light + 0.05) / (dark + 0.05) > 4.5
 
 
@@ -86,7 +86,7 @@ def test_boxes_and_polygons_are_both_drawn():
 
 
 def test_caption_becomes_a_strip_below():
-    """The picture stays as it is; the text stands below it, and longer text takes more room."""
+    """The image stays as it is; the text stands below it, and longer text takes more room."""
     short = draw(canvas(), TextAnswer("a dog"))
     long = draw(canvas(), TextAnswer("a dog on a very long walk " * 20))
     assert not changed(short.crop((0, 0, *SIZE))).any()
@@ -103,7 +103,7 @@ def test_region_in_a_text_answer_is_drawn_with_its_text():
 
 
 def test_long_text_of_a_region_goes_below():
-    """A description too long for a label keeps its box and stands below the picture."""
+    """A description too long for a label keeps its box and stands below the image."""
     words = "a red car that is parked in front of a very old building with many windows"
     drawn = draw(canvas(), TextAnswer(words + "<loc_100><loc_200><loc_499><loc_899>"))
     assert drawn.height > SIZE[1]
@@ -119,7 +119,7 @@ def test_odd_text_is_drawn_somehow(text):
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 5), (64, 48), (3000, 40), (40, 3000), (1920, 1080)])
 def test_any_size_is_drawn_and_small_ones_are_enlarged(size):
-    """Pictures grow by a whole factor until labels can be read, and keep their shape."""
+    """Images grow by a whole factor until labels can be read, and keep their shape."""
     width, height = size
     answer = Boxes([[0, 0, width, height], [width / 2, height / 2, width, height]], ["whole", "a long label " * 9])
     drawn = draw(canvas(size=size), answer)
@@ -155,7 +155,7 @@ def placed(monkeypatch, marks, size=SIZE):
     return places
 
 
-def test_labels_stay_inside_the_picture(monkeypatch):
+def test_labels_stay_inside_the_image(monkeypatch):
     """Marks at every edge and corner keep their whole label in view."""
     spots = itertools.product((0, 300, 600), (0, 200, 440))
     for x, y in spots:
@@ -179,21 +179,21 @@ def test_wrapped_lines_fit_and_lose_nothing():
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
-def test_label_has_the_same_colour_in_every_picture():
-    """A label's colour does not depend on its neighbours, and equal labels share it."""
+def test_label_has_the_same_color_in_every_image():
+    """A label's color does not depend on its neighbors, and equal labels share it."""
     assert label_colors(["dog"])["dog"] == label_colors(["dog", "dog"])["dog"]
     assert label_colors(["dog", "cat"]) == label_colors(["cat", "dog"])
 
 
-def test_labels_of_one_picture_differ_in_colour():
-    """As long as the palette lasts, no two labels share a colour; beyond that it still works."""
+def test_labels_of_one_image_differ_in_color():
+    """No two labels share a color until the palette is used up; more labels work too."""
     names = [f"label {index}" for index in range(len(PALETTE))]
     assert len(set(label_colors(names).values())) == len(PALETTE)
     assert len(label_colors([*names, "one more"])) == len(PALETTE) + 1
 
 
 def test_file_is_drawn_upright():
-    """A picture with EXIF orientation is turned as the answer's coordinates are."""
+    """An image with EXIF orientation is turned as the answer's coordinates are."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     buffer = io.BytesIO()
@@ -201,14 +201,14 @@ def test_file_is_drawn_upright():
     assert draw(buffer.getvalue(), Boxes([BOX], ["dog"])).size == (480, 640)
 
 
-def test_input_picture_is_not_changed():
-    """Drawing makes a new picture."""
-    picture = canvas()
-    draw(picture, Boxes([BOX], ["dog"]))
-    assert not changed(picture).any()
+def test_input_image_is_not_changed():
+    """Drawing makes a new image."""
+    image = canvas()
+    draw(image, Boxes([BOX], ["dog"]))
+    assert not changed(image).any()
 
 
-def test_bytes_that_are_no_picture_are_refused():
+def test_bytes_that_are_no_image_are_refused():
     """Drawing on something else fails with our own error."""
     with pytest.raises(InvalidImage):
-        draw(b"no picture", Boxes([], []))
+        draw(b"no image", Boxes([], []))

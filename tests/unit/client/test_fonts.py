@@ -66,7 +66,7 @@ def ink(text):
 
 
 def test_each_character_is_drawn_in_a_font_that_has_it(own_fonts):
-    """Two fonts of the system in one text beside the usual one; broken files are passed over."""
+    """Two fonts of the system in one text next to the usual one; broken files are passed over."""
     assert ink(WIDE).sum() == pytest.approx(36 * 12, rel=0.1)
     assert ink(TALL).sum() == pytest.approx(12 * 36, rel=0.1)
     assert ink(f"i{WIDE}i{TALL}").sum() == pytest.approx(2 * ink("i").sum() + 2 * 36 * 12, rel=0.1)
@@ -127,7 +127,7 @@ def test_without_dejavu_pillows_own_font_is_used(monkeypatch, forget):
 
 
 def test_plain_fonts_come_first(tmp_path, monkeypatch, forget):
-    """Of several fonts that have a character, the upright one of usual weight is taken."""
+    """Take the upright font of usual weight from several that have a character."""
     for name in ("A-Bold.ttf", "B-LightItalic.otf", "Z-Regular.ttc", "C-Mono.ttf", "readme.txt"):
         (tmp_path / name).touch()
     monkeypatch.setattr(fonts, "FOLDERS", (tmp_path,))

@@ -63,7 +63,7 @@ def test_coco_data_set_is_complete():
     assert outline["segmentation"] == [SQUARE]
 
 
-def test_yolo_lines_are_fractions_of_the_picture():
+def test_yolo_lines_are_fractions_of_the_image():
     """A box by its middle and size, an outline by its points; labels that are no class are left out."""
     answer = BoxesAndPolygons([[10, 20, 40, 60], [0, 0, 1, 1]], ["cat", "dog"], [[SQUARE]], ["hat"])
     assert result(answer).to_yolo(["hat", "cat"]) == [

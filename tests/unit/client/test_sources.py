@@ -1,4 +1,4 @@
-"""Directories, patterns, lists and files as the pictures of a batch run."""
+"""Directories, patterns, lists and files as the images of a batch run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from florence2_client.cli.sources import image_paths, output_path
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """b.jpg, a.PNG, sub/c.webp and what is no picture."""
+    """b.jpg, a.PNG, sub/c.webp and what is no image."""
     for name in ("b.jpg", "a.PNG", "sub/c.webp", "notes.md", ".hidden.jpg", "odd"):
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     monkeypatch.chdir(tmp_path)
@@ -24,27 +24,27 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_directory_is_read_to_the_bottom(folder):
-    """Pictures by name, whatever the case of their ending; hidden and other files are left out."""
-    assert image_paths(["pictures"]) == ["pictures/a.PNG", "pictures/b.jpg", "pictures/sub/c.webp"]
+    """Images by name, whatever the case of their ending; hidden and other files are left out."""
+    assert image_paths(["images"]) == ["images/a.PNG", "images/b.jpg", "images/sub/c.webp"]
 
 
 def test_pattern_list_and_file(folder, monkeypatch):
     """A glob, a list file, standard input, and a file by its own name, even without an ending."""
-    assert image_paths(["pictures/**/*.webp"]) == ["pictures/sub/c.webp"]
-    (folder / "list.txt").write_text("pictures/b.jpg\n\n  missing.jpg  \n")
-    assert image_paths(["list.txt"]) == ["pictures/b.jpg", "missing.jpg"]
+    assert image_paths(["images/**/*.webp"]) == ["images/sub/c.webp"]
+    (folder / "list.txt").write_text("images/b.jpg\n\n  missing.jpg  \n")
+    assert image_paths(["list.txt"]) == ["images/b.jpg", "missing.jpg"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("x.png\n"))
     assert image_paths(["-"]) == ["x.png"]
-    assert image_paths(["pictures/odd"]) == ["pictures/odd"]
+    assert image_paths(["images/odd"]) == ["images/odd"]
 
 
-def test_a_picture_comes_once(folder):
+def test_a_image_comes_once(folder):
     """Sources may overlap."""
-    assert image_paths(["pictures/b.jpg", "pictures", "pictures/*.jpg"])[0] == "pictures/b.jpg"
-    assert len(image_paths(["pictures/b.jpg", "pictures", "pictures/*.jpg"])) == 3
+    assert image_paths(["images/b.jpg", "images", "images/*.jpg"])[0] == "images/b.jpg"
+    assert len(image_paths(["images/b.jpg", "images", "images/*.jpg"])) == 3
 
 
-@pytest.mark.parametrize("source", ["no/such/dir", "nothing.jpg", "pictures/*.tif"])
+@pytest.mark.parametrize("source", ["no/such/dir", "nothing.jpg", "images/*.tif"])
 def test_nothing_to_ask_about_is_a_mistake(folder, source):
     """A misspelt source is named, not silently skipped."""
     with pytest.raises(InvalidRequest):
@@ -52,7 +52,7 @@ def test_nothing_to_ask_about_is_a_mistake(folder, source):
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
         ("a/b.jpg", "out/a/b.txt"),
         ("/data/b.jpg", "out/data/b.txt"),
@@ -60,6 +60,6 @@ def test_nothing_to_ask_about_is_a_mistake(folder, source):
         ("./b", "out/b.txt"),
     ],
 )
-def test_outputs_stay_in_their_folder(picture, expected):
-    """Pictures of two directories do not overwrite one another's outputs, and nothing is written outside."""
-    assert output_path(Path("out"), picture, ".txt") == Path(expected)
+def test_outputs_stay_in_their_folder(image, expected):
+    """Images of two directories do not overwrite one another's outputs, and nothing is written outside."""
+    assert output_path(Path("out"), image, ".txt") == Path(expected)
