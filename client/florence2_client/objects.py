@@ -1,15 +1,21 @@
-"""Objects found in an image, in one form for all tasks. Result, drawing and the file formats read answers here."""
+"""Objects found in an image: one form for all tasks, and its conversions to COCO, YOLO and supervision."""
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageDraw
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.locations import to_pixel
+
+if TYPE_CHECKING:
+    import supervision
 
 Point: TypeAlias = tuple[float, float]
 Box: TypeAlias = tuple[float, float, float, float]
@@ -93,3 +99,122 @@ def _outlined(shape: Shape, flat_polygons: Iterable[Sequence[float]], label: str
     polygons = tuple(tuple(zip(flat[0::2], flat[1::2], strict=True)) for flat in flat_polygons)
     xs, ys = zip(*(point for polygon in polygons for point in polygon), strict=True)
     return Found(label, (min(xs), min(ys), max(xs), max(ys)), shape, polygons=polygons)
+
+
+# ---- formats of other tools
+
+
+def numbered(labels: Iterable[str], first: int = 0) -> dict[str, int]:
+    """Return a number for each label, counted from `first` in order of appearance."""
+    return {label: number for number, label in enumerate(dict.fromkeys(labels), first)}
+
+
+def coco_dataset(objects: Sequence[Found], file_name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """Return a COCO data set of one image of `size` (width, height)."""
+    categories = numbered((found.label for found in objects), first=1)
+    return {
+        "images": [coco_image(1, file_name, size)],
+        "annotations": [
+            {"id": number} | coco_annotation(found, 1, categories[found.label])
+            for number, found in enumerate(objects, 1)
+        ],
+        "categories": coco_categories(categories),
+    }
+
+
+def coco_image(image_id: int, file_name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """Return an item of `images`."""
+    return {"id": image_id, "file_name": file_name, "width": size[0], "height": size[1]}
+
+
+def coco_categories(categories: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return `categories` from label -> number."""
+    return [{"id": number, "name": label} for label, number in categories.items()]
+
+
+def coco_annotation(found: Found, image_id: int, category_id: int) -> dict[str, Any]:
+    """Return an item of `annotations` without its `id`. `bbox` is x, y, width, height; `score` depends on the task."""
+    x1, y1, x2, y2 = found.box
+    polygons = [polygon for polygon in found.polygons if len(polygon) >= 3]  # pycocotools rejects others
+    annotation = {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": sum(map(polygon_area, polygons)) if polygons else (x2 - x1) * (y2 - y1),
+        "segmentation": [[coordinate for point in polygon for coordinate in point] for polygon in polygons],
+        "iscrowd": 0,
+    }
+    return annotation if found.score is None else annotation | {"score": found.score}
+
+
+def polygon_area(polygon: Sequence[Point]) -> float:
+    """Return the area by the shoelace formula."""
+    shifted = [*polygon[1:], *polygon[:1]]
+    return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in zip(polygon, shifted, strict=True))) / 2
+
+
+def yolo_lines(objects: Iterable[Found], classes: Mapping[str, int], size: tuple[int, int]) -> list[str]:
+    """Return YOLO label lines, in fractions of the image's width and height.
+
+    A box is `class x y width height` with its center, a polygon `class x1 y1 x2 y2 ...`. A line holds one polygon, so
+    an object of several polygons takes several lines.
+    """
+    width, height = size
+    lines = []
+    for found in objects:
+        if found.label not in classes:
+            continue
+        x1, y1, x2, y2 = found.box
+        box = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+        outlines = [
+            [coordinate for x, y in polygon for coordinate in (x / width, y / height)]
+            for polygon in found.polygons
+            if len(polygon) >= 3
+        ]
+        lines += [
+            " ".join([str(classes[found.label]), *(f"{number:.6f}" for number in numbers)])
+            for numbers in outlines or [box]
+        ]
+    return lines
+
+
+def supervision_detections(objects: Sequence[Found], size: tuple[int, int]) -> supervision.Detections:
+    """Return what `Detections.from_vlm` returns, and also scores, class numbers and all polygons.
+
+    Objects with polygons have masks, bool [n, height, width]; lines of text have their corners.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise ImportError("to_supervision needs the package supervision: pip install supervision") from error
+    if not objects:
+        return supervision.Detections.empty()
+    labels = [found.label for found in objects]
+    numbers = numbered(labels)
+    data: dict[str, Any] = {"class_name": np.array(labels)}
+    if all(found.shape is Shape.QUAD for found in objects):
+        corners = [found.polygons[0] for found in objects]
+        data[supervision.config.ORIENTED_BOX_COORDINATES] = np.array(corners, dtype=np.float32)
+    scores = [found.score for found in objects]
+    masks = None
+    if any(found.shape is Shape.POLYGON for found in objects):
+        masks = np.stack([_mask(found, size) for found in objects])
+    return supervision.Detections(
+        xyxy=np.array([found.box for found in objects], dtype=np.float32),
+        mask=masks,
+        confidence=None if None in scores else np.array(scores, dtype=np.float32),
+        class_id=np.array([numbers[label] for label in labels]),
+        data=data,
+    )
+
+
+def _mask(found: Found, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """Return a mask, bool [height, width]; that of a box fills it."""
+    mask = Image.new("1", size)
+    brush = ImageDraw.Draw(mask)
+    for polygon in found.polygons:
+        if len(polygon) >= 3:
+            brush.polygon(polygon, fill=1)
+    if not found.polygons:
+        brush.rectangle(found.box, fill=1)
+    return np.asarray(mask)

@@ -14,10 +14,9 @@ from PIL import Image
 from florence2.answers import Answer, TextAnswer, answer_from_json
 from florence2.errors import InternalError
 from florence2.tasks import TASKS, Grammar
-from florence2_client import formats
 from florence2_client.drawing import draw
 from florence2_client.images import ImageLike
-from florence2_client.objects import Found, found_in
+from florence2_client.objects import Found, coco_dataset, found_in, supervision_detections, yolo_lines
 
 if TYPE_CHECKING:
     import supervision
@@ -114,7 +113,7 @@ class Result(Generic[AnswerT]):
         >>> detections.data["class_name"].tolist(), detections.class_id.tolist()
         (['star', 'triangle'], [0, 1])
         """
-        return formats.supervision_detections(self.objects, self.image_size)
+        return supervision_detections(self.objects, self.image_size)
 
     def to_coco(self, file_name: str = "") -> dict[str, Any]:
         """Return a COCO detection data set of this one image, with a category per label.
@@ -123,7 +122,7 @@ class Result(Generic[AnswerT]):
         >>> [category["name"] for category in coco["categories"]], len(coco["annotations"])
         (['star', 'triangle'], 2)
         """
-        return formats.coco_dataset(self.objects, file_name, self.image_size)
+        return coco_dataset(self.objects, file_name, self.image_size)
 
     def to_yolo(self, classes: Sequence[str]) -> list[str]:
         """Return the lines of a YOLO label file. Classes are numbered as in `classes`; other labels are left out.
@@ -131,7 +130,7 @@ class Result(Generic[AnswerT]):
         >>> len(client.detect("scene.png").to_yolo(["circle", "star"]))
         1
         """
-        return formats.yolo_lines(self.objects, {label: index for index, label in enumerate(classes)}, self.image_size)
+        return yolo_lines(self.objects, {label: index for index, label in enumerate(classes)}, self.image_size)
 
 
 def result_from_tensors(

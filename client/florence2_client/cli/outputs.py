@@ -13,10 +13,9 @@ from typing import Any, TextIO
 
 from florence2.answers import TextAnswer
 from florence2.errors import InvalidRequest
-from florence2_client import formats
 from florence2_client.cli.journal import Entry, entries
 from florence2_client.cli.sources import output_path
-from florence2_client.objects import plain_text
+from florence2_client.objects import coco_annotation, coco_categories, coco_image, plain_text, yolo_lines
 from florence2_client.result import Result
 
 
@@ -30,16 +29,16 @@ def write_coco(journal: Path, target: Path) -> None:
             categories.setdefault(label, len(categories) + 1)
     with _replacing(target) as file:
         file.write('{"images": [\n')
-        _write_items(file, (formats.coco_image(number, name, size) for name, (number, size) in images.items()))
+        _write_items(file, (coco_image(number, name, size) for name, (number, size) in images.items()))
         file.write('\n], "annotations": [\n')
         annotations = (
-            formats.coco_annotation(found, images[entry.key[0]][0], categories[found.label])
+            coco_annotation(found, images[entry.key[0]][0], categories[found.label])
             for entry, result in _answered(journal)
             for found in result.objects
         )
         _write_items(file, ({"id": number} | annotation for number, annotation in enumerate(annotations, 1)))
         file.write('\n], "categories": [\n')
-        _write_items(file, formats.coco_categories(categories))
+        _write_items(file, coco_categories(categories))
         file.write("\n]}\n")
 
 
@@ -58,7 +57,7 @@ def write_yolo(journal: Path, folder: Path) -> None:
         path.write_text("")
     for entry, result in _answered(journal):
         with open(output_path(folder, entry.key[0], ".txt"), "a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in formats.yolo_lines(result.objects, classes, result.image_size))
+            file.writelines(f"{line}\n" for line in yolo_lines(result.objects, classes, result.image_size))
     with _replacing(folder / "classes.txt") as file:
         file.writelines(f"{' '.join(label.split())}\n" for label in classes)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from florence2.tasks import TASKS
-from florence2_client import Client, Result, formats
-from florence2_client.objects import Shape
+from florence2_client import Client, Result
+from florence2_client.objects import Shape, supervision_detections
 
 DEMO = Path(__file__).parents[3] / "demo" / "images"
 QUESTIONS = json.loads((DEMO / "scene.json").read_text())["tasks"]
@@ -69,7 +69,7 @@ def test_outlines_of_open_vocabulary_detection_are_kept():
 
 def test_answers_without_a_place_have_no_detections():
     """A caption is an empty set of detections, not an error."""
-    assert len(formats.supervision_detections([], (10, 10))) == 0
+    assert len(supervision_detections([], (10, 10))) == 0
     assert set(ACCEPTED) <= set(TASKS)
 
 
@@ -77,4 +77,4 @@ def test_missing_supervision_is_one_sentence(monkeypatch):
     """Who has not installed it is told how."""
     monkeypatch.setitem(__import__("sys").modules, "supervision", None)
     with pytest.raises(ImportError, match="pip install supervision"):
-        formats.supervision_detections([], (10, 10))
+        supervision_detections([], (10, 10))
