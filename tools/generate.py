@@ -180,7 +180,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"tasks": tasks_table, "inputs": inputs_table, "outputs": outputs_table},
     "docs/client.md": {"errors": errors_table},
     "docs/openapi.yaml": {"request": openapi_request, "answer": openapi_answer, "codes": openapi_codes},
-    "client/florence2_client/options.py": {"options": client_options},
+    "client/florence2_client/request.py": {"options": client_options},
 }
 
 

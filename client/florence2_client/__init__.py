@@ -40,9 +40,9 @@ from florence2_client.client import Client
 from florence2_client.drawing import draw
 from florence2_client.exchange import Question, Reply
 from florence2_client.objects import Found
-from florence2_client.options import Options
+from florence2_client.request import Options
 from florence2_client.result import Result
-from florence2_client.transports.base import Tls
+from florence2_client.transports import Tls
 
 __all__ = [
     "AsyncClient",

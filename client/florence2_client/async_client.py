@@ -13,11 +13,9 @@ from florence2.errors import Florence2Error
 from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply
 from florence2_client.images import ImageLike
 from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, TaskMethods
-from florence2_client.options import Options
-from florence2_client.request import Region, build_request
+from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result
-from florence2_client.transports import open_async_transport
-from florence2_client.transports.base import DEFAULT_URL, AsyncTransport, Tls, parse_url
+from florence2_client.transports import DEFAULT_URL, AsyncTransport, Tls, open_async_transport, parse_url
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

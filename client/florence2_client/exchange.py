@@ -25,8 +25,7 @@ from florence2.errors import (
     Unavailable,
 )
 from florence2_client.images import ImageLike
-from florence2_client.options import Options
-from florence2_client.request import Region, Request, Tensors
+from florence2_client.request import Options, Region, Request, Tensors
 from florence2_client.result import Result, result_from_tensors
 
 LOG = logging.getLogger("florence2_client.retry")

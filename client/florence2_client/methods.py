@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from florence2_client.exchange import Question
 from florence2_client.images import ImageLike
-from florence2_client.options import Options
-from florence2_client.request import Region
+from florence2_client.request import Options, Region
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -23,6 +23,22 @@ OPTIONS_BY_KEYWORD = {option.keyword: option for option in OPTIONS}
 INT32 = np.iinfo(np.int32)
 LONGEST_TIMEOUT = 24 * 60 * 60  # seconds
 REGION = re.compile(r"\s*[-+.\deE]+\s*(,\s*[-+.\deE]+\s*){3}")
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of every request. An option that is left out, or None, keeps its default."""
+
+    # generated: options
+    max_new_tokens: int | None  # generate at most this many tokens; more than the model's positions means all of them
+    num_beams: int | None  # beams of the search; 1 is greedy
+    no_repeat_ngram_size: int | None  # let no sequence of this many tokens occur twice; 0 turns the rule off
+    length_penalty: float | None  # with beams, favor longer answers if above 0 and shorter ones if below
+    early_stopping: bool | None  # with beams, stop as soon as there are as many answers as beams
+    min_new_tokens: int | None  # generate at least this many tokens
+    repetition_penalty: float | None  # make generated tokens less likely to come again if above 1, more likely if below
+    # end of generated: options
+    timeout: float | None  # seconds for the whole call, retries included
+    max_side: int | None  # scale images with a longer side down to this many pixels before they are sent
 
 
 @dataclass(frozen=True)

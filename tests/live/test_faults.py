@@ -22,8 +22,7 @@ from florence2.errors import QueueFull, Unavailable
 from florence2.triton.admission import Tickets
 from florence2_client import Client
 from florence2_client.cli.health import check_health
-from florence2_client.transports import open_transport
-from florence2_client.transports.base import parse_url
+from florence2_client.transports import open_transport, parse_url
 from florence2_export.repository import read_config, write_config
 from tests.stress.clients import KINDS, cancelling, vanishing
 from tests.stress.images import good, request

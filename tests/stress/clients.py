@@ -11,8 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-from florence2_client.transports import open_async_transport
-from florence2_client.transports.base import parse_url
+from florence2_client.transports import open_async_transport, parse_url
 from tests.stress.images import ENSEMBLE, good
 from tests.stress.images import request as request_tensors
 

@@ -29,8 +29,7 @@ from florence2.errors import (
     Unavailable,
 )
 from florence2.server.embedded import model_processes
-from florence2_client.transports import open_async_transport
-from florence2_client.transports.base import parse_url
+from florence2_client.transports import open_async_transport, parse_url
 from tests.stress import images
 from tests.stress.images import ENSEMBLE, request
 

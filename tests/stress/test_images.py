@@ -11,8 +11,7 @@ import numpy as np
 
 from bench.harness import embedded_server
 from florence2.errors import Florence2Error
-from florence2_client.transports import open_async_transport
-from florence2_client.transports.base import parse_url
+from florence2_client.transports import open_async_transport, parse_url
 from tests.stress.conftest import Sizes
 from tests.stress.images import DAMAGED, ENSEMBLE, UNUSUAL, flipped, good, request
 from tests.stress.serving import kind_of

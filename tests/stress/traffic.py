@@ -24,8 +24,7 @@ import numpy as np
 from florence2.errors import Florence2Error
 from florence2.tasks import TASKS, TaskInput
 from florence2_client import AsyncClient
-from florence2_client.transports import open_async_transport
-from florence2_client.transports.base import parse_url
+from florence2_client.transports import open_async_transport, parse_url
 from tests.stress import images
 from tests.stress.images import DAMAGED, ENSEMBLE, UNUSUAL, request
 from tests.stress.serving import kind_of

@@ -12,8 +12,8 @@ from florence2.contract import OPTIONS, Option
 from florence2.errors import InvalidPrompt, InvalidRequest
 from florence2.tasks import TASKS, task_from_name
 from florence2_client.methods import DEFAULT_MODEL
-from florence2_client.options import Options
-from florence2_client.transports.base import DEFAULT_URL, Tls
+from florence2_client.request import Options
+from florence2_client.transports import DEFAULT_URL, Tls
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # shtab's names for completing file names
 PYTHON_TYPES = {"INT32": int, "INT64": int, "FP32": float}

@@ -25,7 +25,7 @@ from florence2_client.cli.arguments import (
 )
 from florence2_client.cli.console import json_line, table
 from florence2_client.images import encoded_bytes
-from florence2_client.options import Options
+from florence2_client.request import Options
 
 EXAMPLES = """\
 examples:

@@ -22,8 +22,7 @@ from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error,
 from florence2_client.cli.arguments import add_connection, connection
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import Tensors, build_request
-from florence2_client.transports import open_transport
-from florence2_client.transports.base import Address, Tls, Transport, parse_url
+from florence2_client.transports import Address, Tls, Transport, open_transport, parse_url
 from florence2_client.transports.http import fetch
 
 EXAMPLES = """\

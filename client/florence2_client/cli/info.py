@@ -21,7 +21,7 @@ from florence2.errors import CheckpointError, InvalidRequest
 from florence2_client.cli.arguments import add_connection, add_json, connection, wants_json
 from florence2_client.cli.console import table
 from florence2_client.methods import DEFAULT_MODEL
-from florence2_client.transports.base import Address, parse_url
+from florence2_client.transports import Address, parse_url
 from florence2_client.transports.grpc import connection_arguments, translated
 from florence2_client.transports.http import fetch, refusal
 

@@ -16,9 +16,9 @@ from florence2.contract import OPTIONS, Option
 from florence2.errors import InvalidOption
 from florence2.tasks import TASKS, TaskInput
 from florence2_client.client import Client
-from florence2_client.options import Options
 from florence2_client.page.cards import STYLE, cards_html
 from florence2_client.page.requests import Card, ask, given_options, takes
+from florence2_client.request import Options
 
 MOST_SIDE_BY_SIDE = 4
 FOLDER = Path(__file__).parent

@@ -20,7 +20,7 @@ from florence2_client.cli.arguments import task_name
 from florence2_client.client import Client
 from florence2_client.exchange import Question
 from florence2_client.objects import plain_text
-from florence2_client.options import Options
+from florence2_client.request import Options
 from florence2_client.result import Result
 
 PAUSE = 0.2  # seconds between cards of a growing answer: each is drawn and sent to the browser again

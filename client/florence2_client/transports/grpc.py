@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from florence2.errors import Cancelled, Florence2Error
 from florence2_client.request import Tensors
-from florence2_client.transports.base import Address, Outputs, triton_timeout
+from florence2_client.transports import Address, Outputs, triton_timeout
 from florence2_client.transports.errors import (
     NO_CONNECTION,
     connection_failed,

@@ -9,7 +9,7 @@ import pytest
 from florence2.errors import CheckpointError, InvalidRequest
 from florence2_client import cli
 from florence2_client.cli import info
-from florence2_client.transports.base import parse_url
+from florence2_client.transports import parse_url
 from florence2_export.weight_files import content_hash
 
 ROOT = Path(__file__).parents[3]

@@ -17,11 +17,11 @@ from PIL import Image
 from florence2.contract import OPTIONS
 from florence2.tasks import TASKS
 from florence2_client import Client
-from florence2_client.options import Options
 from florence2_client.page import requests
 from florence2_client.page.layout import EXAMPLE, EXAMPLES
 from florence2_client.page.requests import ask
 from florence2_client.page.serving import served_page
+from florence2_client.request import Options
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ROOT = Path(__file__).parents[3]

@@ -30,7 +30,7 @@ from florence2.errors import (
 from florence2.tasks import TASKS
 from florence2_client import AsyncClient, Client, Result, Tls
 from florence2_client.request import build_request
-from florence2_client.transports.base import Address, parse_url
+from florence2_client.transports import Address, parse_url
 
 WIRE_TYPES = [
     ("IMAGE", "BYTES", [1]),

@@ -30,8 +30,7 @@ from florence2.errors import (
     Unavailable,
 )
 from florence2_client import Tls
-from florence2_client.transports import open_async_transport, open_transport
-from florence2_client.transports.base import parse_url
+from florence2_client.transports import open_async_transport, open_transport, parse_url
 
 CODES = {  # of gRPC and of Triton's HTTP
     "INVALID_ARGUMENT": (grpc.StatusCode.INVALID_ARGUMENT, 400),

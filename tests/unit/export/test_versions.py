@@ -17,7 +17,7 @@ from florence2.errors import CheckpointError, ServerError
 from florence2.server.embedded import EmbeddedServer
 from florence2.server.options import ServingOptions
 from florence2_client.cli.info import ask_server
-from florence2_client.transports.base import parse_url
+from florence2_client.transports import parse_url
 from florence2_export import installation, repository
 from florence2_export.sample_images import draw_images
 
