@@ -22,7 +22,7 @@ from florence2_export import layouts, settings, weight_files
 from florence2_export.adapter import CONFIG as ADAPTER_CONFIG
 from florence2_export.adapter import Adapter, read_adapter
 from florence2_export.hub import Source, fetch, one_line
-from florence2_export.layouts import EMBEDDING, HEAD, TIED
+from florence2_export.layouts import EMBEDDING, TIED, UNTIED
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 OWN_CONFIG = "use the config.json that was saved with these weights"
@@ -30,7 +30,11 @@ OWN_CONFIG = "use the config.json that was saved with these weights"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint. `weights` have native names and the stored precision, and a head only if it is not tied."""
+    """A checked checkpoint.
+
+    `weights` have native names and the stored precision. The decoder's embedding and the head are there only if they
+    differ from the embedding.
+    """
 
     source: Source
     files: list[Path]  # the weight files
@@ -83,22 +87,16 @@ def read_config_file(found: Source) -> dict[str, Any]:
 
 
 def settle_embedding(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights with one embedding under its native name, and with a head only if it differs from it."""
+    """Return the weights with copies of the embedding only where they differ from it.
+
+    The encoder's copy is dropped in any case, because the prompt is embedded before it reaches the encoder.
+    """
     present = [name for name in TIED if name in weights]
     if not present:
         raise CheckpointError("the checkpoint has no token embedding, so it is incomplete; download or save it again")
     embedding = weights[present[0]]
-    for name in present:
-        if name != HEAD and not same(weights[name], embedding):
-            raise CheckpointError(
-                f"{name} differs from {present[0]}, but Florence-2 has one embedding for encoder and decoder, "
-                "so this checkpoint cannot be exported"
-            )
-    settled = {name: tensor for name, tensor in weights.items() if name not in TIED}
-    settled[EMBEDDING] = embedding
-    if HEAD in weights and not same(weights[HEAD], embedding):
-        settled[HEAD] = weights[HEAD]
-    return settled
+    own = {name: weights[name] for name in UNTIED if name in weights and not same(weights[name], embedding)}
+    return {name: tensor for name, tensor in weights.items() if name not in TIED} | {EMBEDDING: embedding} | own
 
 
 def same(a: Tensor, b: Tensor) -> bool:

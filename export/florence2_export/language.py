@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from florence2.engine.bart import DECODER_EMBEDDING
 from florence2.engine.linear import quantize
 from florence2_export.layouts import HEAD
 
@@ -24,7 +25,7 @@ def choose_precision(asked: str, device: str) -> str:
 
 
 def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") -> dict[str, Tensor]:
-    """Return tensors by name without prefix. `lm_head.weight` is one only if the checkpoint has it, or with int8."""
+    """Return tensors by name without prefix. Copies of the embedding are left out, except an int8 head."""
     tensors = {name.removeprefix(PREFIX): weights[name] for name in weights if name.startswith((PREFIX, HEAD))}
     if precision == "int8":
         return dict(_int8(tensors))
@@ -32,9 +33,9 @@ def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") 
 
 
 def _int8(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield matrices as int8 with a scale per output, the embedding as bfloat16, and the small rest as float32."""
+    """Yield matrices as int8 with a scale per output, embeddings as bfloat16, and the small rest as float32."""
     for name, tensor in {"lm_head.weight": tensors["shared.weight"], **tensors}.items():
-        if name == "shared.weight":
+        if name in ("shared.weight", DECODER_EMBEDDING):
             yield name, tensor.to(torch.bfloat16)
         elif tensor.dim() == 2 and not name.endswith("embed_positions.weight"):
             weight, scale = quantize(tensor)

@@ -16,14 +16,11 @@ from florence2.config import LOCATION_BINS
 from florence2.errors import CheckpointError
 
 EMBEDDING = "model.language_model.shared.weight"
+DECODER_EMBEDDING = "model.language_model.decoder.embed_tokens.weight"
 HEAD = "lm_head.weight"
+UNTIED = (DECODER_EMBEDDING, HEAD)  # may be trained apart from the embedding
 # Copies of the embedding. Checkpoints store at least one of them.
-TIED = (
-    EMBEDDING,
-    "model.language_model.encoder.embed_tokens.weight",
-    "model.language_model.decoder.embed_tokens.weight",
-    HEAD,
-)
+TIED = (EMBEDDING, "model.language_model.encoder.embed_tokens.weight", DECODER_EMBEDDING, HEAD)
 
 # All rules are applied, in this order.
 RENAMES = tuple(

@@ -8,7 +8,7 @@ D d_model, H heads, E size of a head, F inner width of the feed-forward layers, 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +22,8 @@ from florence2.engine.linear import LayerType, Linear, Projection, layer_type, p
 from florence2.errors import InvalidRequest
 
 POSITION_OFFSET = 2  # BART keeps two rows before position 0
+# Weights that are equal to the embedding, `shared.weight`, unless a checkpoint names them.
+DECODER_EMBEDDING, HEAD = "decoder.embed_tokens.weight", "lm_head.weight"
 
 
 class Attention(nn.Module):
@@ -62,6 +64,7 @@ class Stack(nn.Module):
         super().__init__()
         self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.d_model)
         self.layernorm_embedding = nn.LayerNorm(config.d_model)
+        self.embed_tokens: nn.Embedding | None = None  # the decoder's own, if it is untied
         self.layers = nn.ModuleList(layers)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -84,11 +87,11 @@ class Stack(nn.Module):
 class LanguageModel(nn.Module):
     """All parameters as in the checkpoint, without the prefix `model.language_model.`.
 
-    `precision`: float32, bfloat16, float16, or int8, which keeps float32 between the layers. The head is `shared`
-    unless it is untied.
+    `precision`: float32, bfloat16, float16, or int8, which keeps float32 between the layers. The decoder's
+    embedding and the head are `shared`, which embeds the prompt, unless `untied` names their weights.
     """
 
-    def __init__(self, config: ModelConfig, *, tied: bool = True, precision: str = "float32") -> None:
+    def __init__(self, config: ModelConfig, *, untied: Container[str] = (), precision: str = "float32") -> None:
         super().__init__()
         text, linear = config.text, layer_type(precision)
         self.precision = precision
@@ -98,7 +101,9 @@ class LanguageModel(nn.Module):
         decoder = (text.d_model, text.decoder_heads, text.decoder_ffn, linear)
         self.encoder = Stack(text, [Layer(*encoder) for _ in range(text.encoder_layers)])
         self.decoder = Stack(text, [DecoderLayer(*decoder) for _ in range(text.decoder_layers)])
-        self.lm_head = None if tied else linear(text.d_model, text.vocab_size, bias=False)
+        if DECODER_EMBEDDING in untied:
+            self.decoder.embed_tokens = nn.Embedding(text.vocab_size, text.d_model)
+        self.lm_head = linear(text.d_model, text.vocab_size, bias=False) if HEAD in untied else None
 
     @property
     def device(self) -> torch.device:
@@ -114,9 +119,9 @@ class LanguageModel(nn.Module):
         head, self.lm_head = self.lm_head or self.shared, None
         return head
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return the tokens' embeddings: [N] -> [N, D]."""
-        return self.shared(tokens).to(self.dtype) * self.embed_scale
+    def embed(self, tokens: Tensor, own: nn.Embedding | None = None) -> Tensor:
+        """Return the tokens' embeddings, from a stack's own table if it has one: [N] -> [N, D]."""
+        return (own or self.shared)(tokens).to(self.dtype) * self.embed_scale
 
 
 class PackedLayer:

@@ -39,7 +39,7 @@ def load_language_model(directory: Path, config: ModelConfig, device: torch.devi
 def build_language_model(tensors: Mapping[str, Tensor], config: ModelConfig, precision: str) -> LanguageModel:
     """Return a model that holds these tensors themselves. Raises CheckpointError if they do not fit `config`."""
     with torch.device("meta"):  # allocates nothing: `assign` below puts the tensors in place
-        model = LanguageModel(config, tied="lm_head.weight" not in tensors, precision=precision)
+        model = LanguageModel(config, untied=tensors.keys(), precision=precision)
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:

@@ -33,7 +33,7 @@ def pack_decoder(model: LanguageModel) -> Weights:
 
     return Weights(
         embedding=Embedding(
-            tokens=_table(model.shared.weight),
+            tokens=_table((model.decoder.embed_tokens or model.shared).weight),
             positions=_table(model.decoder.positions),
             scale=np.float32(model.embed_scale),
             norm=_norm([model.decoder.layernorm_embedding]),

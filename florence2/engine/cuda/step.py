@@ -116,7 +116,7 @@ class PaddedDecoder:
     def decode(self, step: PaddedStep) -> Tensor:
         """Return the float32 logits [R, V] of the tokens that follow the step's."""
         model = self._model
-        x = model.decoder.embed(model.embed(step.tokens), step.positions)
+        x = model.decoder.embed(model.embed(step.tokens, model.decoder.embed_tokens), step.positions)
         for index, layer in enumerate(self._layers):
             x = layer(x, step, index)
         return self._head(x).float()

@@ -92,7 +92,7 @@ class Reference:
         return answer.sequences[0, 1:].tolist(), score
 
 
-def random_checkpoint(directory: Path, seed: int, **text) -> Path:
+def random_checkpoint(directory: Path, seed: int, untied: bool = False, **text) -> Path:
     """Write a checkpoint of another geometry with the demo's tokenizer; large weights make its answers varied."""
     config = Florence2Config.from_pretrained(DEMO)
     for key, value in text.items():
@@ -101,6 +101,9 @@ def random_checkpoint(directory: Path, seed: int, **text) -> Path:
     config.vision_config.projection_dim = config.text_config.d_model
     torch.manual_seed(seed)
     model = Florence2ForConditionalGeneration(config)
+    if untied:
+        for module in (model.model.language_model.decoder.embed_tokens, model.lm_head):
+            module.weight = torch.nn.Parameter(module.weight + 0.05 * torch.randn_like(module.weight))
     model.generation_config = GenerationConfig.from_pretrained(DEMO)
     model.save_pretrained(directory)
     AutoProcessor.from_pretrained(DEMO).save_pretrained(directory)
@@ -112,6 +115,7 @@ GEOMETRIES = {
     "wide": dict(d_model=96, encoder_layers=1, decoder_layers=2, encoder_attention_heads=6, decoder_attention_heads=6),
     "deep": dict(d_model=32, encoder_layers=3, decoder_layers=4, encoder_attention_heads=2, decoder_attention_heads=4),
     "scaled": dict(d_model=64, decoder_layers=1, scale_embedding=True),
+    "untied": dict(d_model=32, decoder_layers=1, untied=True),
 }
 
 

@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Florence2ForConditionalGeneration, Florence2Processor, GenerationConfig
 
-from florence2.errors import CheckpointError
 from florence2_client.cli import main
 from florence2_export.checkpoint import read_checkpoint
-from florence2_export.layouts import EMBEDDING, HEAD, TIED
+from florence2_export.layouts import EMBEDDING, TIED, UNTIED
 
 LAST_NORM = "model.multi_modal_projector.image_proj_norm.weight"
 
@@ -77,19 +76,19 @@ def test_any_copy_of_the_embedding_will_do(copy, checkpoint, stored):
     assert torch.equal(copy.read().weights[EMBEDDING], checkpoint.weights[EMBEDDING])
 
 
-def test_a_head_of_its_own_is_kept_and_an_equal_one_is_not(copy):
-    """Some fine-tunes untie the output head; most store a copy of the embedding."""
-    copy.reweigh(lambda weights: weights.update({HEAD: weights[EMBEDDING]}))
-    assert HEAD not in copy.read().weights
-    copy.reweigh(lambda weights: weights.update({HEAD: weights[EMBEDDING] * 1.5}))
-    assert HEAD in copy.read().weights
+@pytest.mark.parametrize("name", UNTIED)
+def test_an_untied_copy_of_the_embedding_is_kept_and_an_equal_one_is_not(copy, name):
+    """Some fine-tunes untie the output head or the decoder's embedding; most store copies of the embedding."""
+    copy.reweigh(lambda weights: weights.update({name: weights[EMBEDDING]}))
+    assert name not in copy.read().weights
+    copy.reweigh(lambda weights: weights.update({name: weights[EMBEDDING] * 1.5}))
+    assert name in copy.read().weights
 
 
-def test_two_different_embeddings_are_refused(copy):
-    """The engine, like Florence-2, has one. With several, a fine-tune would answer wrongly."""
-    copy.reweigh(lambda weights: weights.update({TIED[2]: weights[EMBEDDING] * 2}))
-    with pytest.raises(CheckpointError, match="has one embedding"):
-        copy.read()
+def test_the_encoders_copy_of_the_embedding_changes_nothing(copy, checkpoint):
+    """transformers embeds the prompt with the shared embedding, so the encoder's copy is never used."""
+    copy.reweigh(lambda weights: weights.update({TIED[1]: weights[EMBEDDING] * 2}))
+    assert_same_weights(copy.read(), checkpoint)
 
 
 def test_ids_come_from_the_tokenizer_not_from_stale_configs(copy, checkpoint):

@@ -11,7 +11,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence2_export import parity
 from florence2_export.language import export_language_model
-from florence2_export.layouts import EMBEDDING, HEAD
+from florence2_export.layouts import EMBEDDING, UNTIED
 from florence2_export.reference import load_reference
 
 
@@ -103,9 +103,10 @@ def compare(decoder, checkpoint, reference) -> Compared:
     return Compared(answers, (reference, checkpoint.config, features, cases))
 
 
-def test_an_untied_head_is_exported_and_compared(copy, decoder):
-    """The head of such a fine-tune differs from the embedding, here and in transformers."""
-    copy.reweigh(lambda weights: weights.update({HEAD: weights[EMBEDDING].flip(0)}))
+@pytest.mark.parametrize("name", UNTIED)
+def test_an_untied_copy_of_the_embedding_is_exported_and_compared(copy, decoder, name):
+    """The head or the decoder's embedding of such a fine-tune differs from the prompt's, here and in transformers."""
+    copy.reweigh(lambda weights: weights.update({name: weights[EMBEDDING].flip(0)}))
     untied = copy.read()
     reference = load_reference(untied)
     assert not parity.compare_weights(decoder, reference).passed
