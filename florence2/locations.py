@@ -11,6 +11,14 @@ from collections.abc import Sequence
 
 from florence2.config import LOCATION_BINS
 
+LOCATION_TOKEN = "<loc_-?[0-9]+>"  # a pattern; only text can name a bin outside of 0 to 999
+
+
+def location_of(token: str) -> int:
+    """Return the bin that a LOCATION_TOKEN names, or else the nearest one: 999 for `<loc_1000>`, 0 for `<loc_-1>`."""
+    digits = token[len("<loc_") : -1].lstrip("0")
+    return 0 if digits[:1] in ("", "-") else min(int(digits[:4]), LOCATION_BINS - 1)
+
 
 def to_bin(pixel: float, extent: int) -> int:
     """Return the bin of a coordinate along a side of `extent` pixels; outside of the image, the nearest bin."""
@@ -19,8 +27,8 @@ def to_bin(pixel: float, extent: int) -> int:
 
 
 def to_pixel(location: int, extent: int) -> float:
-    """Return the middle of a bin in pixels. Bins past the last, which only text can name, count as the last."""
-    return (min(location, LOCATION_BINS - 1) + 0.5) * extent / LOCATION_BINS
+    """Return the middle of a bin in pixels."""
+    return (location + 0.5) * extent / LOCATION_BINS
 
 
 def region_tokens(box: Sequence[float], size: tuple[int, int]) -> str:

@@ -4,6 +4,9 @@ The grammars are those of transformers' `Florence2PostProcessor`. What its patte
 fractions of pixels, labels beyond ASCII, line breaks, `<` in a label, bare locations, boxes after polygons. An
 unfinished box or line at the end is dropped, and an unclosed polygon is kept; the finish reason shows that the answer
 was cut off.
+
+A structural token counts as one even if the model spells it out in ordinary tokens. Fine-tunes spell `<loc_1000>`: it
+is not in the vocabulary, but many were trained on it for everything that touches an edge of the image.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ from __future__ import annotations
 import enum
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, takewhile
+from itertools import accumulate, groupby, takewhile
 from typing import TypeAlias
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2.locations import to_pixel
+from florence2.locations import LOCATION_TOKEN, location_of, to_pixel
 from florence2.tasks import Grammar
 
 Size: TypeAlias = tuple[int, int]  # width, height
@@ -43,23 +47,43 @@ class Piece:
     log_prob: float | None = None
 
 
-_IGNORED = re.compile(r"<s>|</s>|<pad>")
-_STRUCTURE = re.compile(r"(<loc_[0-9]{1,9}>|<sep>|<poly>|</poly>)")
-_STRAY_MARKUP = re.compile(r"<ground>|<obj>")
+_CONTROL = ("<s>", "</s>", "<pad>")
+_TOKEN = re.compile(rf"({LOCATION_TOKEN}|<sep>|</?poly>|</?s>|<pad>)")
+_BEGUN_TOKEN = re.compile(r"</?[a-z_]*-?[0-9]*$")
+_STRAY_MARKUP = re.compile(
+    r"</?(?:od|ocr|n?cap|dcap|grounding|seg|region_cap|region_to_desciption|proposal)>|<ground>|<obj>"  # sic
+)
 
 
-def token_piece(token: str) -> Piece:
-    """Return the piece of one token: structural for a location, `<sep>`, `<poly>` or `</poly>`, otherwise text."""
-    if not _STRUCTURE.fullmatch(token):
-        return Piece(Kind.TEXT, token)
-    if token.startswith("<loc_"):
-        return Piece(Kind.LOCATION, token, int(token[len("<loc_") : -1]))
-    return Piece(Kind(token), token)
+def pieces_from_text(text: str, tokens: Sequence[tuple[str, float]] = ()) -> list[Piece]:
+    """Return the pieces of decoded text without `<s>`, `</s>` and `<pad>`.
+
+    tokens: each token of the text, decoded by itself, with its log probability; without them, pieces have none. A token
+    that the model spelled out is as probable as all the tokens that spell it together.
+    """
+    pieces = []
+    log_probs = _log_probs(tokens)
+    for part in filter(None, _TOKEN.split(text)):
+        if not _TOKEN.fullmatch(part):
+            pieces.append(Piece(Kind.TEXT, part))
+        elif part.startswith("<loc_"):
+            pieces.append(Piece(Kind.LOCATION, part, location_of(part), next(log_probs, None)))
+        elif part not in _CONTROL:
+            pieces.append(Piece(Kind(part), part, log_prob=next(log_probs, None)))
+    return pieces
 
 
-def pieces_from_text(text: str) -> list[Piece]:
-    """Return the pieces of decoded text, without log probabilities and without `<s>`, `</s>` and `<pad>`."""
-    return [token_piece(part) for part in _STRUCTURE.split(_IGNORED.sub("", text)) if part]
+def _log_probs(tokens: Sequence[tuple[str, float]]) -> Iterator[float]:
+    """Yield the log probability of each structural token.
+
+    Half a character is garbled in a token decoded by itself, but structural tokens are ASCII: the same ones are found,
+    in the same order, as in the whole text.
+    """
+    ends = list(accumulate(len(text) for text, _ in tokens))
+    for match in _TOKEN.finditer("".join(text for text, _ in tokens)):
+        if match[0] not in _CONTROL:
+            first, last = bisect_right(ends, match.start()), bisect_left(ends, match.end())
+            yield sum(log_prob for _, log_prob in tokens[first : last + 1])
 
 
 def without_half_character(text: str) -> str:
@@ -70,23 +94,21 @@ def without_half_character(text: str) -> str:
 def without_open_end(grammar: Grammar, pieces: Sequence[Piece]) -> Sequence[Piece]:
     """Return the pieces of an incomplete answer without unfinished parts that the parser would accept.
 
-    These are half a character and an unclosed polygon. The parser itself drops unfinished boxes, quads and labels.
+    These are half a character, the beginning of a spelled-out token, and an unclosed polygon. The parser itself drops
+    unfinished boxes, quads and labels.
     """
-    if not pieces:
-        return pieces
-    last = pieces[-1]
-    if last.kind is Kind.TEXT:
-        return [*pieces[:-1], replace(last, text=without_half_character(last.text))]
-    if grammar is Grammar.POLYGONS or (grammar is Grammar.BOXES_OR_POLYGONS and _in_polygon(pieces)):
+    if pieces and pieces[-1].kind is Kind.TEXT:
+        text = without_half_character(pieces[-1].text)
+        text = text if grammar is Grammar.TEXT else _BEGUN_TOKEN.sub("", text)
+        if text:
+            return [*pieces[:-1], replace(pieces[-1], text=text)]
+        pieces = pieces[:-1]
+    last_run = takewhile(lambda piece: piece.kind is not Kind.TEXT, reversed(pieces))
+    marks = (piece.kind for piece in last_run if piece.kind in (Kind.POLYGON, Kind.POLYGON_END))
+    in_polygon = grammar is Grammar.BOXES_OR_POLYGONS and next(marks, None) is Kind.POLYGON
+    if grammar is Grammar.POLYGONS or in_polygon:
         return pieces[: 1 + max((i for i, piece in enumerate(pieces) if piece.kind is not Kind.LOCATION), default=-1)]
     return pieces
-
-
-def _in_polygon(pieces: Sequence[Piece]) -> bool:
-    """Return whether the last mark of the last run opens a polygon."""
-    run = list(takewhile(lambda piece: piece.kind is not Kind.TEXT, reversed(pieces)))
-    marks = [piece.kind for piece in run if piece.kind in (Kind.POLYGON, Kind.POLYGON_END)]
-    return marks[:1] == [Kind.POLYGON]
 
 
 def parse(grammar: Grammar, pieces: Sequence[Piece], size: Size, banned_phrases: Collection[str]) -> Answer:
@@ -98,11 +120,15 @@ def parse(grammar: Grammar, pieces: Sequence[Piece], size: Size, banned_phrases:
         case Grammar.TEXT:
             return TextAnswer("".join(piece.text for piece in pieces).strip())
         case Grammar.OCR:
-            return _quads(pieces, size)
+            runs = [
+                (" ".join(_labels(text)), next(_location_stretches(run), [])) for text, run in _phrases(pieces) if text
+            ]
+            lines = [(line, stretch[:8]) for line, stretch in runs if len(stretch) >= 8]  # corners need a line
+            return Quads([_pixels(corners, size) for _, corners in lines], [line for line, _ in lines])
         case Grammar.LABELED_BOXES:
             return _boxes(list(_labeled_corners(pieces)), size)
         case Grammar.BARE_BOXES:
-            return _boxes([("", corners) for _, corners in _labeled_corners(pieces)], size)
+            return _boxes([("", four) for _, run in _phrases(pieces) for four in _fours(run)], size)
         case Grammar.GROUNDING:
             found = _labeled_corners(pieces)
             return _boxes([(label, corners) for label, corners in found if label not in banned_phrases], size)
@@ -113,15 +139,14 @@ def parse(grammar: Grammar, pieces: Sequence[Piece], size: Size, banned_phrases:
 
 
 def _boxes(found: list[tuple[str, list[Piece]]], size: Size) -> Boxes:
-    corners = [four for _, four in found]
-    return Boxes([_pixels(four, size) for four in corners], [label for label, _ in found], _scores(corners))
-
-
-def _quads(pieces: Sequence[Piece], size: Size) -> Quads:
-    """Return each line of text with its first eight locations; corners without a line are dropped."""
-    runs = [(text.strip(), next(_location_stretches(run), [])) for text, run in _phrases(pieces) if text]
-    found = [(line, stretch[:8]) for line, stretch in runs if len(stretch) >= 8]
-    return Quads([_pixels(corners, size) for _, corners in found], [line for line, _ in found])
+    """Return boxes, scored with exp of the mean log probability of their four locations if these are known."""
+    log_probs = [[piece.log_prob for piece in four if piece.log_prob is not None] for _, four in found]
+    known = all(len(four) == 4 for four in log_probs)
+    return Boxes(
+        [_pixels(four, size) for _, four in found],
+        [label for label, _ in found],
+        [math.exp(sum(four) / 4) for four in log_probs] if known else None,
+    )
 
 
 def _polygons(pieces: Sequence[Piece], size: Size) -> Polygons:
@@ -140,13 +165,12 @@ def _boxes_and_polygons(pieces: Sequence[Piece], size: Size) -> BoxesAndPolygons
     corners: list[tuple[str, list[Piece]]] = []
     instances: list[tuple[str, list[list[float]]]] = []
     for text, run in _phrases(pieces):
-        label = _label(text)
+        labels = _labels(text)
         for inside, part in _parts(run):
-            outlines = _outlines(part, size) if inside else []
-            if outlines:
-                instances.append((label, outlines))
-            elif not inside:
-                corners += [(label, four) for four in _fours(part)]
+            if not inside:
+                corners += [(label, four) for four in _fours(part) for label in labels]
+            elif outlines := _outlines(part, size):
+                instances += [(label, outlines) for label in labels]
     boxes = _boxes(corners, size)
     polygons, polygons_labels = [outlines for _, outlines in instances], [label for label, _ in instances]
     return BoxesAndPolygons(boxes.bboxes, boxes.labels, polygons, polygons_labels, boxes.scores)
@@ -183,7 +207,8 @@ def _location_stretches(run: list[Piece]) -> Iterator[list[Piece]]:
 def _labeled_corners(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece]]]:
     for text, run in _phrases(pieces):
         for four in _fours(run):
-            yield _label(text), four
+            for label in _labels(text):
+                yield label, four
 
 
 def _fours(run: list[Piece]) -> Iterator[list[Piece]]:
@@ -204,13 +229,7 @@ def _pixels(locations: list[Piece], size: Size) -> list[float]:
     return [to_pixel(piece.location, size[i % 2]) for i, piece in enumerate(locations)]
 
 
-def _label(text: str) -> str:
-    return _STRAY_MARKUP.sub("", text).strip()
-
-
-def _scores(boxes: list[list[Piece]]) -> list[float] | None:
-    """Return exp of the mean log probability of each box's four locations, or None if they are unknown."""
-    log_probs = [[piece.log_prob for piece in four if piece.log_prob is not None] for four in boxes]
-    if any(len(four) < 4 for four in log_probs):
-        return None
-    return [math.exp(sum(four) / 4) for four in log_probs]
+def _labels(text: str) -> list[str]:
+    """Return the phrases that `<and>` separates, each of which names the locations that follow; one may be empty."""
+    phrases = [phrase.strip() for phrase in _STRAY_MARKUP.sub("", text).split("<and>")]
+    return [phrase for phrase in phrases if phrase] or [""]

@@ -11,14 +11,14 @@ import re
 from dataclasses import dataclass
 
 from florence2.errors import InvalidPrompt
-from florence2.locations import region_tokens
+from florence2.locations import LOCATION_TOKEN, location_of, region_tokens
 from florence2.tasks import TASKS, Task, TaskInput
 
 CONTROL_TOKENS = ("<s>", "</s>", "<pad>", "<unk>", "<mask>", "<image>")
 MAX_CHARACTERS = 100_000  # far beyond any model's positions, so that the tokenizer never sees absurd input
 
 _LEADING_TOKEN = re.compile(r"\s*(<[A-Z_]+>)")
-_REGION_TOKENS = re.compile(r"(<loc_(0|[1-9][0-9]{0,2})>){4}")
+_REGION_TOKENS = re.compile(r"(<loc_(0|[1-9][0-9]*)>){4}")
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 
 _TAKES = {
@@ -96,9 +96,9 @@ def _refuse_task_tokens(where: str, words: str) -> None:
 
 
 def _region(takes: str, words: str, size: tuple[int, int]) -> str:
-    """Return location tokens unchanged, and pixels clamped to the image and converted to location tokens."""
+    """Return location tokens and pixels as location tokens, clamped to the image."""
     if _REGION_TOKENS.fullmatch(words):
-        return words
+        return re.sub(LOCATION_TOKEN, lambda token: f"<loc_{location_of(token[0])}>", words)
     numbers = words.split(",")
     if len(numbers) != 4 or not all(_NUMBER.fullmatch(number) for number in numbers):
         raise InvalidPrompt(f"{takes}, but the text is neither")

@@ -5,15 +5,15 @@ A thin layer over the `tokenizers` library, with the same results as transformer
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
 
 from florence2.config import LOCATION_BINS
 from florence2.errors import CheckpointError
-from florence2.parsing import Kind, Piece, token_piece
+from florence2.parsing import Piece, pieces_from_text
 
 _LEFT_OUT = ("<s>", "</s>", "<pad>")
 _NEEDED = (*_LEFT_OUT, "<loc_0>", f"<loc_{LOCATION_BINS - 1}>")
@@ -35,8 +35,7 @@ class Tokenizer:
         if missing:
             raise CheckpointError(f"the tokenizer {path} lacks {', '.join(missing)}")
         self._left_out = frozenset(ids[token] for token in _LEFT_OUT)
-        pieces = {id: token_piece(token) for token, id in ids.items()}
-        self._structure = {id: piece for id, piece in pieces.items() if piece.kind is not Kind.TEXT}
+        self._decode_one = functools.cache(lambda id: self.decode([id]))
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of `<s>` text `</s>`, which follow the image tokens in the language model's input."""
@@ -48,22 +47,6 @@ class Tokenizer:
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
     def pieces(self, ids: Sequence[int], log_probs: Sequence[float]) -> list[Piece]:
-        """Return generated ids, each with its log probability, as pieces for the parser.
-
-        Adjacent text ids are decoded together, because one character may be spread over several of them.
-        """
-        pieces: list[Piece] = []
-        text: list[int] = []
-        for id, log_prob in zip(ids, log_probs, strict=True):
-            mark = self._structure.get(id)
-            if mark is None:
-                text.append(id)
-                continue
-            pieces += self._text_pieces(text)
-            pieces.append(replace(mark, log_prob=log_prob))
-            text = []
-        return pieces + self._text_pieces(text)
-
-    def _text_pieces(self, ids: list[int]) -> list[Piece]:
-        text = self.decode(ids)
-        return [Piece(Kind.TEXT, text)] if text else []
+        """Return generated ids, each with its log probability, as pieces for the parser."""
+        tokens = [(self._decode_one(id), log_prob) for id, log_prob in zip(ids, log_probs, strict=True)]
+        return pieces_from_text(self.decode(ids), tokens)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from florence2.locations import region_tokens, to_bin, to_pixel
+from florence2.locations import LOCATION_TOKEN, location_of, region_tokens, to_bin, to_pixel
 from tests.reference import processor
 
 extents = st.integers(1, 100_000)
@@ -43,9 +45,22 @@ def test_whole_pixels_on_the_edge_of_a_bin_belong_to_the_bin_they_open(extent):
 
 
 def test_coordinates_outside_the_image_are_clamped():
-    """The first and last bin take what lies beyond, and an impossible bin counts as the last."""
+    """The first and last bin take what lies beyond."""
     assert (to_bin(-5, 640), to_bin(640, 640), to_bin(1e308, 640)) == (0, 999, 999)
-    assert to_pixel(1000, 640) == to_pixel(999, 640) == 639.68
+    assert to_pixel(999, 640) == 639.68
+
+
+@pytest.mark.parametrize(
+    ("number", "location"),
+    [
+        *[("0", 0), ("00", 0), ("007", 7), ("999", 999), ("0" * 5000 + "12", 12)],
+        *[("1000", 999), ("01000", 999), ("1234", 999), ("9" * 5000, 999), ("-1", 0), ("-0", 0), ("-12", 0)],
+    ],
+)
+def test_a_token_names_the_nearest_bin(number, location):
+    """Models spell numbers that no token has."""
+    assert re.fullmatch(LOCATION_TOKEN, f"<loc_{number}>")
+    assert location_of(f"<loc_{number}>") == location
 
 
 def test_a_pixel_has_no_float_noise():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence2.answers import Boxes
+from florence2.answers import Boxes, BoxesAndPolygons
 from florence2.parsing import Piece, parse, pieces_from_text, without_half_character, without_open_end
 from florence2.tasks import TASKS, Grammar
 from florence2.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ from tests.reference import DEMO, processor, shared
 
 BANNED = set(processor().post_processor.banned_grounding_tokens)
 TOKENIZER = Tokenizer(DEMO / "tokenizer.json")
+GRAMMARS_OF_LISTS = [grammar for grammar in Grammar if grammar is not Grammar.TEXT]
 
 # What transformers' patterns can read: printable ASCII without `<`, not blank.
 labels = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="<"), min_size=1).filter(
@@ -117,6 +119,54 @@ def test_tokens_are_read_as_their_text_is(grammar, text):
     assert by_ids == by_text
 
 
+def read(grammar, text, size=(1000, 1000)):
+    """The answer by token ids, as the server reads it; tokens that the vocabulary lacks are spelled out."""
+    ids = TOKENIZER.encode_prompt(text)
+    return parse(grammar, TOKENIZER.pieces(ids, [-1.0] * len(ids)), size, BANNED)
+
+
+@given(st.sampled_from(GRAMMARS_OF_LISTS), ugly)
+def test_locations_beyond_the_image_count_as_its_edges(grammar, text):
+    """However many tokens spell them, each counts as one; a score is the lower the more of them are unlikely."""
+    clamped = re.sub("<loc_([0-9]+)>", lambda token: f"<loc_{min(int(token[1]), 999)}>", text)
+    spelled, answer = read(grammar, text), read(grammar, clamped)
+    if hasattr(answer, "scores"):
+        assert all(low <= high for low, high in zip(spelled.scores, answer.scores, strict=True))
+        spelled, answer = dataclasses.replace(spelled, scores=None), dataclasses.replace(answer, scores=None)
+    assert spelled == answer
+
+
+STAR, TRIANGLE = [92.5, 277.5, 999.5, 704.5], [536.5, 329.5, 883.5, 639.5]
+CUT_OFF = "star<loc_92><loc_277><loc_1000><loc_704>triangle<loc_536><loc_329><loc_883><loc_639>"
+
+
+@pytest.mark.parametrize("grammar", [Grammar.LABELED_BOXES, Grammar.GROUNDING, Grammar.BOXES_OR_POLYGONS])
+def test_objects_at_the_edge_are_found(grammar):
+    """Their labels stay whole, and each score belongs to its own box."""
+    answer = read(grammar, CUT_OFF)
+    assert answer.bboxes == [STAR, TRIANGLE]
+    assert (answer.labels if isinstance(answer, Boxes) else answer.bboxes_labels) == ["star", "triangle"]
+    spelled = len(TOKENIZER.encode_prompt("<loc_1000>")) - 2
+    assert answer.scores == pytest.approx([math.exp(-(3 + spelled) / 4), math.exp(-1)])
+
+
+def test_a_location_that_is_cut_off_leaves_no_box():
+    """Neither a box of three corners, nor a label."""
+    assert read(Grammar.LABELED_BOXES, f"{CUT_OFF}cat<loc_1><loc_2><loc_3><loc_10") == read(
+        Grammar.LABELED_BOXES, CUT_OFF
+    )
+
+
+def test_spelled_polygon_marks_are_marks():
+    """In ordinary tokens they outline as real ones do."""
+    letters = processor().tokenizer.get_vocab()
+    text = "hat<poly><loc_1><loc_2><loc_3><loc_4><sep><loc_5><loc_6><loc_7><loc_8></poly>"
+    pieces = TOKENIZER.pieces([letters[letter] for letter in text], [0.0] * len(text))
+    assert parse(Grammar.BOXES_OR_POLYGONS, pieces, (1000, 1000), ()) == BoxesAndPolygons(
+        [], [], [[[1.5, 2.5, 3.5, 4.5], [5.5, 6.5, 7.5, 8.5]]], ["hat"], []
+    )
+
+
 # What transformers' patterns lose or garble, and what is right instead, in an image of 1000 x 1000.
 OUTLINE, CORNERS = "<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6>", "<loc_7><loc_8><loc_9><loc_10>"
 POLYGON, BOX = [1.5, 2.5, 3.5, 4.5, 5.5, 6.5], [7.5, 8.5, 9.5, 10.5]
@@ -127,6 +177,27 @@ KEPT = [
     ("boxes without label", "<OD>", f"{CORNERS}{CORNERS}b{CORNERS}", {"bboxes": [BOX] * 3, "labels": ["", "", "b"]}),
     ("stray markup", "<OD>", f"<obj>car{CORNERS}", {"bboxes": [BOX], "labels": ["car"]}),
     ("bins there are not", "<OD>", "a<loc_1000><loc_7><loc_7><loc_9999>", {"bboxes": [[999.5, 7.5, 7.5, 999.5]]}),
+    ("bins below the first", "<OD>", "a<loc_-1><loc_7><loc_-30><loc_8>", {"bboxes": [[0.5, 7.5, 0.5, 8.5]]}),
+    (
+        "a separator of phrases",
+        "<OD>",
+        f"cat{CORNERS}<and>dog{CORNERS}",
+        {"bboxes": [BOX] * 2, "labels": ["cat", "dog"]},
+    ),
+    ("phrases that share a box", "<OD>", f"a<and> b<and>{CORNERS}", {"bboxes": [BOX] * 2, "labels": ["a", "b"]}),
+    (
+        "bins there are not",
+        "<REGION_PROPOSAL>",
+        "<loc_0><loc_7><loc_1000><loc_8>",
+        {"bboxes": [[0.5, 7.5, 999.5, 8.5]]},
+    ),
+    ("markup", "<OCR_WITH_REGION>", f"<ocr>a<and>b{CORNERS * 2}</ocr>", {"quad_boxes": [BOX * 2], "labels": ["a b"]}),
+    (
+        "a separator of phrases",
+        "<OPEN_VOCABULARY_DETECTION>",
+        f"a<and>b<poly>{OUTLINE}</poly><and>c{CORNERS}",
+        {"polygons": [[POLYGON]] * 2, "polygons_labels": ["a", "b"], "bboxes": [BOX], "bboxes_labels": ["c"]},
+    ),
     ("stray markup", "<CAPTION_TO_PHRASE_GROUNDING>", f"<ground>it<obj>{CORNERS}", {"bboxes": [], "labels": []}),
     ("letters beyond ASCII", "<CAPTION_TO_PHRASE_GROUNDING>", f"é{CORNERS}", {"bboxes": [BOX], "labels": ["é"]}),
     ("a line break", "<OCR_WITH_REGION>", f"a\nb{CORNERS * 2}", {"quad_boxes": [BOX * 2], "labels": ["a\nb"]}),
@@ -229,9 +300,8 @@ def test_recorded_outputs_are_read_as_by_transformers():
     assert different == better
 
 
-GRAMMARS_OF_LISTS = [grammar for grammar in Grammar if grammar is not Grammar.TEXT]
 SIZE = (640, 480)
-FOUR = st.lists(st.integers(0, 999), min_size=4, max_size=4)
+FOUR = st.lists(st.integers(0, 999) | st.integers(-3, 1003), min_size=4, max_size=4)
 
 
 @st.composite
@@ -247,15 +317,16 @@ def boxes_and_polygons(draw):
 @given(st.sampled_from(GRAMMARS_OF_LISTS), boxes_and_polygons())
 def test_an_answer_so_far_holds_only_what_stays(grammar, text):
     """Token for token: lists never shrink, and what is in them does not change, but that an instance gets outlines."""
-    pieces = pieces_from_text(text)
-    whole = parse(grammar, pieces, SIZE, ()).to_json()
-    for end in range(len(pieces) + 1):
-        so_far = parse(grammar, without_open_end(grammar, pieces[:end]), SIZE, ()).to_json()
+    ids = TOKENIZER.encode_prompt(text)
+    whole = read(grammar, text, SIZE).to_json()
+    for end in range(len(ids) + 1):
+        pieces = TOKENIZER.pieces(ids[:end], [-1.0] * end)
+        so_far = parse(grammar, without_open_end(grammar, pieces), SIZE, ()).to_json()
         for key, items in so_far.items():
             if key == "polygons":
                 pairs = zip(items, whole[key], strict=False)
                 assert len(items) <= len(whole[key]) and all(all_[: len(part)] == part for part, all_ in pairs)
-            elif key != "scores":
+            else:
                 assert items == whole[key][: len(items)]
 
 

@@ -87,13 +87,21 @@ def test_a_region_is_clamped_to_the_image():
 
 
 @pytest.mark.parametrize("token", tasks_taking(TaskInput.REGION))
+@pytest.mark.parametrize("number", ["1000", "1234", "9" * 5000])
+def test_locations_beyond_the_last_bin_count_as_the_last(token, number):
+    """Programs that scale to 0..1000 send them for the far edges; they are no tokens of the vocabulary."""
+    prompt = build_prompt(token, f"<loc_0><loc_0><loc_{number}><loc_{number}>", SIZE)
+    assert prompt == build_prompt(token, "<loc_0><loc_0><loc_999><loc_999>", SIZE)
+
+
+@pytest.mark.parametrize("token", tasks_taking(TaskInput.REGION))
 @pytest.mark.parametrize(
     "region",
     [
         *["a cat", "1,2,3", "1,2,3,4,5", "1,2,nan,4", "1,2,inf,4", "1,2,1e999,4", "1_0,2,30,4", "1 2 3 4"],
         *["10,2,1,4", "1,4,3,2", "640,0,700,10", "0,480,10,500", "-9,-9,-1,-1"],
         *["<loc_1><loc_2><loc_3>", REGION + "<loc_1>", "x" + REGION, "<loc_1> <loc_2> <loc_3> <loc_4>"],
-        *["<loc_1><loc_2><loc_3><loc_1000>", "<loc_1><loc_2><loc_3><loc_04>"],
+        *["<loc_1><loc_2><loc_3><loc_04>", "<loc_-1><loc_2><loc_3><loc_4>"],
     ],
 )
 def test_half_a_region_is_refused(token, region):

@@ -94,11 +94,31 @@ def test_characters_spread_over_tokens_stay_whole(checkpoint):
     ]
 
 
-def test_letters_that_spell_a_location_are_no_location():
-    """The text of ordinary tokens is text, whatever it spells."""
-    vocabulary = processor().tokenizer.get_vocab()
-    ids = [vocabulary[letter] for letter in "<loc_5>"]
-    assert spread(tokenizer().pieces(ids, [0.0] * 7)) == [(Kind.TEXT, "<loc_5>")]
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+@given(st.data())
+def test_a_spelled_location_is_as_probable_as_all_its_tokens(checkpoint, data):
+    """What ordinary tokens spell is a token too, between any text and whatever tokens spell it."""
+    text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), max_size=3)
+    parts = [data.draw(text), "<loc_1000>", data.draw(text), "<loc_7>", data.draw(text), "<sep>", data.draw(text)]
+    ids = [id for part in parts for id in processor(checkpoint).tokenizer.encode(part, add_special_tokens=False)]
+    log_probs = [-(2.0**-place) for place in range(len(ids))]
+    pieces = tokenizer(checkpoint).pieces(ids, log_probs)
+    assert "".join(piece.text for piece in pieces) == "".join(parts)
+    edge, seven = (piece for piece in pieces if piece.kind is Kind.LOCATION)
+    starts = [i for i in range(len(ids)) if tokenizer(checkpoint).decode(ids[i:]).startswith("<loc_1000>")]
+    ends = [i for i in range(len(ids)) if tokenizer(checkpoint).decode(ids[:i]).endswith("<loc_1000>")]
+    assert (edge.location, edge.log_prob) == (999, sum(log_probs[starts[-1] : ends[0]]))
+    assert ids[log_probs.index(seven.log_prob)] == processor(checkpoint).tokenizer.convert_tokens_to_ids("<loc_7>")
+
+
+def test_a_token_that_ends_one_location_and_begins_the_next_counts_for_both():
+    """The vocabulary has `><`."""
+    real = tokenizer(shared("checkpoints/Florence-2-base"))
+    ids = real.encode_prompt("<loc_1000><loc_1234>")[1:-1]
+    texts = [real.decode([id]) for id in ids]
+    assert texts == ["<", "loc", "_", "1000", "><", "loc", "_", "12", "34", ">"]
+    pieces = real.pieces(ids, [-1.0, -0.0, -0.0, -2.0, -4.0, -0.0, -0.0, -8.0, -16.0, -0.0])
+    assert [(piece.location, piece.log_prob) for piece in pieces] == [(999, -7.0), (999, -28.0)]
 
 
 def test_published_ids_decode_as_published():
