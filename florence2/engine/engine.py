@@ -19,7 +19,7 @@ import torch
 from florence2 import config as config_module
 from florence2.config import ModelConfig
 from florence2.engine.backend import Backend, Span
-from florence2.engine.beam import Candidate, Generation, start_search
+from florence2.engine.beam import Generation, start_search
 from florence2.engine.scheduler import Scheduler
 from florence2.engine.scoring import top
 from florence2.engine.sequence import Request, Sequence
@@ -123,24 +123,20 @@ class Engine:
         deadline = time.monotonic() + self.prefill_seconds
         while self._prefilling:
             sequence = self._prefilling[0]
-            self._prefill_piece(sequence)
+            try:
+                if sequence.prefill is not None:  # or it was ended meanwhile
+                    next(sequence.prefill)
+            except StopIteration:
+                sequence.prefill = None
+            except InvalidRequest as error:
+                sequence.finish(error)
+            except Exception:  # it concerns this request only
+                log.exception("prefill failed")
+                sequence.finish(InternalError("the text encoder failed on this request; see the server's log"))
             if sequence.prefill is None:
                 self._prefilling.popleft()
             if time.monotonic() >= deadline and self._decoding():
                 return
-
-    def _prefill_piece(self, sequence: Sequence) -> None:
-        if sequence.prefill is None:  # it was ended meanwhile
-            return
-        try:
-            next(sequence.prefill)
-        except StopIteration:
-            sequence.prefill = None
-        except InvalidRequest as error:
-            sequence.finish(error)
-        except Exception:  # it concerns this request only
-            log.exception("prefill failed")
-            sequence.finish(InternalError("the text encoder failed on this request; see the server's log"))
 
     def _decoding(self) -> list[Sequence]:
         return [sequence for sequence in self.scheduler.live if sequence.prefill is None and not sequence.done]
@@ -148,40 +144,14 @@ class Engine:
     def _decode(self) -> None:
         live = self._decoding()
         if live:
-            spans = [_span(sequence) for sequence in live]
+            spans = [
+                Span(each.rows, each.slot, each.search.length - 1, each.encoder_length, each.moves, each.kept)
+                for each in live
+            ]
             found = self.backend.step([sequence.search for sequence in live], spans)
             for sequence, scored in zip(live, found, strict=True):
-                self._advance(sequence, scored)
-
-    def _advance(self, sequence: Sequence, scored: list[Candidate]) -> None:
-        search = sequence.search
-        if math.isnan(scored[0].score):
-            self.backend.clear(sequence.rows)
-            return sequence.finish(InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range"))
-        decoded = [hypothesis.tokens for hypothesis in search.running]
-        parents = search.advance(scored)
-        if parents is None:
-            sequence.finish(search.result())
-        else:
-            _follow(sequence, parents, decoded)
-
-
-def _follow(sequence: Sequence, parents: list[int], decoded: list[tuple[int, ...]]) -> None:
-    """Note the moves of the next step: each row continues what its parent decoded.
-
-    Beams share long prefixes, whose keys and values need no move.
-    """
-    moves = [(parent, beam) for beam, parent in enumerate(parents) if parent != beam]
-    sequence.moves = [(sequence.rows[parent], sequence.rows[beam]) for parent, beam in moves]
-    sequence.kept = min((shared_length(decoded[parent], decoded[beam]) for parent, beam in moves), default=0)
-
-
-def _span(sequence: Sequence) -> Span:
-    encoder_length = len(sequence.request.image_features) + len(sequence.request.prompt_ids)
-    position = sequence.search.length - 1
-    return Span(sequence.rows, sequence.slot, position, encoder_length, sequence.moves, sequence.kept)
-
-
-def shared_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Return the length of the longest common prefix."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
+                if math.isnan(scored[0].score):
+                    self.backend.clear(sequence.rows)
+                    sequence.finish(InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range"))
+                else:
+                    sequence.advance(scored)

@@ -23,12 +23,20 @@ def candidates(searches: Sequence[Search], logits: Tensor, known_tokens: int) ->
 
     logits: float32 [R, V], the rows in the order of the searches; they are overwritten.
     """
+    groups: defaultdict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))  # places and rows, by beams
+    row = 0
+    for place, search in enumerate(searches):
+        beams = len(search.running)
+        places, rows = groups[beams]
+        places.append(place)
+        rows.extend(range(row, row + beams))
+        row += beams
     found: list[list[Candidate]] = [[]] * len(searches)
-    for places, rows in _by_beams(searches):
+    for beams, (places, rows) in groups.items():
         group = [searches[place] for place in places]
         theirs = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
         constraints = [constraint for search in group for constraint in search.constraints()]
-        score = _best_tokens if len(group[0].running) == 1 else _best_continuations
+        score = _best_tokens if beams == 1 else _best_continuations
         for place, best in zip(places, score(group, theirs, constraints, known_tokens), strict=True):
             found[place] = best
     return found
@@ -40,19 +48,6 @@ def top(scores: list[float], count: int) -> list[int]:
     if len(set(rounded)) == len(scores):  # no ties: torch would take a noticeable part of a step
         return sorted(range(len(scores)), key=rounded.__getitem__, reverse=True)[:count]
     return torch.tensor(scores).topk(count).indices.tolist()
-
-
-def _by_beams(searches: Sequence[Search]) -> list[tuple[list[int], list[int]]]:
-    """Return the places of the searches with as many beams, and their rows, for each number of beams."""
-    groups: defaultdict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    row = 0
-    for place, search in enumerate(searches):
-        beams = len(search.running)
-        places, rows = groups[beams]
-        places.append(place)
-        rows.extend(range(row, row + beams))
-        row += beams
-    return list(groups.values())
 
 
 def _best_tokens(

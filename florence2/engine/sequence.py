@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from florence2.contract import GenerationOptions
-from florence2.engine.beam import Generation, Search
+from florence2.engine.beam import Candidate, Generation, Search
 from florence2.errors import Florence2Error
 
 
@@ -33,15 +33,38 @@ class Sequence:
     slot: int = -1  # of cross-attention keys and values; -1 while waiting
     prefill: Iterator[None] | None = None  # what is left of it
     moves: list[tuple[int, int]] = field(default_factory=list)  # of the next step, as in `backend.Span`
-    kept: int = 0
+    kept: int = 0  # of the next step too
     outcome: Generation | Florence2Error | None = field(default=None)
 
     @property
     def done(self) -> bool:
         return self.outcome is not None
 
+    @property
+    def encoder_length(self) -> int:
+        """Return the positions that the image and the prompt take in the slot."""
+        return len(self.request.image_features) + len(self.request.prompt_ids)
+
     def finish(self, outcome: Generation | Florence2Error) -> None:
         """Set the outcome and stop prefill."""
         assert self.outcome is None, "a request has one outcome"
         self.outcome = outcome
         self.prefill = None
+
+    def advance(self, candidates: list[Candidate]) -> None:
+        """Take a step's candidates: finish, or note the moves of the next step.
+
+        Each row continues what its parent decoded. Beams share long prefixes, whose keys and values need no move.
+        """
+        decoded = [hypothesis.tokens for hypothesis in self.search.running]
+        parents = self.search.advance(candidates)
+        if parents is None:
+            return self.finish(self.search.result())
+        moves = [(parent, beam) for beam, parent in enumerate(parents) if parent != beam]
+        self.moves = [(self.rows[parent], self.rows[beam]) for parent, beam in moves]
+        self.kept = min((shared_length(decoded[parent], decoded[beam]) for parent, beam in moves), default=0)
+
+
+def shared_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Return the length of the longest common prefix."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))

@@ -210,7 +210,9 @@ class MetricsEndpoint:
             if series.metric not in self._families:
                 continue
             if series not in self._series:
-                self._series[series] = self._new(series)
+                labels = {"model": self._model, **dict(zip(series.metric.labels, series.labels, strict=True))}
+                buckets = {"buckets": list(series.metric.buckets)} if series.metric.buckets else {}
+                self._series[series] = self._families[series.metric].Metric(labels=labels, **buckets)
             line = self._series[series]
             match series.metric.kind:
                 case Kind.COUNTER:
@@ -219,8 +221,3 @@ class MetricsEndpoint:
                     line.set(value)
                 case Kind.HISTOGRAM:
                     line.observe(value)
-
-    def _new(self, series: Series) -> Any:
-        labels = {"model": self._model, **dict(zip(series.metric.labels, series.labels, strict=True))}
-        buckets = {"buckets": list(series.metric.buckets)} if series.metric.buckets else {}
-        return self._families[series.metric].Metric(labels=labels, **buckets)

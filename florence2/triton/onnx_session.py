@@ -72,7 +72,12 @@ class OpenVino:
 
     def __init__(self, path: Path, threads: int, batches: bool, properties: Mapping[str, str]) -> None:
         """`properties`: of OpenVINO, by name; they override ours."""
-        openvino = _import_openvino()
+        try:
+            import openvino
+        except ImportError as error:
+            raise ServerError(
+                "the model's config.pbtxt asks for OpenVINO, which is not installed; run: pip install openvino"
+            ) from error
         core = openvino.Core()
         model = core.read_model(path)
         if batches:
@@ -96,13 +101,3 @@ class OpenVino:
     def _run_once(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         results = self._request.infer(dict(feeds))
         return {name: np.array(results[name]) for name in self._outputs}  # copies: the next run reuses the memory
-
-
-def _import_openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise ServerError(
-            "the model's config.pbtxt asks for OpenVINO, which is not installed; run: pip install openvino"
-        ) from error
-    return openvino

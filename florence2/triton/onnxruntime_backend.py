@@ -30,13 +30,25 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all requests as one batch, as the C++ backend does; if that fails, run each by itself."""
-        feeds = [self._feed(request) for request in requests]
+        feeds = [
+            {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+            for request in requests
+        ]
         if self.batches and len(requests) > 1:
             try:
                 return self._run_together(requests, feeds)
             except Exception as error:
                 pb_utils.Logger.log_warn(f"a batch of {len(requests)} failed, so each request runs by itself: {error}")
-        return [self._run_by_itself(request, feed) for request, feed in zip(requests, feeds, strict=True)]
+        responses = []
+        for request, feed in zip(requests, feeds, strict=True):
+            try:
+                responses.append(self._response(request, self.session.run(feed)))
+            except Exception as error:
+                pb_utils.Logger.log_error(f"onnxruntime: {error}")
+                reason = InternalError("the vision encoder failed on this request; see the server's log").wire_message
+                failure = pb_utils.TritonError(reason, pb_utils.TritonError.INTERNAL)
+                responses.append(pb_utils.InferenceResponse(error=failure))
+        return responses
 
     def _run_together(self, requests: list[Any], feeds: list[dict[str, np.ndarray]]) -> list[Any]:
         joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs}
@@ -46,17 +58,6 @@ class TritonPythonModel:
             self._response(request, {name: parts[i] for name, parts in outputs.items()})
             for i, request in enumerate(requests)
         ]
-
-    def _run_by_itself(self, request: Any, feed: dict[str, np.ndarray]) -> Any:
-        try:
-            return self._response(request, self.session.run(feed))
-        except Exception as error:
-            pb_utils.Logger.log_error(f"onnxruntime: {error}")
-            reason = InternalError("the vision encoder failed on this request; see the server's log").wire_message
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(reason, pb_utils.TritonError.INTERNAL))
-
-    def _feed(self, request: Any) -> dict[str, np.ndarray]:
-        return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
 
     def _response(self, request: Any, outputs: dict[str, np.ndarray]) -> Any:
         asked = request.requested_output_names()

@@ -16,9 +16,10 @@ import torch
 from bench.harness import grown, usage_of
 from florence2.engine.bart import LanguageModel
 from florence2.engine.engine import Engine
+from florence2.engine.sender import Job
 from florence2.engine.sequence import Request, Sequence
 from florence2.engine.weights import create_backend
-from florence2.engine.worker import Job, Worker
+from florence2.engine.worker import Worker
 from florence2.errors import Florence2Error
 from tests.tiny_model import tiny_config
 

@@ -10,8 +10,9 @@ import numpy as np
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
 from florence2.engine.metrics import METRICS, OTHER_TASK, task_label
+from florence2.engine.sender import Job
 from florence2.engine.sequence import Request
-from florence2.engine.worker import Job, Worker
+from florence2.engine.worker import Worker
 from florence2.triton import adapter
 from florence2.triton.admission import Tickets
 
@@ -36,16 +37,13 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            self.submit(request, adapter.Reply(request, self.tickets))
-
-    def submit(self, request, reply):
-        task = OTHER_TASK
-        try:
-            task = task_label(adapter.text(request, "ANSWER_KEY"))
-            self.worker.submit(self.job(request, reply, task))
-        except Exception as error:  # raising here would close the reply of every request in this call
-            self.worker.recorder.refused(task, error)
-            reply.fail(error)
+            reply, task = adapter.Reply(request, self.tickets), OTHER_TASK
+            try:
+                task = task_label(adapter.text(request, "ANSWER_KEY"))
+                self.worker.submit(self.job(request, reply, task))
+            except Exception as error:  # raising here would close the reply of every request in this call
+                self.worker.recorder.refused(task, error)
+                reply.fail(error)
 
     def job(self, request, reply, task):
         decoded = Request(

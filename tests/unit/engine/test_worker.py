@@ -6,7 +6,8 @@ import time
 import pytest
 
 from florence2.engine.beam import Generation
-from florence2.engine.worker import Job, Worker
+from florence2.engine.sender import Job
+from florence2.engine.worker import Worker
 from florence2.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -247,14 +248,14 @@ def test_partial_answers_are_sent_until_the_answer_and_never_after(worker, engin
 
 def test_partial_answers_that_leave_slowly_are_replaced_and_not_queued(worker, engine, make_request, monkeypatch):
     """The engine goes on, and a slow client gets the newest one."""
-    monkeypatch.setattr("florence2.engine.worker.FOLLOW_SECONDS", 0.0)
+    monkeypatch.setattr("florence2.engine.sender.FOLLOW_SECONDS", 0.0)
     slow_down(engine, monkeypatch, 0.005)
     partial, waiting = [], []
 
     def follow(part):
         partial.append(len(part.tokens))
         time.sleep(0.2)
-        waiting.append(worker._outbox.qsize())
+        waiting.append(worker.sender._outbox.qsize())
 
     client = Client(make_request(1, num_beams=1, max_new_tokens=40), follow=follow)
     worker.submit(client.job)

@@ -10,11 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from florence2.contract import GenerationOptions
+from florence2.engine import sender as sender_module
 from florence2.engine import worker as worker_module
 from florence2.engine.beam import Generation
 from florence2.engine.scheduler import Scheduler
+from florence2.engine.sender import Job
 from florence2.engine.sequence import Request, Sequence
-from florence2.engine.worker import Job, Worker
+from florence2.engine.worker import Worker
 from florence2.errors import Cancelled, DeadlineExceeded, InternalError, QueueFull, Unavailable
 
 ROWS, WAITING = 6, 8
@@ -126,8 +128,8 @@ quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCh
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch):
-    monkeypatch.setattr(worker_module, "POLL_SECONDS", 0.001)
-    monkeypatch.setattr(worker_module, "WAITING_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(sender_module, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(sender_module, "WAITING_POLL_SECONDS", 0.001)
 
 
 def submit(worker, plan) -> bool:
