@@ -179,6 +179,8 @@ def compare_log_probs(
             theirs = reference_log_probs(reference, config, seen, case.prompt, answer.tokens)
             errors.append((torch.tensor(answer.log_probs) - theirs)[1:-1].abs())  # the first and the last may be forced
     error = torch.cat(errors)
+    if not len(error):
+        return StageReport("language", False, "no token could be compared: the checkpoint's plain answers are empty")
     bound = None if precision == FLOAT32 else BOUNDS[precision].log_probs
     what = f"log-probs of {len(error)} tokens in {precision}"
     return _judge("language", what, float(error.max()), float(error.mean()), bound)

@@ -32,6 +32,7 @@ def load_reference(checkpoint: Checkpoint) -> Florence2ForConditionalGeneration:
         state_dict=None if readable else checkpoint.weights,
         dtype=torch.float32,
         use_safetensors=True,
+        generation_config=GenerationConfig(),  # else rules of the file, which the server does not have, would apply
     )
     return model.eval()
 

@@ -5,26 +5,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import Florence2Config
 
-from florence2.config import (
-    LOCATION_BINS,
-    GenerationDefaults,
-    ImageConfig,
-    ModelConfig,
-    TextConfig,
-    TokenConfig,
-    read_json,
-)
-from florence2.contract import GenerationOptions
-from florence2.errors import CheckpointError, InvalidOption
-from florence2_export import layouts
+from florence2.config import LOCATION_BINS, ImageConfig, ModelConfig, TextConfig, TokenConfig, read_json
+from florence2.errors import CheckpointError
+from florence2_export import generation, layouts
 
 OWN_TOKENIZER = "use the tokenizer.json that was saved with these weights"
 
@@ -35,31 +25,26 @@ def read_model_config(
     """Return the configuration. Raise CheckpointError if a setting is missing or unsupported."""
     text = text_config(architecture)
     tokens = token_config(tokenizer, text.vocab_size)
-    whole, generation = read_json(directory / "config.json"), read_optional(directory, "generation_config.json")
-    inner: Mapping[str, Any] = whole.get("text_config") or {}
-    notes.extend(stale_ids({"config.json": whole, "text_config": inner, "generation_config.json": generation}, tokens))
+    whole = read_json(directory / "config.json")
+    generate = ("generation_config.json", read_optional(directory, "generation_config.json"))
+    inner: tuple[str, Mapping[str, Any]] = ("text_config of config.json", whole.get("text_config") or {})
+    outer = ("config.json", whole)
     # Microsoft's generate() runs the inner language model, which reads only its own config.
-    sources = [inner, generation] if microsoft else [generation, inner]
+    files = [inner, generate, outer] if microsoft else [generate, outer, inner]
     try:
-        config = ModelConfig(
+        return ModelConfig(
             image=image_config(read_image_processor(directory), architecture, notes),
             text=text,
             tokens=tokens,
-            generation=generation_defaults(sources, tokens, text.max_positions),
+            generation=generation.read_defaults(generation.Settings(files), tokens, text.max_positions, notes),
             banned_phrases=banned_phrases(directory),
             source=name,
         )
-        config.generation_options()
-    except InvalidOption as error:
-        raise CheckpointError(
-            f"a generation default of the checkpoint is out of range: {error}; correct generation_config.json"
-        ) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"a setting in the checkpoint's JSON files is missing or invalid ({type(error).__name__}: {error}); "
             "compare them with the files of the original checkpoint"
         ) from error
-    return config
 
 
 def read_optional(directory: Path, name: str) -> dict[str, Any]:
@@ -165,42 +150,6 @@ def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
         first_location=first,
         known=min(known, vocab_size),
     )
-
-
-def generation_defaults(
-    sources: list[Mapping[str, Any]], tokens: TokenConfig, max_positions: int
-) -> GenerationDefaults:
-    """Return the value of the first source that has one for each option, or Florence-2's.
-
-    Forced tokens come from the tokenizer, and the limit on new tokens from the positions: checkpoints carry
-    transformers' own limit of 20 or 1024.
-    """
-    given = {
-        keyword: type(stock)(_first(sources, keyword, stock))
-        for keyword, stock in dataclasses.asdict(GenerationOptions()).items()
-    }
-    given |= {"max_new_tokens": max_positions, "early_stopping": _first(sources, "early_stopping", True) is True}
-    return GenerationDefaults(**given, forced_bos=tokens.bos, forced_eos=tokens.eos)
-
-
-def _first(sources: list[Mapping[str, Any]], key: str, otherwise: Any) -> Any:
-    return next((source[key] for source in sources if source.get(key) is not None), otherwise)
-
-
-def stale_ids(sources: Mapping[str, Mapping[str, Any]], tokens: TokenConfig) -> Iterator[str]:
-    """Yield a note for each id in the configs that contradicts the tokenizer. Many fine-tunes have outdated ids."""
-    truth = {
-        "bos_token_id": tokens.bos,
-        "pad_token_id": tokens.pad,
-        "eos_token_id": tokens.eos,
-        "decoder_start_token_id": tokens.decoder_start,
-        "forced_bos_token_id": tokens.bos,
-        "forced_eos_token_id": tokens.eos,
-    }
-    for name, source in sources.items():
-        for key, expected in truth.items():
-            if source.get(key) not in (None, expected):
-                yield f"{key} is {source[key]} in {name}, but {expected} in the tokenizer; {expected} is used"
 
 
 def banned_phrases(directory: Path) -> tuple[str, ...]:

@@ -233,11 +233,11 @@ DAMAGE = {
     ),
     "a nonsensical default": (
         write("generation_config.json", '{"num_beams": "some"}'),
-        "missing or invalid (ValueError",
+        'num_beams is "some" in generation_config.json, but it must be a whole number',
     ),
     "a default out of range": (
         write("generation_config.json", '{"num_beams": 50}'),
-        "a generation default of the checkpoint is out of range: NUM_BEAMS must be between 1 and 16, not 50",
+        "num_beams is 50 in generation_config.json, but it must be a whole number, 1 to 16; correct it there",
     ),
     "no image size": (
         lambda copy: copy.edit("processor_config.json", lambda values: values["image_processor"].pop("size")),

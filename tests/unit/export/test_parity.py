@@ -11,7 +11,7 @@ from transformers import Florence2ForConditionalGeneration
 
 from florence2_export import parity
 from florence2_export.language import export_language_model
-from florence2_export.layouts import EMBEDDING, UNTIED
+from florence2_export.layouts import EMBEDDING, HEAD, UNTIED
 from florence2_export.reference import load_reference
 
 
@@ -133,6 +133,25 @@ def test_a_lower_precision_reports_changed_answers_and_is_judged_by_its_scores(d
     rounded = compare(decoder, checkpoint, reference)
     assert not rounded.language().passed and rounded.language("bfloat16").passed
     assert rounded.tokens(exact=False).passed
+
+
+def test_a_checkpoint_that_answers_with_nothing_fails_the_language_stage(copy, decoder):
+    """Its head always prefers the end token, so there are no scores to compare, which the report says."""
+
+    def silence(weights):
+        norm = "model.language_model.decoder.layers.2.final_layer_norm"
+        weights[f"{norm}.weight"].zero_()
+        weights[f"{norm}.bias"].zero_()[0] = 10
+        weights[HEAD] = torch.zeros_like(weights[EMBEDDING])
+        weights[HEAD][2, 0] = 1
+
+    copy.reweigh(silence)
+    silent = copy.read()
+    export_language_model(silent.weights, decoder / "model.safetensors")
+    result = compare(decoder, silent, load_reference(silent))
+    report = result.language()
+    assert not report.passed and "the checkpoint's plain answers are empty" in str(report)
+    assert result.tokens().passed
 
 
 def test_the_checkpoints_minimum_and_penalty_are_exported_and_compared(copy, decoder):
