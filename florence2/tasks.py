@@ -6,6 +6,7 @@ The prompts are those of transformers' `Florence2Processor` (`task_prompts_witho
 from __future__ import annotations
 
 import enum
+import unicodedata
 from dataclasses import dataclass
 
 
@@ -84,7 +85,42 @@ TASKS: dict[str, Task] = _table(
          "What is the text in the image, with regions?", NONE, Grammar.OCR),
 )  # fmt: skip
 
+OTHER_NAMES = {  # those of the client's methods, and what these tasks are usually called
+    "detect": "<OD>",
+    "detection": "<OD>",
+    "object_detection": "<OD>",
+    "propose_regions": "<REGION_PROPOSAL>",
+    "ground": "<CAPTION_TO_PHRASE_GROUNDING>",
+    "grounding": "<CAPTION_TO_PHRASE_GROUNDING>",
+    "phrase_grounding": "<CAPTION_TO_PHRASE_GROUNDING>",
+    "segment": "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "segmentation": "<REFERRING_EXPRESSION_SEGMENTATION>",
+    "segment_region": "<REGION_TO_SEGMENTATION>",
+    "find": "<OPEN_VOCABULARY_DETECTION>",
+    "classify_region": "<REGION_TO_CATEGORY>",
+    "describe_region": "<REGION_TO_DESCRIPTION>",
+    "ocr_region": "<REGION_TO_OCR>",
+}
+
+
+SEPARATORS = ("Zs", "Cc", "Pd", "Pc")  # Unicode categories: spaces, line breaks, dashes and underscores
+
+
+def letters_of(name: str) -> str:
+    """Return what all spellings of a name share: no case, spaces, hyphens or underscores."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(letter for letter in plain if unicodedata.category(letter) not in SEPARATORS)
+
+
+_BY_LETTERS = {letters_of(task.name): task for task in TASKS.values()}
+_BY_OTHER_LETTERS = {letters_of(name): TASKS[token] for name, token in OTHER_NAMES.items()}
+
 
 def task_from_name(name: str) -> Task | None:
-    """Return the task of a token (`<OD>`) or of a name in any case (`od`, `region-to-ocr`), or None."""
-    return TASKS.get("<" + name.strip().strip("<>").upper().replace("-", "_") + ">")
+    """Return the task of a token (`<OD>`) or of a name in any spelling (`od`, `region to OCR`, `detect`), or None.
+
+    In brackets only the tasks' own names count: `<DETECT>` may be a token of a fine-tune.
+    """
+    letters = letters_of(name)
+    known = _BY_LETTERS.get(letters.strip("<>"))
+    return known or _BY_OTHER_LETTERS.get(letters)

@@ -42,6 +42,7 @@ from florence2_client.exchange import Question, Reply
 from florence2_client.objects import Found
 from florence2_client.request import Options
 from florence2_client.result import Result
+from florence2_client.tasks import ParsedTask, Prompt, UnmarkedPrompt, parse_task
 from florence2_client.transports import Tls
 
 __all__ = [
@@ -59,10 +60,14 @@ __all__ = [
     "InvalidRequest",
     "ModelNotFound",
     "Options",
+    "ParsedTask",
+    "Prompt",
     "Question",
     "Reply",
     "Result",
     "Tls",
     "Unavailable",
+    "UnmarkedPrompt",
     "draw",
+    "parse_task",
 ]

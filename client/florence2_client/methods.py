@@ -41,9 +41,10 @@ class TaskMethods(ABC, Generic[TextT, BoxesT, QuadsT, PolygonsT, MixedT, AnyT]):
         return self._infer(question.image, question.task, question.text, {**options, **question.options})
 
     def run(self, image: ImageLike, task: str, text: Region | None = None, **options: Unpack[Options]) -> AnyT:
-        """Run any task, by name (`od`) or token (`<OD>`), or a fine-tune's own prompt.
+        """Run any task, by name in any spelling (`od`), by token (`<OD>`), or by a fine-tune's own prompt.
 
-        `text` is the phrase, caption or region, for tasks that take one.
+        `text` is the phrase, caption or region, for tasks that take one. `parse_task` says how a task is read: mark a
+        prompt as `Prompt`, so that it is not taken for a misspelled name.
 
         >>> client.run("scene.png", "od", num_beams=1, timeout=30).labels
         ['star', 'triangle']

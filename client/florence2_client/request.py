@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
@@ -13,8 +14,8 @@ import numpy as np
 
 from florence2.contract import OPTIONS, Option
 from florence2.errors import InvalidOption, InvalidPrompt
-from florence2.tasks import task_from_name
 from florence2_client.images import ImageLike, encoded_bytes, scaled_down
+from florence2_client.tasks import UnmarkedPrompt, parse_task
 
 Tensors: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
 Region: TypeAlias = "str | Sequence[float] | np.ndarray[Any, Any]"
@@ -64,20 +65,25 @@ def build_request(
 ) -> Request:
     """Read and encode the image, and turn everything that is given into tensors [1].
 
-    A task name (`od`) becomes its token; a prompt that names no task is passed on as it is. Raise InvalidImage,
-    InvalidPrompt or InvalidOption on a value that has no tensor. Whether values make sense is for the server to decide.
+    `parse_task` says what a task means; a free prompt that is not marked as one is announced by a warning. Raise
+    InvalidImage, InvalidPrompt or InvalidOption on a value that has no tensor. Whether values make sense is for the
+    server to decide.
     """
     if timeout is not None and not (math.isfinite(timeout) and 0 < timeout <= LONGEST_TIMEOUT):
         raise InvalidOption(f"timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {timeout}")
-    known = task_from_name(task)
-    prompt_text = text if text is None or isinstance(text, str) else _region_text(text)
+    parsed = parse_task(task)
+    if parsed.note:
+        warnings.warn(parsed.note, UnmarkedPrompt, stacklevel=2)
+    sent, prompt_text = parsed.sent, text if text is None or isinstance(text, str) else _region_text(text)
     image_size = None
     if max_side is None:
         encoded = encoded_bytes(image)
     else:
         encoded, scale, image_size = scaled_down(image, max_side)
         prompt_text = _scaled_region(prompt_text, scale)
-    tensors = {"IMAGE": _bytes_tensor(encoded), "TASK": _text_tensor("task", known.token if known else task)}
+        if parsed.known and parsed.text:
+            sent = f"{parsed.known.token}{_scaled_region(parsed.text, scale)}"
+    tensors = {"IMAGE": _bytes_tensor(encoded), "TASK": _text_tensor("task", sent)}
     if prompt_text is not None:
         tensors["TEXT"] = _text_tensor("text", prompt_text)
     for keyword, value in generation.items():

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
 import sys
 from typing import Any
 
 from florence2.contract import OPTIONS, Option
-from florence2.errors import InvalidPrompt, InvalidRequest
-from florence2.tasks import TASKS, task_from_name
+from florence2.errors import InvalidRequest
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import Options
+from florence2_client.tasks import parse_task
 from florence2_client.transports import DEFAULT_URL, Tls
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # shtab's names for completing file names
@@ -87,16 +85,9 @@ def wants_json(options: argparse.Namespace) -> bool:
 
 
 def task_name(name: str) -> str:
-    """Return the name or token of a task. Raise InvalidPrompt if a single word is neither.
-
-    Anything longer may be the prompt of a fine-tune.
-    """
-    if task_from_name(name) or not re.fullmatch(r"\s*<?[\w-]*>?\s*", name):
-        return name
-    names = [task.name for task in TASKS.values()]
-    close = difflib.get_close_matches(name.strip(" <>").lower().replace("-", "_"), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "`florence2 tasks` lists them"
-    raise InvalidPrompt(f"there is no task {name!r}; {hint}")
+    """Return the task unchanged. Raise InvalidPrompt if it is a misspelled name."""
+    parse_task(name)
+    return name
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -202,9 +202,9 @@ def test_ctrl_c_exits_with_130(server, image, capsys):
     [
         (["run", "no-such.png", "--task", "od"], "there is no file no-such.png"),
         (["run", "x.png"], "arguments are required: --task"),
-        (["run", "x.png", "--task", "captoin"], "did you mean caption or "),
+        (["run", "x.png", "--task", "captoin"], "did you mean caption?"),
         (["run", "x.png", "--task", "region-to-categry"], "did you mean region_to_category"),
-        (["run", "x.png", "--task", "<ODD>"], "did you mean od?"),
+        (["run", "x.png", "--task", "odd"], "did you mean od?"),
         (["run", "x.png", "--task", "zzz"], "`florence2 tasks` lists them"),
         (["run", "x.png", "--task", ""], "there is no task ''"),
         (["run", "x.png", "--task", "od", "--num-beams", "many"], "argument --num-beams: invalid int value"),
