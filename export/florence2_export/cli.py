@@ -53,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", choices=("cpu", "gpu"), default="cpu", help="hardware to export for (default: %(default)s)"
     )
+    parser.add_argument(
+        "--accelerator", choices=("cuda", "tensorrt"),
+        help="what runs the vision encoder on a GPU (default: cuda, which starts on every GPU)",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
             precision=options.precision,
             add_version=options.add_version,
             device=options.target,
+            accelerator=options.accelerator,
         )
     except KeyboardInterrupt:
         print("interrupted; the repository is unchanged", file=sys.stderr)

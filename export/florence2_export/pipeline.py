@@ -23,11 +23,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What `--target` and `--precision` mean: cpu or gpu, and the precision of each model."""
+    """What `--target`, `--precision` and `--accelerator` mean: cpu or gpu, and how each model runs there."""
 
     device: str
     vision: str
     language: str
+    accelerator: str | None  # of the vision encoder on a GPU
 
 
 def print_at_once(line: str) -> None:
@@ -46,12 +47,13 @@ def export_checkpoint(
     precision: str = "auto",
     add_version: bool = False,
     device: str = "cpu",
+    accelerator: str | None = None,
 ) -> bool:
     """Write the models to `target` and return True, or leave it unchanged and return False if the comparison fails.
 
     `precision` is float32, bfloat16, int8, float16, or auto, which each model interprets. `device` is cpu or gpu.
-    `add_version` keeps the present models as the previous version. Raise CheckpointError if the checkpoint cannot be
-    exported or the target cannot be written.
+    `accelerator` is cuda or tensorrt, or None for the default. `add_version` keeps the present models as the previous
+    version. Raise CheckpointError if the checkpoint cannot be exported or the target cannot be written.
     """
     started = time.monotonic()
 
@@ -59,7 +61,13 @@ def export_checkpoint(
         output(f"[{time.monotonic() - started:6.1f} s] {line}")
 
     repository.check_target(target, name)
-    plan = Plan(device, targets.vision_precision(device, precision), language.choose_precision(precision, device))
+    encoder = targets.vision_precision(device, precision)
+    plan = Plan(
+        device,
+        encoder,
+        language.choose_precision(precision, device),
+        targets.choose_accelerator(device, accelerator, encoder),
+    )
     say(f"reading {source}" + (f" with the adapter {adapter}" if adapter else ""))
     checkpoint = read_checkpoint(source, revision, adapter)
     for note in checkpoint.notes:
@@ -95,7 +103,7 @@ def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: P
         settings = {"target": plan.device, "vision_precision": plan.vision, "language_precision": plan.language}
         provenance = repository.read_provenance(checkpoint, settings)
         repository.copy_template(stage, name, version, dims, provenance)
-        targets.fit(stage, name, plan.device, plan.vision)
+        targets.fit(stage, name, plan.device, plan.vision, plan.accelerator)
         for directory in (preprocess, decoder, postprocess):
             config.save(directory / FILE_NAME)
         for directory in (preprocess, postprocess):

@@ -15,7 +15,7 @@ from torch import Tensor
 from florence2.config import ModelConfig
 from florence2.engine.backend import Backend, bytes_per_row
 from florence2.engine.bart import LanguageModel
-from florence2.errors import CheckpointError
+from florence2.errors import CheckpointError, ServerError
 
 FILE_NAME = "model.safetensors"
 
@@ -23,8 +23,13 @@ FILE_NAME = "model.safetensors"
 def load_language_model(directory: Path, config: ModelConfig, device: torch.device) -> LanguageModel:
     """Return the model of a folder, on `device`.
 
-    Raises CheckpointError if the file is missing or damaged, or does not fit `config` or the device.
+    Raises CheckpointError if the file is missing or damaged, or does not fit `config` or the device; ServerError if
+    torch cannot use the device.
     """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ServerError(
+            f"the decoder was placed on a GPU, and the installed torch ({torch.__version__}) cannot use it"
+        )
     try:
         with safe_open(directory / FILE_NAME, framework="pt", device=str(device)) as file:
             precision = (file.metadata() or {}).get("precision", "float32")

@@ -2,6 +2,7 @@
 
 options.py       ServingOptions: what is served, where and how
 machine.py       check what this machine must have; `make install` runs it first
+gpu.py           check that the NVIDIA driver fits the installed packages
 installation.py  find a tritonserver: the wheel's, or that of NVIDIA's container
 folder.py        assemble the private folder of one run: backends, libraries, a mirror of the repository
 streaming.py     derive the models that stream answers

@@ -19,11 +19,11 @@ from pathlib import Path
 import psutil
 
 from florence2.errors import ServerError
-from florence2.server import supervisor
+from florence2.server import gpu, supervisor
 from florence2.server.addresses import choose_addresses
 from florence2.server.folder import assemble, mirror, models_of
 from florence2.server.installation import STUB, find_installation, find_wheel
-from florence2.server.launch import command_line, environment, expected_processes, require_shared_memory
+from florence2.server.launch import command_line, environment, expected_processes, require_shared_memory, wants_gpu
 from florence2.server.log import LogReader
 from florence2.server.options import ServingOptions
 from florence2.server.streaming import write_streaming_models
@@ -101,6 +101,8 @@ class EmbeddedServer:
                 served = mirror(self._folder, options.repository)
             if options.stream:
                 write_streaming_models(options.repository, served)
+            if wants_gpu(served) and (problem := gpu.problem(own_onnxruntime=triton.runs_in_python("onnxruntime"))):
+                raise ServerError(problem)
             require_shared_memory(expected_processes(served, triton))
             command = command_line(triton, served, self._shm_prefix, self._addresses, options)
             self._process = subprocess.Popen(

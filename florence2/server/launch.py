@@ -117,6 +117,12 @@ def expected_processes(repository: Path, triton: Installation) -> int:
     return processes
 
 
+def wants_gpu(repository: Path) -> bool:
+    """Return whether the repository was exported with `--target gpu`: a model names an accelerator on a GPU."""
+    configs = (read_config(path) for path in repository.glob("*/config.pbtxt"))
+    return any(config.optimization.execution_accelerators.gpu_execution_accelerator for config in configs)
+
+
 def require_shared_memory(processes: int) -> None:
     """Raise ServerError if shared memory does not suffice for tritonserver to exchange tensors with its models."""
     needed = processes * SHM_PER_PROCESS

@@ -1,7 +1,8 @@
-"""Run an ONNX file the way a model's config.pbtxt says, with ONNX Runtime or OpenVINO.
+"""Run an ONNX file the way a model's config.pbtxt says, with ONNX Runtime or OpenVINO, on a CPU or a GPU.
 
 Used by the stand-in backend, by export's parity report, so that it judges what will be served, and by bench/. Like
-Triton's C++ onnxruntime backend it reads `intra_op_thread_count` and `cpu_execution_accelerator` from the config.
+Triton's C++ onnxruntime backend it reads `intra_op_thread_count`, `cpu_execution_accelerator` and, for an instance on a
+GPU, `gpu_execution_accelerator` from the config.
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from florence2.errors import ServerError
+from florence2.server.gpu import INSTALL_ONNXRUNTIME
 
 OPENVINO = "openvino"
+CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
+# Parameters of the accelerator "tensorrt" that have another name in ONNX Runtime; trt_… are its own.
+TENSORRT_NAMES = {"max_workspace_size_bytes": "trt_max_workspace_size"}
+TENSORRT_MODES: dict[str, dict[str, str]] = {
+    "FP32": {},
+    **{mode: {f"trt_{mode.lower()}_enable": "1"} for mode in ("FP16", "BF16", "INT8")},
+}
 Arrays = Mapping[str, NDArray[Any]]
+Providers = list[tuple[str, dict[str, str]]]
 
 
 class Session(Protocol):
@@ -28,9 +38,14 @@ class Session(Protocol):
         ...
 
 
-def open_session(path: Path, config: Mapping[str, Any]) -> Session:
-    """Open an ONNX file. `config`: Triton's ModelConfig as JSON. Raises ServerError if it cannot be followed here."""
-    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("cpu_execution_accelerator", [])
+def open_session(path: Path, config: Mapping[str, Any], gpu: int | None = None) -> Session:
+    """Open an ONNX file. Raises ServerError if the configuration cannot be followed here.
+
+    `config`: Triton's ModelConfig as JSON. `gpu`: the device of an instance on a GPU, None for one on the CPU.
+    """
+    if gpu is not None:
+        return OnnxRuntime(path, _threads(config), gpu_providers(config, gpu))
+    accelerators = _accelerators(config, "cpu")
     if not accelerators:
         return OnnxRuntime(path, _threads(config))
     (accelerator,) = accelerators
@@ -40,6 +55,37 @@ def open_session(path: Path, config: Mapping[str, Any]) -> Session:
     return OpenVino(path, _threads(config), batches, accelerator.get("parameters", {}))
 
 
+def gpu_providers(config: Mapping[str, Any], gpu: int) -> Providers:
+    """Return ONNX Runtime's providers for a GPU, best first, with the options that the C++ backend would give them.
+
+    CUDA is always among them; it runs the nodes that TensorRT leaves. Source: LoadModel in the backend's
+    src/onnxruntime.cc. Raises ServerError for an accelerator or a parameter that it does not know.
+    """
+    tensorrt: Providers = []
+    cuda = {"device_id": str(gpu)}
+    for accelerator in _accelerators(config, "gpu"):
+        parameters: dict[str, str] = dict(accelerator.get("parameters", {}))
+        if accelerator["name"] == "cuda":
+            cuda |= parameters
+        elif accelerator["name"] == "tensorrt":
+            mode: str = parameters.pop("precision_mode", "FP32")
+            options = {TENSORRT_NAMES.get(name, name): value for name, value in parameters.items()}
+            if mode not in TENSORRT_MODES:
+                raise ServerError(f"unknown precision_mode {mode!r}; TensorRT has {', '.join(TENSORRT_MODES)}")
+            tensorrt = [(TENSORRT, {"device_id": str(gpu), **TENSORRT_MODES[mode], **options})]
+        else:
+            raise ServerError(
+                f"unknown execution accelerator {accelerator['name']!r}; on a GPU there are 'cuda' and 'tensorrt'"
+            )
+    return [*tensorrt, (CUDA, cuda)]
+
+
+def _accelerators(config: Mapping[str, Any], device: str) -> list[dict[str, Any]]:
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    found: list[dict[str, Any]] = accelerators.get(f"{device}_execution_accelerator", [])
+    return found
+
+
 def _threads(config: Mapping[str, Any]) -> int:
     """Return the threads that the config asks for, else the number that all libraries of the server get."""
     said = config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value")
@@ -47,16 +93,32 @@ def _threads(config: Mapping[str, Any]) -> int:
 
 
 class OnnxRuntime:
-    """ONNX Runtime's own CPU kernels."""
+    """ONNX Runtime with its own CPU kernels, or with providers for a GPU.
 
-    def __init__(self, path: Path, threads: int) -> None:
+    Results are copied to the CPU's memory: they leave the process through Triton's shared memory in any case.
+    """
+
+    def __init__(self, path: Path, threads: int, providers: Providers | None = None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Threads that spin while they wait would take the cores from the decoder.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        asked = [*(providers or []), (CPU, {})]
+        if missing := [name for name, _ in asked if name not in onnxruntime.get_available_providers()]:
+            raise ServerError(
+                f"the installed onnxruntime is a CPU build, without {missing[0]}; run: {INSTALL_ONNXRUNTIME}"
+            )
+        if providers:
+            onnxruntime.preload_dlls()  # from the packages that torch's CUDA build depends on
+        self._session = onnxruntime.InferenceSession(path, options, providers=asked)
+        # ONNX Runtime goes on without a provider that it could not load.
+        if lost := [name for name, _ in asked if name not in self._session.get_providers()]:
+            raise ServerError(
+                f"onnxruntime could not start its {lost[0]}, for the reason it gives in the lines before; its "
+                "libraries must be installed and fit the NVIDIA driver (docs/gpu.md)"
+            )
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:

@@ -23,7 +23,8 @@ class TritonPythonModel:
         file_name = config.get("default_model_filename") or "model.onnx"
         # Resolved, because weights kept in a file of their own are looked for next to the real ONNX file.
         path = (Path(args["model_repository"]) / args["model_version"] / file_name).resolve()
-        self.session = open_session(path, config)
+        gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        self.session = open_session(path, config, gpu)
         self.batches = config["max_batch_size"] > 0
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]

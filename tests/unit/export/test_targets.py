@@ -15,9 +15,10 @@ from florence2_export import repository, targets
 DIMS = {"PIXELS": [192, 192, 3], "IMAGE_FEATURES": [37, 128]}  # the bundled checkpoint's
 
 
-def fitted(folder, target, precision, role="vision"):
+def fitted(folder, target, precision, role="vision", accelerator=None):
     repository.copy_template(folder, "florence2", 1, DIMS, {})
-    targets.fit(folder, "florence2", target, precision)
+    accelerator = targets.choose_accelerator(target, accelerator, precision)
+    targets.fit(folder, "florence2", target, precision, accelerator)
     return repository.read_config(folder / f"florence2_{role}")
 
 
@@ -67,19 +68,48 @@ def test_a_cpu_gets_openvino_and_a_cache(tmp_path, precision, hint):
         assert all(group.kind == ModelInstanceGroup.KIND_CPU for group in groups)
 
 
-def test_a_gpu_gets_tensorrt_with_profiles_of_the_checkpoints_size(tmp_path):
+@pytest.mark.parametrize(
+    ("precision", "accelerator", "name", "parameters"),
+    [
+        ("float16", None, "cuda", {}),
+        ("float32", None, "cuda", {"use_tf32": "0"}),
+        ("float16", "cuda", "cuda", {}),
+        ("float16", "tensorrt", "tensorrt", {"max_workspace_size_bytes": "2147483648"}),
+    ],
+)
+def test_a_gpu_gets_cuda_unless_tensorrt_is_asked_for(tmp_path, precision, accelerator, name, parameters):
     """A GPU gets no cache, which takes only tensors in CPU memory. The decoder uses a GPU if there is one."""
-    config = fitted(tmp_path, "gpu", "float16")
-    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
-    parameters = dict(accelerator.parameters)
-    assert accelerator.name == "tensorrt" and parameters["precision_mode"] == "FP16"
-    assert parameters["trt_layer_norm_fp32_fallback"] == "true"
-    shapes = [parameters[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")]
-    assert shapes == ["PIXELS:1x192x192x3", "PIXELS:4x192x192x3", "PIXELS:8x192x192x3"]
+    config = fitted(tmp_path, "gpu", precision, accelerator=accelerator)
+    (chosen,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert chosen.name == name and parameters.items() <= dict(chosen.parameters).items()
     assert config.HasField("dynamic_batching") and not config.response_cache.enable
     assert [sample.batch_size for sample in config.model_warmup] == [1, config.max_batch_size]
+    assert [list(sample.inputs["PIXELS"].dims) for sample in config.model_warmup] == [DIMS["PIXELS"]] * 2
     (group,) = repository.read_config(tmp_path / "florence2_decoder").instance_group
     assert group.kind == ModelInstanceGroup.KIND_AUTO
+
+
+def test_the_file_decides_what_tensorrt_computes_in_float32(tmp_path):
+    """A precision mode would let TensorRT 10 compute layer norms in float16; TensorRT 11 has none."""
+    (tensorrt,) = fitted(
+        tmp_path, "gpu", "float16", accelerator="tensorrt"
+    ).optimization.execution_accelerators.gpu_execution_accelerator
+    assert "precision_mode" not in tensorrt.parameters
+
+
+def test_an_accelerator_that_cannot_do_it_is_refused():
+    with pytest.raises(CheckpointError, match=r"TensorRT computes float32 with .* choose --accelerator cuda"):
+        targets.choose_accelerator("gpu", "tensorrt", "float32")
+    with pytest.raises(CheckpointError, match="--accelerator is for --target gpu"):
+        targets.choose_accelerator("cpu", "cuda", "bfloat16")
+    assert targets.choose_accelerator("cpu", None, "bfloat16") is None
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(1, 2), (8, 4), (64, 8)])
+def test_a_gpu_gets_enough_processes_that_decode_images(tmp_path, monkeypatch, cores, processes):
+    monkeypatch.setattr(targets, "usable_cores", lambda: cores)
+    (group,) = fitted(tmp_path, "gpu", "float16", role="preprocess").instance_group
+    assert group.count == processes and group.kind == ModelInstanceGroup.KIND_CPU
 
 
 @pytest.mark.live

@@ -4,11 +4,12 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from florence2.errors import ServerError
-from florence2.triton.onnx_session import OnnxRuntime, OpenVino, open_session
+from florence2.triton.onnx_session import CPU, CUDA, TENSORRT, OnnxRuntime, OpenVino, gpu_providers, open_session
 
 WEIGHTS = np.random.default_rng(0).standard_normal((8, 4), dtype=np.float32)
 
@@ -106,3 +107,56 @@ def test_missing_openvino_is_one_sentence_with_the_remedy(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ServerError, match="asks for OpenVINO, which is not installed; run: pip install openvino"):
         open_session(file, config("openvino"))
+
+
+def on_gpu(*accelerators: dict) -> dict:
+    return {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": list(accelerators)}}}
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "expected"),
+    [
+        ([], [(CUDA, {"device_id": "1"})]),
+        ([{"name": "cuda"}], [(CUDA, {"device_id": "1"})]),
+        ([{"name": "cuda", "parameters": {"use_tf32": "0"}}], [(CUDA, {"device_id": "1", "use_tf32": "0"})]),
+        (
+            [{"name": "tensorrt", "parameters": {"max_workspace_size_bytes": "7", "trt_engine_cache_enable": "true"}}],
+            [
+                (TENSORRT, {"device_id": "1", "trt_max_workspace_size": "7", "trt_engine_cache_enable": "true"}),
+                (CUDA, {"device_id": "1"}),
+            ],
+        ),
+        (
+            [{"name": "tensorrt", "parameters": {"precision_mode": "FP16"}}],
+            [(TENSORRT, {"device_id": "1", "trt_fp16_enable": "1"}), (CUDA, {"device_id": "1"})],
+        ),
+    ],
+)
+def test_a_gpus_providers_are_those_of_the_real_backend(accelerators, expected):
+    """Its CUDA provider follows in any case, for what TensorRT does not run."""
+    assert gpu_providers(on_gpu(*accelerators), 1) == expected
+
+
+def test_unknown_accelerators_and_modes_of_a_gpu_are_refused():
+    with pytest.raises(ServerError, match="unknown execution accelerator 'openvino'; on a GPU there are 'cuda' and"):
+        gpu_providers(on_gpu({"name": "openvino"}), 0)
+    with pytest.raises(ServerError, match="unknown precision_mode 'FP8'; TensorRT has FP32, FP16, BF16, INT8"):
+        gpu_providers(on_gpu({"name": "tensorrt", "parameters": {"precision_mode": "FP8"}}), 0)
+
+
+def test_a_cpu_build_of_onnxruntime_names_the_command_that_replaces_it(file):
+    """Otherwise a server on a rented GPU would silently run its encoder on the CPU."""
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this is the build for GPUs")
+    with pytest.raises(ServerError, match=r"onnxruntime is a CPU build, without CUDAExec.*; run: .* onnxruntime-gpu"):
+        open_session(file, on_gpu({"name": "cuda"}), gpu=0)
+
+
+def test_a_provider_that_does_not_start_is_an_error_and_not_a_slow_server(file, monkeypatch):
+    """ONNX Runtime prints why it cannot load a provider and continues on the CPU."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
+    on_the_cpu = onnxruntime.InferenceSession(file, providers=[CPU])
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda path, options, providers: on_the_cpu)
+    with pytest.raises(ServerError, match="onnxruntime could not start its CUDAExecutionProvider"):
+        open_session(file, on_gpu({"name": "cuda"}), gpu=0)
