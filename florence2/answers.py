@@ -78,12 +78,27 @@ SHAPES: dict[Grammar, type[Boxes] | type[Quads] | type[Polygons] | type[BoxesAnd
     Grammar.BOXES_OR_POLYGONS: BoxesAndPolygons,
 }
 
+# What answers to prompts of fine-tunes can be read as, in the words of users.
+FORMS = {
+    "text": Grammar.TEXT,
+    "boxes": Grammar.LABELED_BOXES,
+    "quads": Grammar.OCR,
+    "polygons": Grammar.POLYGONS,
+    "boxes_or_polygons": Grammar.BOXES_OR_POLYGONS,
+}
 
-def answer_from_json(grammar: Grammar, value: Any) -> Answer:
-    """Return the answer that `to_json` converted. Raise InternalError if the value does not have the grammar's form."""
-    try:
-        if grammar is Grammar.TEXT and isinstance(value, str):
-            return TextAnswer(value)
-        return SHAPES[grammar](**value)
-    except (KeyError, TypeError) as error:
-        raise InternalError(f"the server's answer does not have the form {grammar.value}") from error
+
+def answer_from_json(grammar: Grammar | None, value: Any) -> Answer:
+    """Return the answer that `to_json` converted. Raise InternalError if the value does not have the grammar's form.
+
+    grammar: None for a prompt that is not a task's, whose answer has any of the forms.
+    """
+    if isinstance(value, str) and grammar in (Grammar.TEXT, None):
+        return TextAnswer(value)
+    for shape in [SHAPES.get(grammar)] if grammar else SHAPES.values():
+        try:
+            if shape:
+                return shape(**value)
+        except TypeError:
+            continue
+    raise InternalError(f"the server's answer does not have the form {grammar.value if grammar else 'of any task'}")

@@ -88,7 +88,7 @@ class Exchange:
 
     def read(self, outputs: Mapping[str, np.ndarray[Any, Any] | None]) -> Result[Answer]:
         """Return the result that the model's outputs hold. Raise InternalError if they are not Florence-2's."""
-        self._last = result_from_tensors(outputs, self._request.image_size)
+        self._last = result_from_tensors(outputs, self._request.image_size, self._request.prompt_text)
         return self._last
 
     def incomplete(self) -> InternalError:

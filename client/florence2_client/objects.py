@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2.locations import to_pixel
+from florence2.locations import LOCATION_TOKEN
+from florence2.parsing import parse, pieces_from_text
+from florence2.tasks import Grammar
 
 if TYPE_CHECKING:
     import supervision
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 Point: TypeAlias = tuple[float, float]
 Box: TypeAlias = tuple[float, float, float, float]
 
-REGION_IN_TEXT = re.compile(r"(?<!>)(?:<loc_\d+>){4}(?!<loc_)")
+LOCATIONS = re.compile(f"(?<!>)(?:{LOCATION_TOKEN})+")  # a run of them, but not after a `<poly>`
+_STRUCTURE = re.compile(f"(?:{LOCATION_TOKEN}|</?poly>|<sep>|<and>)+")
 
 
 class Shape(enum.Enum):
@@ -49,39 +52,43 @@ class Found:
 
 def found_in(answer: Answer, size: tuple[int, int]) -> list[Found]:
     """Return the objects that an answer locates in an image of `size` (width, height)."""
-    match answer:
-        case Boxes():
-            return _boxes(answer.bboxes, answer.labels, answer.scores)
-        case Quads():
-            quads = zip(answer.quad_boxes, answer.labels, strict=True)
-            return [_outlined(Shape.QUAD, [quad], label) for quad, label in quads]
-        case Polygons():
-            return _polygons(answer.polygons, answer.labels)
-        case BoxesAndPolygons():
-            boxes = _boxes(answer.bboxes, answer.bboxes_labels, answer.scores)
-            return boxes + _polygons(answer.polygons, answer.polygons_labels)
+    match parsed(answer, size):
+        case Boxes() as boxes:
+            return _boxes(boxes.bboxes, boxes.labels, boxes.scores)
+        case Quads() as quads:
+            lines = zip(quads.quad_boxes, quads.labels, strict=True)
+            return [_outlined(Shape.QUAD, [quad], label) for quad, label in lines]
+        case Polygons() as polygons:
+            return _polygons(polygons.polygons, polygons.labels)
+        case BoxesAndPolygons() as both:
+            boxes_first = _boxes(both.bboxes, both.bboxes_labels, both.scores)
+            return boxes_first + _polygons(both.polygons, both.polygons_labels)
         case TextAnswer():
-            label = plain_text(answer.text)
-            return [Found(label, region_box(region, size)) for region in REGION_IN_TEXT.findall(answer.text)]
+            return []
+
+
+def parsed(answer: Answer, size: tuple[int, int]) -> Answer:
+    """Return the boxes and polygons in a text answer: region tasks append them, prompts of fine-tunes may ask for any.
+
+    Every four locations are a box, unless they stand between polygon marks. A run of locations that is not made of
+    whole boxes is something else, such as a point, and left out. Other answers, and text without any, stay as they are.
+    """
+    if not isinstance(answer, TextAnswer):
+        return answer
+    whole = LOCATIONS.sub(lambda run: "<loc_0>" if run[0].count("<") % 4 else run[0], answer.text)  # one is no box
+    found = parse(Grammar.BOXES_OR_POLYGONS, pieces_from_text(whole), size, ())
+    return found if isinstance(found, BoxesAndPolygons) and (found.bboxes or found.polygons) else answer
 
 
 def plain_text(text: str) -> str:
     """Return a text answer without location tokens, which region tasks append: `car<loc_1><loc_2><loc_3><loc_4>`."""
-    return re.sub(r"<loc_\d+>", "", text).strip()
-
-
-def region_box(region: str, size: tuple[int, int]) -> Box:
-    """Return x1, y1, x2, y2 in pixels of a match of REGION_IN_TEXT."""
-    x1, y1, x2, y2 = (
-        to_pixel(int(location), extent)
-        for location, extent in zip(re.findall(r"\d+", region), size * 2, strict=True)
-    )  # fmt: skip
-    return x1, y1, x2, y2
+    return _STRUCTURE.sub(" ", text).strip()
 
 
 def _boxes(boxes: Iterable[Sequence[float]], labels: Iterable[str], scores: Sequence[float] | None) -> list[Found]:
+    """Sort the corners, which the model may have given in any order."""
     return [
-        Found(label, (x1, y1, x2, y2), score=scores[index] if scores else None)
+        Found(label, (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), score=scores[index] if scores else None)
         for index, ((x1, y1, x2, y2), label) in enumerate(zip(boxes, labels, strict=True))
     ]
 
@@ -133,15 +140,19 @@ def coco_categories(categories: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def coco_annotation(found: Found, image_id: int, category_id: int) -> dict[str, Any]:
-    """Return an item of `annotations` without its `id`. `bbox` is x, y, width, height; `score` depends on the task."""
+    """Return an item of `annotations` without its `id`. `bbox` is x, y, width, height; `score` depends on the task.
+
+    Numbers have four decimals: a bin's middle, in thousandths of a side and half of one, needs no more.
+    """
     x1, y1, x2, y2 = found.box
     polygons = [polygon for polygon in found.polygons if len(polygon) >= 3]  # pycocotools rejects others
+    area = sum(map(polygon_area, polygons)) if polygons else (x2 - x1) * (y2 - y1)
     annotation = {
         "image_id": image_id,
         "category_id": category_id,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": sum(map(polygon_area, polygons)) if polygons else (x2 - x1) * (y2 - y1),
-        "segmentation": [[coordinate for point in polygon for coordinate in point] for polygon in polygons],
+        "bbox": [round(number, 4) for number in (x1, y1, x2 - x1, y2 - y1)],
+        "area": round(area, 4),
+        "segmentation": [[round(number, 4) for point in polygon for number in point] for polygon in polygons],
         "iscrowd": 0,
     }
     return annotation if found.score is None else annotation | {"score": found.score}

@@ -47,11 +47,13 @@ class Request:
     """A request, ready to be sent.
 
     `image_size` is the (width, height) that coordinates in the answer refer to, if a smaller image is sent.
+    `prompt_text` is the text of the request, with a region in pixels of the original image.
     """
 
     tensors: Tensors
     timeout: float | None
     image_size: tuple[int, int] | None
+    prompt_text: str | None
 
 
 def build_request(
@@ -74,25 +76,25 @@ def build_request(
     parsed = parse_task(task)
     if parsed.note:
         warnings.warn(parsed.note, UnmarkedPrompt, stacklevel=2)
-    sent, prompt_text = parsed.sent, text if text is None or isinstance(text, str) else _region_text(text)
-    image_size = None
+    prompt_text = text if text is None or isinstance(text, str) else _region_text(text)
+    sent_task, sent_text, image_size = parsed.sent, prompt_text, None
     if max_side is None:
         encoded = encoded_bytes(image)
     else:
         encoded, scale, image_size = scaled_down(image, max_side)
-        prompt_text = _scaled_region(prompt_text, scale)
+        sent_text = _scaled_region(prompt_text, scale)
         if parsed.known and parsed.text:
-            sent = f"{parsed.known.token}{_scaled_region(parsed.text, scale)}"
-    tensors = {"IMAGE": _bytes_tensor(encoded), "TASK": _text_tensor("task", sent)}
-    if prompt_text is not None:
-        tensors["TEXT"] = _text_tensor("text", prompt_text)
+            sent_task = f"{parsed.known.token}{_scaled_region(parsed.text, scale)}"
+    tensors = {"IMAGE": _bytes_tensor(encoded), "TASK": _text_tensor("task", sent_task)}
+    if sent_text is not None:
+        tensors["TEXT"] = _text_tensor("text", sent_text)
     for keyword, value in generation.items():
         if keyword not in OPTIONS_BY_KEYWORD:
             raise TypeError(f"there is no option {keyword!r}")
         if value is not None:
             option = OPTIONS_BY_KEYWORD[keyword]
             tensors[option.name] = _option_tensor(option, value)
-    return Request(tensors, timeout, image_size)
+    return Request(tensors, timeout, image_size, prompt_text or parsed.text or None)
 
 
 def _region_text(region: Sequence[float] | np.ndarray[Any, Any]) -> str:

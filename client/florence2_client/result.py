@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from florence2.answers import Answer, TextAnswer, answer_from_json
-from florence2.errors import InternalError
-from florence2.tasks import TASKS, Grammar
+from florence2.answers import FORMS, Answer, TextAnswer, answer_from_json
+from florence2.errors import InternalError, InvalidOption
+from florence2.parsing import parse, pieces_from_text
+from florence2.tasks import TASKS, Grammar, TaskInput
 from florence2_client.drawing import draw
 from florence2_client.images import ImageLike
-from florence2_client.objects import Found, coco_dataset, found_in, supervision_detections, yolo_lines
+from florence2_client.objects import Found, coco_dataset, found_in, parsed, supervision_detections, yolo_lines
 
 if TYPE_CHECKING:
     import supervision
@@ -44,6 +45,7 @@ class Result(Generic[AnswerT]):
     num_tokens: int
     score: float  # of the whole sequence, like transformers' `sequences_scores`
     image_size: tuple[int, int]  # width, height
+    prompt_text: str | None = None  # the phrase, caption or region of the request
 
     @property
     def final(self) -> bool:
@@ -58,10 +60,24 @@ class Result(Generic[AnswerT]):
     def objects(self) -> list[Found]:
         """Return everything the answer locates in the image, in one form for all tasks.
 
+        Where the model gives no label, the phrase of the request is the label. Boxes and outlines in the text that
+        answers a prompt of your own are found too: every four locations are a box. `read_as` reads other forms.
+
         >>> [found.label for found in client.ocr_with_region("scene.png").objects]
         ['HELLO', 'TRITON']
+        >>> client.run("scene.png", Prompt("Locate the objects with category name in the image.")).labels
+        ['star', 'triangle']
         """
-        return found_in(self.answer, self.image_size)
+        found = found_in(self.answer, self.image_size)
+        task = TASKS.get(self.task)
+        if (
+            not self.prompt_text
+            or task is None
+            or task.input is not TaskInput.TEXT
+            or task.grammar is Grammar.GROUNDING
+        ):
+            return found
+        return [replace(one, label=one.label or self.prompt_text) for one in found]
 
     @property
     def labels(self) -> list[str]:
@@ -72,16 +88,37 @@ class Result(Generic[AnswerT]):
         """
         return [found.label for found in self.objects]
 
+    def read_as(self, form: str) -> Result[Answer]:
+        """Return the result with an answer of another form, read from the generated text: without scores.
+
+        For prompts of fine-tunes, which the server answers with text. The forms are `text`, `boxes`, `quads`,
+        `polygons` and `boxes_or_polygons`; raise InvalidOption on any other.
+
+        >>> answer = client.run("scene.png", Prompt("What is the text in the image, with regions?"))
+        >>> answer.read_as("quads").labels
+        ['HELLO', 'TRITON']
+        """
+        if form not in FORMS:
+            raise InvalidOption(f"there is no form {form!r}; the forms are {', '.join(FORMS)}")
+        result: Result[Answer] = self
+        return replace(result, answer=parse(FORMS[form], pieces_from_text(self.text), self.image_size, ()))
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields for JSON; the answer has the shape of transformers' `post_process_generation`.
+
+        `parsed`: the boxes and outlines that a text answer contains, in the shape of open-vocabulary detection.
 
         >>> list(client.detect("scene.png").to_dict()["answer"])
         ['bboxes', 'labels', 'scores']
         """
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {
-            "answer": self.answer.to_json(),
-            "image_size": list(self.image_size),
-        }
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {"answer": self.answer.to_json(), "image_size": list(self.image_size)}
+        in_text = parsed(self.answer, self.image_size)
+        if in_text is not self.answer:
+            values["parsed"] = in_text.to_json()
+        if self.prompt_text is None:
+            del values["prompt_text"]
+        return values
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Result[Answer]:
@@ -93,9 +130,15 @@ class Result(Generic[AnswerT]):
         """
         try:
             task, (width, height) = values["task"], values["image_size"]
-            grammar = TASKS[task].grammar if task in TASKS else Grammar.TEXT
+            grammar = TASKS[task].grammar if task in TASKS else None
             rest = {name: values[name] for name in ("text", "finish_reason", "num_tokens", "score")}
-            return Result(task, answer_from_json(grammar, values["answer"]), image_size=(width, height), **rest)
+            return Result(
+                task,
+                answer_from_json(grammar, values["answer"]),
+                image_size=(width, height),
+                prompt_text=values.get("prompt_text"),
+                **rest,
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise InternalError("this is not the answer of a Florence-2 server") from error
 
@@ -134,7 +177,9 @@ class Result(Generic[AnswerT]):
 
 
 def result_from_tensors(
-    outputs: Mapping[str, np.ndarray[Any, Any] | None], image_size: tuple[int, int] | None = None
+    outputs: Mapping[str, np.ndarray[Any, Any] | None],
+    image_size: tuple[int, int] | None = None,
+    prompt_text: str | None = None,
 ) -> Result[Answer]:
     """Return the result in the ensemble's outputs, scaled to `image_size` if a smaller image was sent.
 
@@ -153,6 +198,7 @@ def result_from_tensors(
                 "num_tokens": int(values["NUM_TOKENS"][0]),
                 "score": float(values["SEQUENCE_SCORE"][0]),
                 "image_size": (int(width), int(height)),
+                "prompt_text": prompt_text,
             }
         )
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, InternalError) as error:
@@ -167,8 +213,8 @@ def _resized(result: Result[Answer], size: tuple[int, int]) -> Result[Answer]:
         factors = tuple(new / old for new, old in zip(size, result.image_size, strict=True))
         coordinates = {name: getattr(answer, name) for name in COORDINATES if hasattr(answer, name)}
         scaled: dict[str, Any] = {name: _scaled(value, factors) for name, value in coordinates.items()}
-        answer = dataclasses.replace(answer, **scaled)
-    return dataclasses.replace(result, answer=answer, image_size=size)
+        answer = replace(answer, **scaled)
+    return replace(result, answer=answer, image_size=size)
 
 
 def _scaled(values: list[Any], factors: tuple[float, ...]) -> list[Any]:

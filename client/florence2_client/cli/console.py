@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
+from florence2.answers import Answer, Boxes, Polygons, Quads, TextAnswer
 from florence2.tasks import TASKS, Grammar, TaskInput
-from florence2_client.objects import REGION_IN_TEXT, region_box
+from florence2_client.objects import LOCATIONS, Found, Shape, found_in
 from florence2_client.result import Result
 
 NOTHING = "(nothing found)"
@@ -28,6 +30,12 @@ ANSWERS = {
     Grammar.GROUNDING: "boxes",
     Grammar.POLYGONS: "polygons",
     Grammar.BOXES_OR_POLYGONS: "boxes or polygons",
+}
+
+HEADINGS = {
+    Shape.BOX: ("label", "score", "box (x1,y1 x2,y2)"),
+    Shape.QUAD: ("label", "corners (x1,y1 x2,y2 x3,y3 x4,y4)"),
+    Shape.POLYGON: ("label", "points", "extent (x1,y1 x2,y2)"),
 }
 
 STYLES = {"bold": "1", "red": "31", "dim": "2"}  # of ECMA-48's SGR
@@ -54,11 +62,10 @@ def json_line(value: Any) -> str:
 
 def answer_lines(answer: Answer, size: tuple[int, int]) -> list[str]:
     """Return an answer for an image of `size` (width, height): a table, or text with its regions in pixels."""
-    if isinstance(answer, TextAnswer):
-        text = REGION_IN_TEXT.sub(lambda found: f" [{_points(region_box(found[0], size))}]", answer.text)
-        return text.splitlines() or ["(no text)"]
-    rows = list(_rows(answer))
-    return table(rows) if len(rows) > 1 else [NOTHING]
+    objects = found_in(answer, size)
+    if isinstance(answer, TextAnswer) and (len(objects) < 2 or not answer.text.endswith(">")):
+        return _text_with_regions(answer.text, size) or ["(no text)"]
+    return table(list(_rows(objects))) if objects else [NOTHING]
 
 
 def growing_text(result: Result[Answer]) -> str:
@@ -69,46 +76,35 @@ def growing_text(result: Result[Answer]) -> str:
     """
     answer = result.answer
     if isinstance(answer, TextAnswer):
-        words = answer if result.final else TextAnswer(answer.text.partition("<")[0].rstrip())
-        return "\n".join(answer_lines(words, result.image_size)) if words.text or result.final else ""
-    rows = ["  ".join(row) for row in _rows(answer)]
+        words = answer.text if result.final else answer.text.partition("<")[0].rstrip()
+        return "\n".join(_text_with_regions(words, result.image_size)) or ("(no text)" if result.final else "")
+    rows = ["  ".join(row) for row in _rows(result.objects)]
     if result.final:
-        return "\n".join(rows) if len(rows) > 1 else NOTHING
+        return "\n".join(rows) or NOTHING
     settled = {Boxes: len(rows), Quads: len(rows), Polygons: len(rows) - 1}.get(type(answer), 0)
     return "\n".join(rows[:settled]) if len(rows) > 1 else ""
 
 
-def _rows(answer: Answer) -> Iterable[Row]:
-    """Yield a heading and a row per object."""
-    match answer:
-        case Boxes():
-            yield from _box_rows(answer.bboxes, answer.labels, answer.scores)
-        case Quads():
-            yield "label", "corners (x1,y1 x2,y2 x3,y3 x4,y4)"
-            for quad, label in zip(answer.quad_boxes, answer.labels, strict=True):
-                yield label, _points(quad)
-        case Polygons():
-            yield from _polygon_rows(answer.polygons, answer.labels)
-        case BoxesAndPolygons():
-            if answer.bboxes:
-                yield from _box_rows(answer.bboxes, answer.bboxes_labels, answer.scores)
-            if answer.polygons:
-                yield from _polygon_rows(answer.polygons, answer.polygons_labels)
+def _text_with_regions(text: str, size: tuple[int, int]) -> list[str]:
+    def in_pixels(region: re.Match[str]) -> str:
+        return "".join(f" [{_points(found.box)}]" for found in found_in(TextAnswer(region[0]), size)) or region[0]
+
+    return LOCATIONS.sub(in_pixels, text).splitlines()
 
 
-def _box_rows(boxes: Sequence[Sequence[float]], labels: Sequence[str], scores: Sequence[float] | None) -> Iterable[Row]:
-    yield ("label", "score", "box (x1,y1 x2,y2)")
-    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        yield label, f"{scores[index]:.2f}" if scores else "-", _points(box)
-
-
-def _polygon_rows(instances: Sequence[Sequence[Sequence[float]]], labels: Sequence[str]) -> Iterable[Row]:
-    yield ("label", "points", "extent (x1,y1 x2,y2)")
-    for instance, label in zip(instances, labels, strict=True):
-        xs = [x for polygon in instance for x in polygon[0::2]]
-        ys = [y for polygon in instance for y in polygon[1::2]]
-        extent = _points([min(xs), min(ys), max(xs), max(ys)]) if ys else "-"
-        yield label, str(len(xs)), extent
+def _rows(objects: Iterable[Found]) -> Iterable[Row]:
+    """Yield a heading per shape and a row per object."""
+    for shape, group in groupby(objects, lambda found: found.shape):
+        yield HEADINGS[shape]
+        for found in group:
+            match shape:
+                case Shape.BOX:
+                    score = "-" if found.score is None else f"{found.score:.2f}"
+                    yield found.label, score, _points(found.box)
+                case Shape.QUAD:
+                    yield found.label, _points([number for point in found.polygons[0] for number in point])
+                case Shape.POLYGON:
+                    yield found.label, str(sum(map(len, found.polygons))), _points(found.box)
 
 
 def _points(flat: Sequence[float]) -> str:

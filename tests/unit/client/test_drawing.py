@@ -102,6 +102,15 @@ def test_region_in_a_text_answer_is_drawn_with_its_text():
     assert not difference[300:900, 150:450].any()
 
 
+def test_objects_in_the_answer_to_a_custom_prompt_are_drawn_with_their_labels():
+    """As those of a task are; what the labels do not say stands below."""
+    text = "cat<loc_100><loc_200><loc_499><loc_999>dog<loc_600><loc_0><loc_1000><loc_400>"
+    boxes = Boxes([[100.5, 200.5, 499.5, 999.5], [600.5, 0.5, 999.5, 400.5]], ["cat", "dog"])
+    size = (1000, 1000)
+    assert draw(canvas(size=size), TextAnswer(text)).tobytes() == draw(canvas(size=size), boxes).tobytes()
+    assert draw(canvas(size=size), TextAnswer(f"{text} in a garden")).height > 1000
+
+
 def test_long_text_of_a_region_goes_below():
     """A description too long for a label keeps its box and stands below the image."""
     words = "a red car that is parked in front of a very old building with many windows"
@@ -150,13 +159,7 @@ def test_degenerate_answers_are_drawn(answer):
 def placed(monkeypatch, marks, size=SIZE):
     """Where the chips of labeled marks go."""
     places = []
-    best_place = labels._best_place
-
-    def remember(*arguments):
-        places.append(best_place(*arguments))
-        return places[-1]
-
-    monkeypatch.setattr(labels, "_best_place", remember)
+    monkeypatch.setattr(labels, "_draw_chip", lambda canvas, place, *rest: places.append(place))
     draw_labels(canvas(size=size), [Label(text, (0, 0, 0), bounds) for text, bounds in marks])
     return places
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from fractions import Fraction
 
 import pytest
+from PIL import Image
 
 from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2_client import Found, Result
-from florence2_client.objects import Shape, found_in
+from florence2.errors import InvalidOption
+from florence2.parsing import parse, pieces_from_text
+from florence2.tasks import Grammar
+from florence2_client import Found, Result, draw
+from florence2_client.objects import Shape, coco_dataset, found_in
 
 SIZE = (200, 100)
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
@@ -24,6 +30,7 @@ def result(answer):
     [
         (Boxes([[1, 2, 3, 4]], ["dog"], [0.5]), [Found("dog", (1, 2, 3, 4), score=0.5)]),
         (Boxes([[1, 2, 3, 4]], [""]), [Found("", (1, 2, 3, 4))]),
+        (Boxes([[3, 4, 1, 2], [1, 4, 3, 2]], ["a", "b"]), [Found("a", (1, 2, 3, 4)), Found("b", (1, 2, 3, 4))]),
         (Quads([SQUARE], ["EXIT"]), [Found("EXIT", (10, 10, 30, 30), Shape.QUAD, polygons=(CORNERS,))]),
         (
             Polygons([[SQUARE, [0.0, 5.0]], []], ["", "nowhere"]),
@@ -36,6 +43,21 @@ def result(answer):
         (TextAnswer("a dog"), []),
         (TextAnswer("car<loc_0><loc_100><loc_499><loc_999>"), [Found("car", (0.1, 10.05, 99.9, 99.95))]),
         (TextAnswer("<loc_1>" * 5), []),
+        (TextAnswer("car<loc_499><loc_1000><loc_0><loc_100>"), [Found("car", (0.1, 10.05, 99.9, 99.95))]),
+        (
+            TextAnswer("two<loc_0><loc_0><loc_9><loc_9><loc_0><loc_0><loc_9><loc_9>a point<loc_1><loc_2>one"),
+            [Found("two", (0.1, 0.05, 1.9, 0.95))] * 2,
+        ),
+        (
+            TextAnswer("hat<poly><loc_0><loc_0><loc_9><loc_0><loc_9><loc_9></poly>a<and>b<loc_0><loc_0><loc_9><loc_9>"),
+            [
+                Found("a", (0.1, 0.05, 1.9, 0.95)),
+                Found("b", (0.1, 0.05, 1.9, 0.95)),
+                Found(
+                    "hat", (0.1, 0.05, 1.9, 0.95), Shape.POLYGON, polygons=(((0.1, 0.05), (1.9, 0.05), (1.9, 0.95)),)
+                ),
+            ],
+        ),
     ],
 )
 def test_every_answer_becomes_objects(answer, objects):
@@ -70,3 +92,73 @@ def test_yolo_lines_are_fractions_of_the_image():
         "1 0.125000 0.400000 0.150000 0.400000",
         "0 0.050000 0.100000 0.150000 0.100000 0.150000 0.300000 0.050000 0.300000",
     ]
+
+
+def test_reversed_corners_have_a_positive_size():
+    """Models name the corners of a box in any order; tools reject or drop boxes of a negative size."""
+    reversed_box, box = Boxes([[150.5, 90.5, 100.5, 50.25]], ["cat"]), Boxes([[100.5, 50.25, 150.5, 90.5]], ["cat"])
+    assert result(reversed_box).to_coco() == result(box).to_coco()
+    assert result(box).to_coco()["annotations"][0]["bbox"] == [100.5, 50.25, 50.0, 40.25]
+    assert result(reversed_box).to_yolo(["cat"]) == result(box).to_yolo(["cat"])
+    assert draw(Image.new("RGB", SIZE), reversed_box).tobytes() == draw(Image.new("RGB", SIZE), box).tobytes()
+    assert result(reversed_box).to_dict()["answer"]["bboxes"] == reversed_box.bboxes  # as generated
+
+
+@pytest.mark.parametrize("size", [(640, 480), (3, 7), (4032, 3024)])
+def test_coco_numbers_are_free_of_float_noise(size):
+    """Differences such as 512.16 - 183.456 are written as 328.704."""
+    answer = parse(Grammar.LABELED_BOXES, pieces_from_text("a<loc_286><loc_333><loc_799><loc_998>"), size, ())
+    outline = parse(Grammar.POLYGONS, pieces_from_text("<poly><loc_286><loc_333><loc_799><loc_998></poly>"), size, ())
+    coco = [coco_dataset(found_in(one, size), "", size)["annotations"][0] for one in (answer, outline)]
+    exact = [Fraction(2 * n + 1, 2000) * extent for n, extent in zip((286, 333, 799, 998), size * 2, strict=True)]
+    assert coco[0]["bbox"] == [float(n) for n in (*exact[:2], exact[2] - exact[0], exact[3] - exact[1])]
+    assert all(len(str(n).partition(".")[2]) <= 4 for one in coco for n in [*one["bbox"], one["area"]])
+
+
+def test_the_phrase_is_the_category_of_what_it_refers_to():
+    """Segmentation by a phrase has no labels of its own; transformers' shape of the answer stays."""
+    segmentation = Result(
+        "<REFERRING_EXPRESSION_SEGMENTATION>", Polygons([[SQUARE]], [""]), "", "stop", 1, 0.0, SIZE, "a hat"
+    )
+    assert segmentation.labels == ["a hat"]
+    assert segmentation.to_coco()["categories"] == [{"id": 1, "name": "a hat"}]
+    assert len(segmentation.to_yolo(["a hat"])) == 1
+    assert segmentation.to_dict()["answer"]["labels"] == [""]
+    assert Result.from_dict(json.loads(json.dumps(segmentation.to_dict()))) == segmentation
+    region = dataclasses.replace(segmentation, task="<REGION_TO_SEGMENTATION>", prompt_text="1,2,3,4")
+    assert region.labels == [""]
+
+
+CUSTOM = "cat<loc_0><loc_0><loc_499><loc_999>dog<loc_500><loc_0><loc_1000><loc_999>"
+
+
+def test_answers_to_prompts_of_fine_tunes_are_parsed_too():
+    """The answer stays the text; what it locates is in `objects`, in the JSON and in every format."""
+    custom = Result("<MY_TASK>", TextAnswer(CUSTOM), CUSTOM, "stop", 1, 0.0, SIZE)
+    assert custom.labels == ["cat", "dog"]
+    assert [one["bbox"] for one in custom.to_coco()["annotations"]] == [
+        [0.1, 0.05, 99.8, 99.9],
+        [100.1, 0.05, 99.8, 99.9],
+    ]
+    values = json.loads(json.dumps(custom.to_dict()))
+    assert values["answer"] == CUSTOM
+    assert list(values["parsed"]) == ["bboxes", "bboxes_labels", "polygons", "polygons_labels"]
+    assert values["parsed"]["bboxes_labels"] == ["cat", "dog"]
+    assert Result.from_dict(values) == custom
+    assert "parsed" not in Result("<MY_TASK>", TextAnswer("a cat"), "a cat", "stop", 1, 0.0, SIZE).to_dict()
+
+
+@pytest.mark.parametrize("form", ["text", "boxes", "quads", "polygons", "boxes_or_polygons"])
+def test_the_form_of_an_answer_may_be_named(form):
+    """What eight locations are depends on the fine-tune: two boxes, or a line of text; results of any form survive."""
+    text = "EXIT" + "".join(f"<loc_{n}>" for n in (10, 10, 90, 10, 90, 90, 10, 90))
+    custom = Result("<MY_TASK>", TextAnswer(text), text, "stop", 1, 0.0, (1000, 1000)).read_as(form)
+    shapes = {"quads": [Shape.QUAD], "polygons": [Shape.POLYGON]}.get(form, [Shape.BOX] * 2)
+    assert [found.shape for found in custom.objects] == shapes
+    assert Result.from_dict(json.loads(json.dumps(custom.to_dict()))).objects == custom.objects
+
+
+def test_an_unknown_form_is_refused():
+    """With the forms that exist."""
+    with pytest.raises(InvalidOption, match="there is no form 'box'; the forms are text, boxes, quads, "):
+        result(TextAnswer("")).read_as("box")
