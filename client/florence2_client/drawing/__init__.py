@@ -22,7 +22,7 @@ from florence2_client.drawing.labels import (
     wrapped,
 )
 from florence2_client.images import ImageLike, decoded_image
-from florence2_client.objects import Box, Found, Point, Shape, found_in, plain_text
+from florence2_client.objects import Found, Point, Shape, found_in, plain_text
 
 PALETTE: tuple[Color, ...] = (
     (230, 25, 75), (60, 180, 75), (255, 210, 0), (30, 110, 240), (245, 130, 48), (150, 50, 200), (30, 200, 230),
@@ -45,15 +45,24 @@ def draw(image: ImageLike, answer: Answer) -> Image.Image:
     """
     canvas = decoded_image(image)
     objects = found_in(answer, canvas.size)
-    below = ""
+    text = ""
     if isinstance(answer, TextAnswer):
-        below = plain_text(answer.text)
-        if objects and answer.text.endswith(">") and (len(objects) > 1 or len(below) <= LONGEST_CHIP):
-            below = ""  # the labels say it all
+        text = plain_text(answer.text)
+        if objects and answer.text.endswith(">") and (len(objects) > 1 or len(text) <= LONGEST_CHIP):
+            text = ""  # the labels say it all
     factor = math.ceil(READABLE_SIDE / max(canvas.size))
     canvas = canvas.resize((canvas.width * factor, canvas.height * factor), Image.Resampling.BICUBIC)
-    _draw_objects(canvas, objects, factor, labeled=not below or len(objects) > 1)
-    return _with_strip(canvas, below) if below else canvas
+    _draw_objects(canvas, objects, factor, labeled=not text or len(objects) > 1)
+    if not text:
+        return canvas
+    font = TextFont(font_size_for(canvas.size))
+    margin = font.line_height // 2
+    lines = wrapped(text, font, canvas.width - 2 * margin)
+    result = Image.new("RGB", (canvas.width, canvas.height + 2 * margin + font.line_height * len(lines)), "white")
+    result.paste(canvas)
+    for index, line in enumerate(lines):
+        font.draw(result, (margin, canvas.height + margin + index * font.line_height), line, "black")
+    return result
 
 
 def label_colors(labels: Iterable[str]) -> dict[str, Color]:
@@ -71,25 +80,27 @@ def _draw_objects(canvas: Image.Image, objects: Sequence[Found], factor: int, la
     """Draw large objects first, so that small ones stay visible, and all labels on top."""
     keys = [found.label or f"#{index}" for index, found in enumerate(objects)]  # unlabeled ones differ too
     colors = label_colors(keys)
-    drawn = sorted(zip(objects, keys, strict=True), key=lambda pair: -_area(pair[0].box))
-    for found, key in drawn:
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (found.box for found in objects)]
+    order = sorted(range(len(objects)), key=lambda index: -areas[index])
+    drawn = [(objects[index], colors[keys[index]], _outlines(objects[index], factor)) for index in order]
+    for found, color, outlines in drawn:
         if found.shape is Shape.POLYGON:
-            _tint(canvas, _outlines(found, factor), colors[key])
-    for found, key in drawn:
-        _outline(canvas, _outlines(found, factor), colors[key])
-    draw_labels(
-        canvas,
-        [
-            Label(caption, colors[key], _enlarged(found.box, factor))
-            for found, key in reversed(drawn)
-            if labeled and (caption := _caption(found))
-        ],
-    )
-
-
-def _caption(found: Found) -> str:
-    score = "" if found.score is None else f"{found.score:.2f}"
-    return " ".join([*found.label.split(), score]).strip()
+            mask = Image.new("L", canvas.size)
+            brush = ImageDraw.Draw(mask)
+            for outline in outlines:
+                if len(outline) > 2:
+                    brush.polygon(outline, fill=FILL_OPACITY)
+            canvas.paste(color, mask=mask)
+    for _, color, outlines in drawn:
+        for outline in outlines:
+            _draw_line(canvas, outline, color)
+    labels = []
+    for found, color, _ in reversed(drawn):
+        score = "" if found.score is None else f"{found.score:.2f}"
+        if labeled and (caption := " ".join([*found.label.split(), score]).strip()):
+            x1, y1, x2, y2 = found.box
+            labels.append(Label(caption, color, (x1 * factor, y1 * factor, x2 * factor, y2 * factor)))
+    draw_labels(canvas, labels)
 
 
 def _outlines(found: Found, factor: int) -> list[list[Point]]:
@@ -98,51 +109,14 @@ def _outlines(found: Found, factor: int) -> list[list[Point]]:
     return [[(x * factor, y * factor) for x, y in polygon] for polygon in polygons]
 
 
-def _tint(canvas: Image.Image, outlines: list[list[Point]], color: Color) -> None:
-    mask = Image.new("L", canvas.size)
-    brush = ImageDraw.Draw(mask)
-    for outline in outlines:
-        if len(outline) > 2:
-            brush.polygon(outline, fill=FILL_OPACITY)
-    canvas.paste(color, mask=mask)
-
-
-def _outline(canvas: Image.Image, outlines: list[list[Point]], color: Color) -> None:
-    """Draw lines with a thin rim of contrasting brightness: one of the two is visible on any background."""
+def _draw_line(canvas: Image.Image, outline: list[Point], color: Color) -> None:
+    """Draw a closed line with a thin rim of contrasting brightness: one of the two is visible on any background."""
     brush = ImageDraw.Draw(canvas)
     width = max(3, font_size_for(canvas.size) // 5)
-    rim = max(1, width // 4)
-    for outline in outlines:
-        inside = [_inside(point, canvas.size, width // 2) for point in outline]
-        closed = inside + inside[:2]  # the second point again, for a clean joint at the first
-        if len(outline) > 1:
-            brush.line(closed, fill=contrasting(color), width=width + 2 * rim, joint="curve")
-            brush.line(closed, fill=color, width=width, joint="curve")
-
-
-def _inside(point: Point, size: tuple[int, int], margin: int) -> Point:
-    """Move a point away from the edge of the image, so that a line through it is not cut off."""
-    x, y = (max(margin, min(at, extent - 1 - margin)) for at, extent in zip(point, size, strict=True))
-    return x, y
-
-
-def _enlarged(box: Box, factor: int) -> Box:
-    x1, y1, x2, y2 = box
-    return x1 * factor, y1 * factor, x2 * factor, y2 * factor
-
-
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _with_strip(canvas: Image.Image, text: str) -> Image.Image:
-    """Return the image with the text below it, black on white and wrapped to its width."""
-    font = TextFont(font_size_for(canvas.size))
-    margin = font.line_height // 2
-    lines = wrapped(text, font, canvas.width - 2 * margin)
-    result = Image.new("RGB", (canvas.width, canvas.height + 2 * margin + font.line_height * len(lines)), "white")
-    result.paste(canvas)
-    for index, line in enumerate(lines):
-        place = (margin, canvas.height + margin + index * font.line_height)
-        font.draw(result, place, line, "black")
-    return result
+    margin = width // 2  # from the edge of the image, so that the line is not cut off
+    right, bottom = canvas.width - 1 - margin, canvas.height - 1 - margin
+    inside = [(max(margin, min(x, right)), max(margin, min(y, bottom))) for x, y in outline]
+    closed = inside + inside[:2]  # the second point again, for a clean joint at the first
+    if len(outline) > 1:
+        brush.line(closed, fill=contrasting(color), width=width + 2 * max(1, width // 4), joint="curve")
+        brush.line(closed, fill=color, width=width, joint="curve")

@@ -31,6 +31,7 @@ PROBE_SIZE = 24
 BITMAP_SIZE = 109  # the only size of the usual color emoji font
 INVISIBLE = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")  # Unicode categories of controls and spaces
 JOINERS = "\u200c\u200d"
+SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
 
 
 class MissingGlyphs(UserWarning):
@@ -82,14 +83,14 @@ class TextFont:
     def _runs(self, text: str) -> list[_Run]:
         if text.isascii():
             return [_Run(text, _font(None, self.size))]
-        stretches = itertools.groupby(zip(_faces(text), text, strict=True), key=lambda pair: pair[0])
-        return [self._run(face, "".join(character for _, character in pairs)) for face, pairs in stretches]
-
-    def _run(self, face: Path | None, text: str) -> _Run:
-        try:
-            return _Run(text, _font(face, self.size))
-        except OSError:
-            return _Run(text, _font(face, BITMAP_SIZE), self.size / BITMAP_SIZE)
+        runs = []
+        for face, pairs in itertools.groupby(zip(_faces(text), text, strict=True), key=lambda pair: pair[0]):
+            part = "".join(character for _, character in pairs)
+            try:
+                runs.append(_Run(part, _font(face, self.size)))
+            except OSError:
+                runs.append(_Run(part, _font(face, BITMAP_SIZE), self.size / BITMAP_SIZE))
+        return runs
 
 
 @functools.lru_cache(maxsize=64)
@@ -111,45 +112,37 @@ def _faces(text: str) -> list[Path | None]:
     """
     faces: list[Path | None] = []
     for character in text:
-        faces.append(faces[-1] if faces and _joins(character) else _face_of(character))
+        # An accent, vowel sign, joiner, selector or skin tone belongs to the character before it.
+        joins = character in JOINERS or character in SKIN_TONES or unicodedata.category(character).startswith("M")
+        faces.append(faces[-1] if faces and joins else _face_of(character))
     for place in range(1, len(text) - 1):
         if text[place] == " " and faces[place - 1] == faces[place + 1]:
             faces[place] = faces[place - 1]
     return faces
 
 
-def _joins(character: str) -> bool:
-    """Return whether a character belongs to the one before it: an accent, vowel sign, joiner, selector or skin tone."""
-    tone = "\U0001f3fb" <= character <= "\U0001f3ff"
-    return tone or character in JOINERS or unicodedata.category(character).startswith("M")
+_warned: set[str] = set()  # scripts
 
 
 @functools.lru_cache(maxsize=4096)
 def _face_of(character: str) -> Path | None:
-    """Return the face that has a character; None for the default, which draws a box for what no font has."""
+    """Return the face that has a character; None for the default, which draws a box for what no font has.
+
+    Warn once per script, which is the first word of its characters' names.
+    """
     if unicodedata.category(character) in INVISIBLE or _has(None, character):
         return None
     face = next((face for face in _system_fonts() if _has(face, character)), None)
-    if face is None:
-        _warn_of(character)
-    return face
-
-
-_warned: set[str] = set()
-
-
-def _warn_of(character: str) -> None:
-    """Warn once per script, which is the first word of its characters' names."""
     script = unicodedata.name(character, "private").split()[0]
-    if script in _warned:
-        return
-    _warned.add(script)
-    warnings.warn(
-        f"no font here has {character} (U+{ord(character):04X}, {script}); a box takes its place. On Debian, "
-        "fonts-noto-core, fonts-noto-cjk and fonts-noto-color-emoji have nearly all characters",
-        MissingGlyphs,
-        stacklevel=2,
-    )
+    if face is None and script not in _warned:
+        _warned.add(script)
+        warnings.warn(
+            f"no font here has {character} (U+{ord(character):04X}, {script}); a box takes its place. On Debian, "
+            "fonts-noto-core, fonts-noto-cjk and fonts-noto-color-emoji have nearly all characters",
+            MissingGlyphs,
+            stacklevel=2,
+        )
+    return face
 
 
 def _has(face: Path | None, character: str) -> bool:

@@ -159,7 +159,13 @@ def test_degenerate_answers_are_drawn(answer):
 def placed(monkeypatch, marks, size=SIZE):
     """Where the chips of labeled marks go."""
     places = []
-    monkeypatch.setattr(labels, "_draw_chip", lambda canvas, place, *rest: places.append(place))
+    best_place = labels._best_place
+
+    def remember(*arguments):
+        places.append(best_place(*arguments))
+        return places[-1]
+
+    monkeypatch.setattr(labels, "_best_place", remember)
     draw_labels(canvas(size=size), [Label(text, (0, 0, 0), bounds) for text, bounds in marks])
     return places
 
