@@ -5,6 +5,9 @@ L layers, R rows, H heads, T positions and E size of a head, both padded, S posi
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +20,8 @@ from florence2.engine.cpu.packing import as_array, whole_vectors
 class PackedCache:
     """Keys [L, R, H, T / POSITIONS, E, POSITIONS] and values [L, R, H, T, E], by row and by slot.
 
-    Zeros at first, since what lies past a request's last position is read and masked, and must be finite.
+    Zeros at first, since what lies past a request's last position is read and masked, and must be finite. The system
+    provides the memory when it is first written, so positions that no request reaches take none.
     """
 
     def __init__(self, config: TextConfig, rows: int, dtype: torch.dtype) -> None:
@@ -27,7 +31,7 @@ class PackedCache:
         keys = (*by_head, self.positions // POSITIONS, whole_vectors(self.head_size), POSITIONS)
         values = (*by_head, self.positions, whole_vectors(self.head_size))
         self.self_keys, self.self_values, self.cross_keys, self.cross_values = (
-            torch.zeros(shape, dtype=dtype) for shape in (keys, values, keys, values)
+            _zeros_on_demand(shape, dtype) for shape in (keys, values, keys, values)
         )
 
     def write_encoder(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
@@ -50,3 +54,10 @@ class PackedCache:
     def arrays(self) -> CacheArrays:
         """Return the same memory for the kernels."""
         return CacheArrays(*map(as_array, (self.self_keys, self.self_values, self.cross_keys, self.cross_values)))
+
+
+def _zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return zeros that begin at a page. Huge pages would bring in the memory of positions around those written."""
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 
@@ -106,3 +107,17 @@ def test_nan_stays_within_its_request(odd, precision):
     found = logits(backend)
     assert found[0].isnan().all()
     assert torch.equal(found[1:], healthy[1:])
+
+
+def test_positions_that_no_request_reached_take_no_memory():
+    """The large model's 4096 positions would take 8 GiB, of which eight captions use a thirtieth."""
+    text = replace(ODD, decoder_layers=4, d_model=64 * 16, decoder_heads=16, max_positions=4096)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache = PackedCache(text, 4, torch.bfloat16)
+    assert process.memory_info().rss - before < 2**20
+    written = torch.ones(2, 16, 600, 64, dtype=torch.bfloat16)
+    for layer in range(4):
+        cache.write_encoder(layer, 0, *written)
+    assert process.memory_info().rss - before < 3 * 4 * written.nbytes
+    assert not cache.cross_values[:, 0, :, 600:].any() and cache.cross_values[:, 0, :, :600].all()
