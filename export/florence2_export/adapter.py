@@ -1,15 +1,14 @@
 """Merge a PEFT LoRA adapter, trained on either layout, into a checkpoint's weights under their native names.
 
-`checkpoint` calls it. The merge is exact: W + scale * B @ A in float32. PEFT's own merge rounds to the stored
-precision and writes a change of the output head into the embedding that is tied to it (docs/adr/0009).
-Shapes: O output features, I input features (times the kernel of a convolution), r rank.
+`checkpoint` calls it. The merge is exact: it is computed in float32, and copies of the embedding change as in training.
+PEFT's own merge rounds to the stored precision and writes a change of one copy into all that are tied to it
+(docs/adr/0009).
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,140 +18,153 @@ from torch import Tensor
 
 from florence2.config import read_json
 from florence2.errors import CheckpointError
-from florence2_export import layouts, weight_files
+from florence2_export import lora, weight_files
 from florence2_export.hub import Source, fetch
-from florence2_export.layouts import EMBEDDING, HEAD, TIED
+from florence2_export.layouts import EMBEDDING, TIED, UNTIED
+from florence2_export.lora import CONFIG, REMEDY, Changes
 
-CONFIG = "adapter_config.json"
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
-FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-# Settings that do not change what a trained adapter computes. An adapter that sets any other is refused.
+FILES = tuple(
+    "adapter_model.safetensors adapter_model.bin adapter_model.pt model.safetensors pytorch_model.bin".split()
+)
+OTHER_FILE = re.compile(r"(?!optimizer|scheduler|scaler|rng_state|training_args).+\.(safetensors|bin|pth?)")
+# Settings that change no more than the tensors and their names show. An adapter that sets any other is refused.
 HARMLESS = frozenset(
-    "alpha_pattern auto_mapping base_model_name_or_path bias exclude_modules fan_in_fan_out inference_mode "
-    "init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_core modules_to_save "
-    "peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules task_type "
-    "use_rslora".split()
+    "alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config "
+    "exclude_modules fan_in_fan_out inference_mode init_lora_weights init_weights layers_pattern layers_to_transform "
+    "loftq_config lora_alpha lora_bias lora_dropout lora_ga_config megatron_core modules_to_save peft_type "
+    "peft_version qalora_group_size r rank_pattern revision runtime_config target_modules target_parameters task_type "
+    "token_indices trainable_token_indices use_dora use_rslora".split()
 )
 # Other initializations subtract their first factors from the checkpoint, which is then no longer the published one.
-PLAIN_INITIALIZATIONS = (None, True, False, "gaussian", "eva")
+PLAIN_INITIALIZATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked adapter. Its keys are native weight names."""
+    """A checked adapter."""
 
     source: Source
-    base: str | None  # the checkpoint that it says it was trained on
+    config: Mapping[str, Any]
     files: list[Path]
-    replaced: dict[str, Tensor]  # whole weights: `modules_to_save` and trained biases
-    factors: dict[str, tuple[Tensor, Tensor, float]]  # A [r, I], B [O, r] and the scale
+    changes: Changes
 
-    def replace(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights with the adapter's whole weights in them. Raise CheckpointError if one is unknown."""
-        foreign = sorted(self.replaced.keys() - weights.keys() - set(TIED))
+    def merge(self, weights: Mapping[str, Tensor], tokens: int = 0) -> dict[str, Tensor]:
+        """Return the weights with all changes in them, and each of TIED under its name.
+
+        The embedding gets at least as many rows as there are `tokens`. Raise CheckpointError if a change does not fit.
+        """
+        changes = self.changes
+        foreign = sorted(changes.names - weights.keys() - set(TIED))
         if foreign:
-            raise self._misfit(foreign[0])
-        replaced = dict(self.replaced)
-        if HEAD in replaced:
-            replaced[HEAD] = _with_rows_of(weights.get(HEAD, weights[EMBEDDING]), replaced[HEAD])
-        return {**weights, **replaced}
-
-    def merge(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights with each low-rank change added in float32. Raise CheckpointError if one does not fit."""
-        merged = dict(weights)
-        for name, (down, up, scale) in self.factors.items():
-            if name == HEAD:  # files tie it to the embedding, but training changed only the head
-                base = weights.get(HEAD, weights[EMBEDDING])
-                up = _with_rows_of(torch.zeros(len(base), up.shape[1]), up)
-            elif name in weights:
-                base = weights[name]
-            else:
-                raise self._misfit(name)
-            out, into = up.flatten(1).float(), down.flatten(1).float()  # [O, r], [r, I]
-            if base.dim() < 2 or base.flatten(1).shape != (len(out), into.shape[1]) or out.shape[1] != len(into):
-                raise self._misfit(name)
-            merged[name] = base.to(torch.float32) + scale * (out @ into).reshape(base.shape)
+            raise self.misfit(foreign[0])
+        merged = {**weights, **{name: weights.get(name, weights[EMBEDDING]) for name in TIED}}
+        rows = max(len(weights[EMBEDDING]), tokens)
+        for name, tensor in changes.weights.items():
+            replaced = self.fitted(name, tensor, merged[name], rows)
+            merged |= dict.fromkeys(tied_to(name, merged, changes.weights), replaced)
+        merged |= {name: merged[EMBEDDING] for name in TIED if torch.equal(merged[name], merged[EMBEDDING])}
+        for name, tensor in changes.copies.items():
+            merged[name] = self.fitted(name, tensor, merged[name], rows)
+        for name, trained in changes.tokens.items():
+            alone = name != EMBEDDING or changes.tokens.keys() & set(TIED[1:])
+            replaced = self.with_tokens(name, merged[name], trained)
+            merged |= dict.fromkeys([name] if alone else tied_to(name, merged, ()), replaced)
+        for name, change in changes.low_rank.items():
+            count = min(len(merged[name]), len(change.up)) if name in TIED else len(merged[name])
+            change, base = change.first_rows(count), merged[name][:count]
+            if base.dim() == 4 and base.shape[1] < change.down.shape[1]:
+                raise CheckpointError(
+                    f"the adapter {self.source.name} changes {name}, a depthwise convolution, into one that mixes "
+                    "channels, which peft cannot merge either; train without this layer"
+                )
+            if not change.fits(base):
+                raise self.misfit(name)
+            merged[name] = torch.cat([change.merge(base), merged[name][count:].float()])
+        for name, bias in changes.biases.items():
+            merged[name] = merged[name].float() + self.fitted(name, bias, merged[name], rows)
+        for name in (EMBEDDING, *UNTIED):
+            if len(merged[name]) < tokens:
+                raise CheckpointError(
+                    f"the tokenizer of the adapter {self.source.name} has {tokens} tokens, but {name} has only "
+                    f"{len(merged[name])} rows; save the adapter with peft's save_embedding_layers=True"
+                )
         return merged
 
-    def _misfit(self, name: str) -> CheckpointError:
-        base = f", {self.base}" if self.base else ""
+    def fitted(self, name: str, tensor: Tensor, base: Tensor, rows: int) -> Tensor:
+        """Return a new weight. A copy of the embedding is cut to `rows`, and takes those that it lacks from `base`.
+
+        A row is a token. The layouts differ in the number of unused rows at the end.
+        """
+        if name in TIED and tensor.shape[1:] == base.shape[1:]:
+            return torch.cat([tensor, base[len(tensor) :].to(tensor.dtype)])[:rows]
+        if tensor.shape != base.shape:
+            raise self.misfit(name)
+        return tensor
+
+    def with_tokens(self, name: str, weight: Tensor, trained: Mapping[int, Tensor]) -> Tensor:
+        """Return an embedding or a head, [V, D], with trained rows, which may also follow the last row."""
+        ids = sorted(trained)
+        rows = torch.stack([trained[id] for id in ids]).float()
+        new = [id for id in ids if id >= len(weight)]
+        if rows.shape[1:] != weight.shape[1:] or new != [*range(len(weight), len(weight) + len(new))]:
+            raise self.misfit(name)
+        extended = torch.cat([weight.float(), weight.new_zeros(len(new), *weight.shape[1:]).float()])
+        return extended.index_copy(0, torch.tensor(ids), rows)
+
+    def misfit(self, name: str) -> CheckpointError:
+        """Return the error for a change of a weight that this checkpoint does not have."""
+        base = self.config.get("base_model_name_or_path")
         return CheckpointError(
             f"the adapter {self.source.name} does not fit this checkpoint at {name}; "
-            f"export the checkpoint that it was trained on{base}"
+            f"export the checkpoint that it was trained on{f', {base}' if base else ''}"
         )
 
 
-def _with_rows_of(base: Tensor, tensor: Tensor) -> Tensor:
-    """Return a head cut or extended to the number of rows of `base`, from which further rows are taken.
-
-    A row is a token. The layouts differ in the number of unused rows at the end.
-    """
-    if tensor.shape[1:] != base.shape[1:]:
-        return tensor  # of another model; a later check of shapes reports it
-    return torch.cat([tensor, base[len(tensor) :].to(tensor.dtype)])[: len(base)]
+def tied_to(name: str, weights: Mapping[str, Tensor], besides: Container[str]) -> list[str]:
+    """Return the name, and those of the other copies of the embedding that are the same tensor, besides some."""
+    copies = [copy for copy in TIED if copy != name and weights[copy] is weights[name] and copy not in besides]
+    return [name, *copies]
 
 
 def read_adapter(source: str) -> Adapter:
     """Read the adapter in a directory or on the hub. Raise CheckpointError if it is not a plain LoRA."""
     found = fetch(source, None, "adapter_model.safetensors", "adapter_model.bin")
-    config = read_json(found.directory / CONFIG)
-    check_kind(config, found.name)
-    files = weight_files.find(found.directory, FILES)
-    replaced: dict[str, Tensor] = {}
-    sides: dict[str, dict[str, Tensor]] = {}
-    for stored_name, tensor in weight_files.read(files).items():
-        name = stored_name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        match = FACTOR.fullmatch(name)
-        if match:
-            sides.setdefault(match["module"], {})[match["side"]] = tensor
-        elif ".lora_" in name or "trainable_tokens" in name:
-            raise CheckpointError(
-                f"the adapter {found.name} changes more than linear layers ({name}); "
-                "merge it with peft, then export the result"
-            )
-        else:
-            replaced[layouts.native_name(name)] = tensor
-    factors = {}
-    for module, pair in sides.items():
-        if pair.keys() != {"A", "B"} or min(factor.dim() for factor in pair.values()) < 2:
-            raise CheckpointError(
-                f"the adapter {found.name} is incomplete: {module} lacks one of its two factors; "
-                "save it again with peft"
-            )
-        scale = scaling(config, module, rank=len(pair["A"]))
-        factors[layouts.native_name(f"{module}.weight")] = (pair["A"], pair["B"], scale)
-    if not factors and not replaced:
+    nested = sorted(path.parent.name for path in found.directory.glob(f"*/{CONFIG}"))
+    if nested and not (found.directory / CONFIG).exists():
+        raise CheckpointError(f"{found.name} holds adapters in folders ({', '.join(nested)}); give one of them")
+    config = read_config(found)
+    others = [path for path in sorted(found.directory.iterdir()) if OTHER_FILE.fullmatch(path.name)]
+    files = weight_files.find(found.directory, (*FILES, others[0].name) if len(others) == 1 else FILES)
+    changes = read_changes(weight_files.read(files), config, found.name)
+    if not changes.names:
         raise CheckpointError(f"the adapter {found.name} is empty; save it again with peft")
-    return Adapter(found, config.get("base_model_name_or_path"), files, replaced, factors)
+    return Adapter(found, config, files, changes)
 
 
-def check_kind(config: Mapping[str, Any], name: str) -> None:
-    """Raise CheckpointError if the adapter is anything but W + scale * B @ A, such as DoRA or quantization-aware."""
-    remedy = "merge it with peft, then export the result"
-    if config.get("peft_type") != "LORA":
+def read_changes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> Changes:
+    """Return what `lora` reads. Raise CheckpointError if the config is missing a setting or has an invalid one."""
+    try:
+        return lora.read_changes(tensors, config, name)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
         raise CheckpointError(
-            f"the adapter {name} has peft_type {config.get('peft_type')}, but only LoRA can be merged here; {remedy}"
+            f"a setting in {CONFIG} of {name} is missing or invalid ({type(error).__name__}: {error}); "
+            "save the adapter again with peft"
+        ) from error
+
+
+def read_config(found: Source) -> dict[str, Any]:
+    """Return adapter_config.json. Raise CheckpointError if it asks for more than the tensors and their names show."""
+    config = read_json(found.directory / CONFIG)
+    kind, initialization = config.get("peft_type"), config.get("init_lora_weights")
+    if kind not in ("LORA", "TRAINABLE_TOKENS"):
+        raise CheckpointError(
+            f"the adapter {found.name} has peft_type {kind}, but only LoRA can be merged here; {REMEDY}"
         )
-    if config.get("use_dora"):
-        raise CheckpointError(f"the adapter {name} is DoRA, but only plain LoRA can be merged here; {remedy}")
-    initialization = config.get("init_lora_weights")
     unknown = sorted(key for key in config.keys() - HARMLESS if config[key])
     if initialization not in PLAIN_INITIALIZATIONS:
         unknown.append(f"init_lora_weights={initialization}")
     if unknown:
-        raise CheckpointError(f"the adapter {name} sets {unknown[0]}, but only plain LoRA can be merged here; {remedy}")
-
-
-def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """Return lora_alpha / r, or with rslora lora_alpha / sqrt(r). `alpha_pattern` sets other alphas, as in peft."""
-    try:
-        alpha = config["lora_alpha"]
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = value
-                break
-        return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
         raise CheckpointError(
-            f"{CONFIG} has no valid scale of the adapter ({type(error).__name__}: {error}); save it again with peft"
-        ) from error
+            f"the adapter {found.name} sets {unknown[0]}, but only LoRA and DoRA can be merged here; {REMEDY}"
+        )
+    return config

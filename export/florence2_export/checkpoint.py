@@ -19,10 +19,10 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 from florence2.config import ModelConfig, read_json
 from florence2.errors import CheckpointError
 from florence2_export import layouts, settings, weight_files
-from florence2_export.adapter import CONFIG as ADAPTER_CONFIG
 from florence2_export.adapter import Adapter, read_adapter
 from florence2_export.hub import Source, fetch, one_line
 from florence2_export.layouts import EMBEDDING, TIED, UNTIED
+from florence2_export.lora import CONFIG as ADAPTER_CONFIG
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 OWN_CONFIG = "use the config.json that was saved with these weights"
@@ -60,11 +60,10 @@ def read_checkpoint(source: str, revision: str | None = None, adapter: str | Non
         weights = layouts.native_weights(weights)
     weights = settle_embedding(weights)
     if lora:
-        notes.append(f"the adapter {lora.source.name} says that it was trained on {lora.base}")
-        weights = settle_embedding(lora.replace(weights))
-    architecture = read_architecture(config_file, weights[EMBEDDING].shape[0], notes)
-    if lora:
+        base = lora.config.get("base_model_name_or_path")
+        notes.append(f"the adapter {lora.source.name} says that it was trained on {base}")
         weights = settle_embedding(lora.merge(weights))
+    architecture = read_architecture(config_file, weights[EMBEDDING].shape[0], notes)
     check_weights(weights, architecture, notes)
     tokenizer = read_tokenizer(found.directory, microsoft)
     config = settings.read_model_config(found.directory, found.name, architecture, tokenizer, microsoft, notes)

@@ -27,8 +27,8 @@ def train(demo, folder, **settings) -> tuple[Florence2ForConditionalGeneration, 
     model = Florence2ForConditionalGeneration.from_pretrained(demo, dtype=torch.float32)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**{"r": 4, "lora_alpha": 6, **settings}))
     with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     wrapped.save_pretrained(folder)
     return model, wrapped.eval()
@@ -55,6 +55,14 @@ def train(demo, folder, **settings) -> tuple[Florence2ForConditionalGeneration, 
         pytest.param({"target_modules": ["conv"]}, id="convolutions"),
         pytest.param({"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"}, id="biases"),
         pytest.param({"target_modules": ["out_proj"], "layers_to_transform": [1]}, id="some layers"),
+        pytest.param({"target_modules": ["q_proj", "qkv"], "exclude_modules": ".*encoder.*"}, id="excluded modules"),
+        pytest.param({"target_modules": ["q_proj", "qkv"], "lora_bias": True}, id="lora_bias"),
+        pytest.param({"target_modules": ["q_proj", "qkv"], "init_lora_weights": "orthogonal"}, id="orthogonal"),
+        pytest.param({"target_modules": ["fc1", "qkv", "conv"], "use_dora": True}, id="DoRA"),
+        pytest.param(
+            {"target_modules": [], "target_parameters": ["image_projection.weight", "fc1.weight"]}, id="parameters"
+        ),
+        pytest.param({"target_modules": ["fc1"], "modules_to_save": ["vision_tower"]}, id="a tower"),
     ],
 )
 def test_merged_weights_are_those_of_peft(demo, tmp_path, settings):
@@ -69,21 +77,66 @@ def test_merged_weights_are_those_of_peft(demo, tmp_path, settings):
     assert any(not torch.equal(read.weights[name].float(), stored.weights[name].float()) for name in changed)
 
 
-def test_an_adapted_head_answers_as_it_was_trained(demo, tmp_path):
-    """The usual recipe adapts lm_head too. PEFT's merge would also change the embedding, which is tied to it."""
-    _, wrapped = train(demo, tmp_path, target_modules=["q_proj", "lm_head"], use_rslora=True)
-    read = read_checkpoint(str(demo), adapter=str(tmp_path))
-    assert torch.equal(read.weights[EMBEDDING], read_checkpoint(str(demo)).weights[EMBEDDING])
-    ours = Florence2ForConditionalGeneration.from_pretrained(
-        None, config=read.architecture, state_dict=read.weights, dtype=torch.float32
-    ).eval()
-    tokens = torch.tensor([[2, 0, 11, 12, 13]])
+TIED = {"ensure_weight_tying": True}
+PLACEMENTS = {
+    "head": {"target_modules": ["q_proj", "lm_head"], "use_rslora": True},
+    "prompt's embedding": {"target_modules": ["q_proj", "shared"]},
+    "decoder's embedding": {"target_modules": ["q_proj", "decoder.embed_tokens"]},
+    "encoder's embedding, which has no effect": {"target_modules": ["q_proj", "encoder.embed_tokens"]},
+    "every embedding and the head": {"target_modules": ["shared", "embed_tokens", "lm_head"]},
+    "head and all tied to it": {"target_modules": ["q_proj", "lm_head"], **TIED},
+    "head by pattern and all tied to it": {"target_modules": ".*(q_proj|lm_head)", **TIED},
+    "prompt's embedding, which PEFT does not tie": {"target_modules": ["q_proj", "shared"], **TIED},
+    "saved prompt's embedding": {"target_modules": ["q_proj"], "modules_to_save": ["shared"]},
+    "saved prompt's embedding, not tied": {"target_modules": ["q_proj"], "modules_to_save": ["shared"], **TIED},
+    "saved embeddings of both stacks": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "saved decoder's embedding": {"target_modules": ["fc2"], "modules_to_save": ["decoder.embed_tokens"]},
+    "saved head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "saved head and prompt's embedding": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "shared"]},
+    "saved decoder": {"target_modules": ["qkv"], "modules_to_save": ["decoder"]},
+    "tokens everywhere": {"target_modules": ["q_proj"], "trainable_token_indices": [11, 13]},
+    "tokens by module": {"target_modules": ["q_proj"], "trainable_token_indices": {"shared": [11, 13]}},
+    "tokens of the head": {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [11, 13]}},
+    "tokens of the stacks": {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [11, 13]}},
+    "other tokens of the head": {
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": {"shared": [11, 12], "lm_head": [12, 13]},
+    },
+    "tokens and head": {"target_modules": ["q_proj", "lm_head"], "trainable_token_indices": [11, 13]},
+    "DoRA": {"target_modules": ["q_proj", "fc1", "qkv", "conv", "shared", "embed_tokens", "lm_head"], "use_dora": True},
+}
+
+
+def logits(model, checkpoint) -> torch.Tensor:
+    """Return the logits for an image and a prompt in which each changed token occurs."""
+    tokens, image = [0, 11, 12, 13, 2], checkpoint.config.image
+    pixels = torch.linspace(-2, 2, 3 * image.height * image.width).reshape(1, 3, image.height, image.width)
+    prompt = torch.tensor([[model.config.image_token_id] * image.tokens + tokens])
     with torch.inference_mode():
-        trained = wrapped(input_ids=tokens, decoder_input_ids=tokens).logits
-        torch.testing.assert_close(ours(input_ids=tokens, decoder_input_ids=tokens).logits, trained, rtol=0, atol=1e-4)
-        peft_merged = wrapped.merge_and_unload()
-        assert (peft_merged(input_ids=tokens, decoder_input_ids=tokens).logits - trained).abs().max() > 0.01
-    assert HEAD in read.weights
+        return model(input_ids=prompt, pixel_values=pixels, decoder_input_ids=torch.tensor([[2, *tokens]])).logits
+
+
+def model_of(checkpoint) -> Florence2ForConditionalGeneration:
+    return Florence2ForConditionalGeneration.from_pretrained(
+        None, config=checkpoint.architecture, state_dict=checkpoint.weights, dtype=torch.float32
+    ).eval()
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("saved", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapted_embedding_or_head_answers_as_it_was_trained(demo, tmp_path, placement, saved):
+    """PEFT's merge would also change what is tied to it. A state_dict, with all of the base model, is read as well."""
+    _, wrapped = train(demo, tmp_path, **PLACEMENTS[placement])
+    if saved == "adapter_model.bin":
+        torch.save(wrapped.state_dict(), tmp_path / saved)
+        (tmp_path / "adapter_model.safetensors").unlink()
+    read = read_checkpoint(str(demo), adapter=str(tmp_path))
+    trained = logits(wrapped, read)
+    torch.testing.assert_close(logits(model_of(read), read), trained, rtol=0, atol=2e-4)
+    assert (logits(model_of(read_checkpoint(str(demo))), read) - trained).abs().max() > 0.01
+    if placement == "head":
+        assert torch.equal(read.weights[EMBEDDING], read_checkpoint(str(demo)).weights[EMBEDDING])
+        assert (logits(wrapped.merge_and_unload(), read) - trained).abs().max() > 0.01
 
 
 def test_the_reports_reference_has_the_adapter_too(demo, tmp_path):
@@ -149,11 +202,11 @@ def refilled(change):
 FIRST = "base_model.model.model.language_model.decoder.layers.0.encoder_attn.q_proj.lora_A.weight"
 REFUSED = {
     "another kind": (edited(peft_type="LOHA"), "peft_type LOHA"),
-    "DoRA": (edited(use_dora=True), "is DoRA"),
+    "DoRA without magnitudes": (edited(use_dora=True), "DoRA's magnitude"),
     "an initialization that changes the checkpoint": (edited(init_lora_weights="pissa"), "init_lora_weights=pissa"),
     "a setting of the future": (edited(use_something_new={"a": 1}), "use_something_new"),
-    "a scale of nonsense": (edited(lora_alpha="much"), "has no valid scale of the adapter"),
-    "no scale": (edited(lora_alpha=None), "has no valid scale of the adapter"),
+    "a scale of nonsense": (edited(lora_alpha="much"), "adapter_config.json of"),
+    "no scale": (edited(lora_alpha=None), "adapter_config.json of"),
     "half a pair": (refilled(lambda factors: factors.pop(FIRST)), "lacks one of its two factors"),
     "an adapter of another size": (
         refilled(lambda factors: factors.update({FIRST: torch.zeros(4, 7)})),
@@ -165,7 +218,7 @@ REFUSED = {
     ),
     "a head of another size": (
         refilled(lambda factors: factors.update({"base_model.model.lm_head.weight": torch.zeros(1576, 64)})),
-        "lm_head.weight has the shape [1576, 64]",
+        "does not fit this checkpoint at lm_head.weight",
     ),
     "an adapted head of another size": (
         refilled(
@@ -183,9 +236,9 @@ REFUSED = {
         refilled(lambda factors: factors.update({"base_model.model.classifier.weight": torch.zeros(2, 2)})),
         "does not fit this checkpoint at classifier.weight",
     ),
-    "an adapted embedding": (
+    "half an embedding": (
         refilled(lambda factors: factors.update({"base_model.model.shared.lora_embedding_A": torch.zeros(4, 9)})),
-        "more than linear layers",
+        "lacks one of its two factors",
     ),
     "nothing in it": (refilled(lambda factors: factors.clear()), "is empty"),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "holds no adapter_model"),
