@@ -33,7 +33,11 @@ class _Lists:
 
 @dataclass(frozen=True)
 class Boxes(_Lists):
-    """Boxes. `bboxes`: [x1, y1, x2, y2] each; `scores`: exp of the mean log probability of a box's four tokens."""
+    """Boxes. `bboxes`: [x1, y1, x2, y2] each; `scores`: exp of the mean log probability of a box's four tokens.
+
+    As in Microsoft's `post_process_generation`. A score is no probability that the object is there: the probability of
+    an edge is spread over neighboring bins, so correct boxes have low scores too. Only their order means something.
+    """
 
     bboxes: list[list[float]]
     labels: list[str]

@@ -128,7 +128,12 @@ TEXT = Tensor(
 )  # fmt: skip
 OPTION_TENSORS = tuple(Tensor(option.name, option.type, help=option.help, optional=True) for option in OPTIONS)
 
-RESULT = Tensor("RESULT", "STRING", help="JSON `{task: answer}`, with coordinates in pixels of the image as displayed")
+RESULT = Tensor(
+    "RESULT", "STRING",
+    help="JSON `{task: answer}`, with coordinates in pixels of the image as displayed. `scores`: for each box, exp of "
+    "the mean log probability of its four location tokens. Neighboring locations share the probability, so correct "
+    "boxes have low scores too: use only their order, not a threshold",
+)  # fmt: skip
 GENERATED_TEXT = Tensor("GENERATED_TEXT", "STRING", help="the generated text, location tokens kept")
 FINISH_REASON = Tensor("FINISH_REASON", "STRING", help="`stop`, or `length` if the answer was cut off")
 NUM_TOKENS = Tensor("NUM_TOKENS", "INT32", help="number of generated tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -49,3 +50,14 @@ def test_table_lists_every_method():
             kind = kinds.get(signature.return_annotation, "BoxesAndPolygons")
             methods.append((name, token and token[1], extra, kind))
     assert sorted(rows) == sorted(methods)
+
+
+def test_correct_boxes_have_the_scores_that_are_explained(server):
+    """The demo's two objects are found where they are, with scores of about 0.04."""
+    demo = Path(__file__).parents[3] / "demo" / "images"
+    shapes = json.loads((demo / "scene.json").read_text())["scene"]["shapes"]
+    with Client(server.grpc_url) as client:
+        answer = client.detect(demo / "scene.png").answer
+    assert "their scores are 0.04" in PAGE
+    assert [round(score, 2) for score in answer.scores] == [0.04, 0.04]
+    assert answer.bboxes == [pytest.approx([768 * edge for edge in shape["box"]], abs=0.02 * 768) for shape in shapes]
