@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import Florence2Config, Florence2ForConditionalGeneration
+from transformers import Florence2Config
 
 from florence2.config import ModelConfig, read_json
 from florence2.errors import CheckpointError
-from florence2_export import layouts, settings, weight_files
+from florence2_export import layouts, settings, weight_files, weight_names
 from florence2_export.adapter import Adapter, read_adapter
+from florence2_export.architecture import as_floats, check_weights, read_architecture, refuse_quantized
 from florence2_export.hub import Source, fetch, one_line
 from florence2_export.layouts import EMBEDDING, TIED, UNTIED
 from florence2_export.lora import CONFIG as ADAPTER_CONFIG
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-OWN_CONFIG = "use the config.json that was saved with these weights"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     tokenizer: Tokenizer
     microsoft: bool
+    readable: bool  # by transformers itself
     notes: tuple[str, ...]  # what the user should know, one sentence each
 
 
@@ -53,8 +54,11 @@ def read_checkpoint(source: str, revision: str | None = None, adapter: str | Non
     config_file = read_config_file(found)
     lora = read_adapter(adapter) if adapter is not None else None
     notes: list[str] = []
-    files = weight_files.find(found.directory, FILES)
-    weights = weight_files.read(files)
+    files = weight_files.find(found.directory, FILES, notes)
+    stored = weight_files.read(files, notes)
+    refuse_quantized(stored, config_file)
+    weights = as_floats(weight_names.bare(stored, notes), notes)
+    readable = not notes and lora is None and files[0].suffix == ".safetensors"
     microsoft = layouts.is_microsoft(set(weights))
     if microsoft:
         weights = layouts.native_weights(weights)
@@ -67,7 +71,18 @@ def read_checkpoint(source: str, revision: str | None = None, adapter: str | Non
     check_weights(weights, architecture, notes)
     tokenizer = read_tokenizer(found.directory, microsoft)
     config = settings.read_model_config(found.directory, found.name, architecture, tokenizer, microsoft, notes)
-    return Checkpoint(found, files, lora, config, architecture, weights, tokenizer, microsoft, tuple(notes))
+    return Checkpoint(
+        source=found,
+        files=files,
+        adapter=lora,
+        config=config,
+        architecture=architecture,
+        weights=weights,
+        tokenizer=tokenizer,
+        microsoft=microsoft,
+        readable=readable and not microsoft,
+        notes=tuple(notes),
+    )
 
 
 def read_config_file(found: Source) -> dict[str, Any]:
@@ -101,60 +116,6 @@ def settle_embedding(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def same(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors hold equal numbers, even if they are stored in different precisions."""
     return a.shape == b.shape and torch.equal(a.to(b.dtype), b)
-
-
-def read_architecture(config_file: dict[str, Any], rows: int, notes: list[str]) -> Florence2Config:
-    """Return the config as transformers' class, with the vocabulary size of the embedding, which has `rows`."""
-    try:
-        architecture = Florence2Config.from_dict(layouts.native_config(config_file))
-    except Exception as error:  # transformers raises many types of exceptions here
-        raise CheckpointError(
-            f"config.json is not a Florence-2 configuration ({one_line(error)}); {OWN_CONFIG}"
-        ) from error
-    # With tied weights transformers still keeps a head that differs; without, it fills missing copies at random.
-    architecture.tie_word_embeddings = architecture.text_config.tie_word_embeddings = True
-    said = architecture.text_config.vocab_size
-    if rows != said:
-        notes.append(f"config.json says {said} tokens, but the embedding has {rows} rows; {rows} is used")
-        architecture.text_config.vocab_size = rows
-    return architecture
-
-
-def expected_weights(architecture: Florence2Config) -> dict[str, Tensor]:
-    """Return the weights of transformers' model as names and shapes; the tensors hold no data."""
-    try:
-        with torch.device("meta"):
-            return Florence2ForConditionalGeneration(architecture).state_dict()
-    except Exception as error:  # the modules' constructors raise many types of exceptions
-        raise CheckpointError(
-            f"config.json does not describe a working model ({one_line(error)}); {OWN_CONFIG}"
-        ) from error
-
-
-def check_weights(weights: Mapping[str, Tensor], architecture: Florence2Config, notes: list[str]) -> None:
-    """Raise CheckpointError if a weight is missing or does not fit the architecture. Note unknown weights."""
-    expected = expected_weights(architecture)
-    missing = sorted(expected.keys() - weights.keys() - set(TIED))
-    if missing:
-        raise CheckpointError(
-            f"the checkpoint lacks weights: {len(missing)} in all, among them {missing[0]}; download or save it again"
-        )
-    for name in sorted(expected.keys() & weights.keys()):
-        if not weights[name].is_floating_point():
-            raise CheckpointError(
-                f"{name} is stored as {weights[name].dtype}, but a quantized checkpoint cannot be exported; "
-                "export the original and choose a --precision"
-            )
-        if weights[name].shape != expected[name].shape:
-            raise CheckpointError(
-                f"{name} has the shape {list(weights[name].shape)}, "
-                f"but config.json describes {list(expected[name].shape)}; {OWN_CONFIG}"
-            )
-    unknown = sorted(weights.keys() - expected.keys())
-    if unknown:
-        notes.append(
-            f"weights that Florence-2 does not have are left out: {len(unknown)} in all, among them {unknown[0]}"
-        )
 
 
 def read_tokenizer(directory: Path, microsoft: bool) -> Tokenizer:

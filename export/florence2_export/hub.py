@@ -33,6 +33,8 @@ def fetch(source: str, revision: str | None, weights: str, pickles: str) -> Sour
     if path.is_dir():
         if revision is not None:
             raise CheckpointError(f"{source} is a directory, which has no revisions; use --revision only with a hub id")
+        for file in (*path.glob("*.json"), *path.glob("*.txt")):
+            refuse_pointer(file)
         return Source(path, path.resolve().name, None)
     if path.exists():
         raise CheckpointError(f"{source} is a file; give the directory that holds it")
@@ -44,6 +46,17 @@ def fetch(source: str, revision: str | None, weights: str, pickles: str) -> Sour
     if not any(directory.glob(weights)):
         directory = _download(source, revision, ["*.json", pickles])
     return Source(directory, source, directory.name)  # the cache names a snapshot's folder after its commit
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise CheckpointError if a file is empty, or what Git leaves in its place until Git LFS downloads it."""
+    size = file.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{file.name} in {file.parent} is empty; download or save it again")
+    if size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{file.name} in {file.parent} is a pointer of Git LFS, not the file itself; run `git lfs pull` there"
+        )
 
 
 def _download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Path:

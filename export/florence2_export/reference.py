@@ -24,12 +24,10 @@ from florence2_export.checkpoint import Checkpoint
 
 def load_reference(checkpoint: Checkpoint) -> Florence2ForConditionalGeneration:
     """Return transformers' model of the checkpoint in float32."""
-    # transformers' class by itself reads only native safetensors files without an adapter.
-    readable = not checkpoint.microsoft and checkpoint.adapter is None and checkpoint.files[0].suffix == ".safetensors"
     model: Florence2ForConditionalGeneration = Florence2ForConditionalGeneration.from_pretrained(
-        checkpoint.source.directory if readable else None,
+        checkpoint.source.directory if checkpoint.readable else None,
         config=checkpoint.architecture,
-        state_dict=None if readable else checkpoint.weights,
+        state_dict=None if checkpoint.readable else checkpoint.weights,
         dtype=torch.float32,
         use_safetensors=True,
         generation_config=GenerationConfig(),  # else rules of the file, which the server does not have, would apply
