@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Turn a Florence-2 checkpoint into a Triton model repository, and check it against transformers."
     )
     parser.epilog = EXAMPLES
+    parser.set_defaults(command=run)
     parser.add_argument("checkpoint", help="a directory, or the id of a repository on the Hugging Face hub")
     parser.add_argument(
         "--repository", type=Path, default=Path("build/model_repository"), metavar="DIR",

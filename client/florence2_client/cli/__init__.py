@@ -1,6 +1,7 @@
 """The `florence2` command: runs a subcommand, and turns errors into one sentence and an exit code.
 
-Each subcommand is a module with `add_arguments(parser)` and `run(options)`, which returns the exit code.
+Each subcommand is a function that describes it to its parser, and sets `command`: a function that takes the parsed
+options and returns the exit code.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from florence2 import __version__
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2_client.cli.console import complain
 
-COMMANDS = {  # name -> its module and one line of help
-    "run": ("florence2_client.cli.run", "run one task on one image"),
-    "batch": ("florence2_client.cli.batch", "run tasks on many images, and resume where it stopped"),
-    "ui": ("florence2_client.cli.ui", "serve a web page for a running server"),
-    "health": ("florence2_client.cli.health", "check that a server is alive, with a real inference"),
-    "info": ("florence2_client.cli.info", "show which checkpoints a server holds"),
-    "tasks": ("florence2_client.cli.tasks", "list the tasks"),
-    "bench": ("florence2_client.cli.bench", "measure latency and throughput of a running server"),
-    "serve": ("florence2_client.cli.serve", "serve an exported model"),
-    "export": ("florence2_export.cli", "turn a checkpoint into a servable model"),
+COMMANDS = {  # name -> module:function, and one line of help
+    "run": ("florence2_client.cli.run:add_arguments", "run one task on one image"),
+    "batch": ("florence2_client.cli.batch:add_arguments", "run tasks on many images, and resume where it stopped"),
+    "ui": ("florence2_client.cli.serve:add_ui", "serve a web page for a running server"),
+    "health": ("florence2_client.cli.health:add_arguments", "check that a server is alive, with a real inference"),
+    "info": ("florence2_client.cli.info:add_info", "show which checkpoints a server holds"),
+    "tasks": ("florence2_client.cli.info:add_tasks", "list the tasks"),
+    "bench": ("florence2_client.cli.bench:add_arguments", "measure latency and throughput of a running server"),
+    "serve": ("florence2_client.cli.serve:add_serve", "serve an exported model"),
+    "export": ("florence2_export.cli:add_arguments", "turn a checkpoint into a servable model"),
 }
 SHELLS = ("bash", "zsh", "tcsh")
 EPILOG = """\
@@ -52,17 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode must not end a run
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        return _run(sys.argv[1:] if arguments is None else list(arguments))
-
-
-def _run(arguments: list[str]) -> int:
     try:
-        options = parser().parse_args(_for_argparse(arguments))
-        code: int = options.command(options)
-        print(end="", flush=True)
-        return code
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_where: complain(message)  # without its place in the code
+            options = parser().parse_args(_for_argparse(sys.argv[1:] if arguments is None else list(arguments)))
+            code: int = options.command(options)
+            print(end="", flush=True)
+            return code
     except Florence2Error as error:
         complain(error)
         return error.exit_code
@@ -74,11 +71,6 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:  # a full disk behind `>`
         complain(error)
         return 1
-
-
-def _show_warning(message: Warning | str, *_where: Any, **_more: Any) -> None:
-    """Print a warning as one sentence, without its place in the code."""
-    complain(message)
 
 
 def _for_argparse(arguments: list[str]) -> list[str]:
@@ -120,9 +112,8 @@ def parser() -> argparse.ArgumentParser:
     )
     main_parser.add_argument("--version", action="version", version=f"florence2 {__version__}")
     commands = main_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (module_name, help_text) in COMMANDS.items():
-        module = importlib.import_module(module_name)
+    for name, (place, help_text) in COMMANDS.items():
+        module, _, function = place.partition(":")
         command = commands.add_parser(name, help=help_text, formatter_class=raw)
-        module.add_arguments(command)
-        command.set_defaults(command=module.run)
+        getattr(importlib.import_module(module), function)(command)
     return main_parser

@@ -43,6 +43,12 @@ def connection(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """Add `--task` and `--text`."""
+    parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
+    parser.add_argument("--text", metavar="T", help="a phrase or caption; for region tasks x1,y1,x2,y2 in pixels")
+
+
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """Add the options of a request, among them every generation option of the contract."""
     parser.add_argument("--timeout", type=float, metavar="S", help="give up on a request after this many seconds")

@@ -16,11 +16,9 @@ from PIL import Image
 from florence2.errors import ConnectionFailed, Florence2Error, InvalidPrompt, InvalidRequest, ModelNotFound
 from florence2.tasks import TASKS, TaskInput, task_from_name
 from florence2_client.async_client import AsyncClient
-from florence2_client.cli import outputs
 from florence2_client.cli.arguments import FILES, add_connection, add_generation, connection, generation, task_name
-from florence2_client.cli.console import complain
-from florence2_client.cli.journal import Entry, Journal, Key
-from florence2_client.cli.progress import Progress, retries_shown
+from florence2_client.cli.console import Progress, complain, retries_shown
+from florence2_client.cli.journal import Entry, Journal, Key, write_coco, write_csv, write_yolo
 from florence2_client.cli.sources import image_paths, output_path
 from florence2_client.exchange import Question, Reply
 
@@ -48,6 +46,7 @@ PROBE_RETRY_SECONDS = 5.0  # so that a server that was never started is reported
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run tasks on many images. Survives bad files, server restarts and Ctrl-C."
     parser.epilog = EXAMPLES
+    parser.set_defaults(command=run)
     sources = parser.add_argument(
         "sources", nargs="+", metavar="DIR_OR_GLOB_OR_LIST",
         help="a directory, a pattern in quotes, image files, a .txt file with one path\n"
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         batch = Batch(options, paths, journal)
         code = batch.run()
         for write, target in (
-            (outputs.write_coco, options.coco), (outputs.write_yolo, options.yolo), (outputs.write_csv, options.csv),
+            (write_coco, options.coco), (write_yolo, options.yolo), (write_csv, options.csv),
         ):  # fmt: skip
             if target:
                 write(options.out, target)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -18,14 +17,13 @@ from florence2_client.cli.arguments import (
     add_connection,
     add_generation,
     add_json,
+    add_task,
     connection,
     generation,
-    task_name,
     wants_json,
 )
 from florence2_client.cli.console import json_line, table
 from florence2_client.images import encoded_bytes
-from florence2_client.request import Options
 
 EXAMPLES = """\
 examples:
@@ -42,10 +40,10 @@ HEADINGS = ("in flight", "answered", "failed", "per second", "tokens/s", "median
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Measure a running server: requests per second and latency."
     parser.epilog = EXAMPLES
+    parser.set_defaults(command=run)
     images = parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, sent in turn")
     images.complete = FILES  # type: ignore[attr-defined]
-    parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
-    parser.add_argument("--text", metavar="T", help="text for tasks that take one")
+    add_task(parser)
     parser.add_argument(
         "--concurrency", type=_numbers, default=[1, 4, 8], metavar="N,N", help="requests in flight (default: 1,4,8)"
     )
@@ -113,34 +111,23 @@ def run(options: argparse.Namespace) -> int:
 async def _measure(options: argparse.Namespace, images: list[bytes], concurrency: int) -> Measurement:
     """Send one request that is not counted, to connect, then measure. An error of the first ends the measurement."""
     measurement, supply, given = Measurement(concurrency), cycle(images), generation(options)
+
+    async def send_until(end: float) -> None:
+        while (start := time.perf_counter()) < end:
+            try:
+                result = await client.run(next(supply), options.task, options.text, **given)
+            except Florence2Error as error:
+                measurement.failures.append(error)
+            else:
+                measurement.latencies.append(time.perf_counter() - start)
+                measurement.tokens += result.num_tokens
+
     async with AsyncClient(**connection(options), retry_for=0) as client:
         await client.run(images[0], options.task, options.text, **given)
         start = time.perf_counter()
-        senders = [
-            _send_requests(client, options, supply, given, measurement, start + options.seconds)
-            for _ in range(concurrency)
-        ]
-        await asyncio.gather(*senders)
+        await asyncio.gather(*(send_until(start + options.seconds) for _ in range(concurrency)))
         measurement.seconds = time.perf_counter() - start
     return measurement
-
-
-async def _send_requests(
-    client: AsyncClient,
-    options: argparse.Namespace,
-    supply: Iterator[bytes],
-    given: Options,
-    measurement: Measurement,
-    end: float,
-) -> None:
-    while (start := time.perf_counter()) < end:
-        try:
-            result = await client.run(next(supply), options.task, options.text, **given)
-        except Florence2Error as error:
-            measurement.failures.append(error)
-        else:
-            measurement.latencies.append(time.perf_counter() - start)
-            measurement.tokens += result.num_tokens
 
 
 def _numbers(text: str) -> list[int]:

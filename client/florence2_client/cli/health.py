@@ -21,7 +21,7 @@ from PIL import Image
 from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error, QueueFull
 from florence2_client.cli.arguments import add_connection, connection
 from florence2_client.methods import DEFAULT_MODEL
-from florence2_client.request import Tensors, build_request
+from florence2_client.request import build_request
 from florence2_client.transports import Address, Tls, Transport, open_transport, parse_url
 from florence2_client.transports.http import fetch
 
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "An overloaded server is alive as long as it makes progress. Triton's health routes miss a dead model process."
     )
     parser.epilog = EXAMPLES
+    parser.set_defaults(command=run)
     parser.add_argument(
         "--metrics", metavar="U",
         help="Triton's metrics, to tell an overloaded server from one that hangs\n(default: http://HOST:8002/metrics)",
@@ -111,7 +112,11 @@ def _probe_until(deadline: float, pool: ThreadPoolExecutor, transport: Transport
     """Send the probe, again while the queue is full. Raise the last error at the deadline, any other error at once."""
 
     def infer(name: str) -> None:
-        transport.infer(name, _tiny_request(), max(0.001, deadline - time.monotonic()))
+        image = io.BytesIO()
+        # A new color each time, or a cache would hide a dead encoder.
+        Image.new("RGB", (32, 32), tuple(os.urandom(3))).save(image, "PNG")
+        request = build_request(image.getvalue(), "caption", max_new_tokens=1, num_beams=1)
+        transport.infer(name, request.tensors, max(0.001, deadline - time.monotonic()))
 
     while True:
         try:
@@ -121,13 +126,6 @@ def _probe_until(deadline: float, pool: ThreadPoolExecutor, transport: Transport
             if time.monotonic() + POLL_SECONDS > deadline:
                 raise
             time.sleep(POLL_SECONDS)
-
-
-def _tiny_request() -> Tensors:
-    """Return a request with an image of a new color each time, or a cache would hide a dead encoder."""
-    image = io.BytesIO()
-    Image.new("RGB", (32, 32), tuple(os.urandom(3))).save(image, "PNG")
-    return build_request(image.getvalue(), "caption", max_new_tokens=1, num_beams=1).tensors
 
 
 def _progresses(probe: Future[None], metrics: Address, model: str, settled: float) -> bool:

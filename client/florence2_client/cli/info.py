@@ -1,4 +1,4 @@
-"""`florence2 info`: what exported models say about themselves, read from a repository or from a running server.
+"""`florence2 tasks`: the table of tasks. `florence2 info`: what exported models say about themselves.
 
 An export describes itself in the parameters of the ensemble's config.pbtxt, and Triton shows configurations to clients.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,8 +18,9 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from florence2.errors import CheckpointError, InvalidRequest
+from florence2.tasks import TASKS
 from florence2_client.cli.arguments import add_connection, add_json, connection, wants_json
-from florence2_client.cli.console import table
+from florence2_client.cli.console import ANSWERS, INPUTS, json_line, table, task_lines
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.transports import Address, parse_url
 from florence2_client.transports.grpc import connection_arguments, translated
@@ -30,7 +31,12 @@ Description: TypeAlias = "dict[str, str]"
 RESTRICTED = "is restricted"  # Triton's words over both protocols
 FIRST = "checkpoint revision weights_sha256 layout adapter adapter_revision adapter_sha256".split()
 LAST = "exported florence2 torch transformers onnx onnxscript safetensors".split()  # settings come before these
-EXAMPLES = """\
+TASKS_EXAMPLES = """\
+examples:
+  florence2 tasks
+  florence2 tasks | jq -r 'select(.takes == "region").task'
+"""
+INFO_EXAMPLES = """\
 examples:
   florence2 info                                  the models of the server on this machine
   florence2 info --url http://gpu-box:8000
@@ -45,15 +51,32 @@ class Model:
     name: str
     description: Description
 
-    def to_dict(self) -> Description:
-        """Return all of it for JSON."""
-        return {"model": self.name, **self.description}
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """Describe `florence2 tasks`."""
+    parser.description = "List the tasks: their names, what they take besides the image, and what they answer with."
+    parser.epilog = TASKS_EXAMPLES
+    parser.set_defaults(command=print_tasks)
+    add_json(parser)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command."""
+def print_tasks(options: argparse.Namespace) -> int:
+    """Print the table of tasks."""
+    if not wants_json(options):
+        print(*task_lines(), sep="\n")
+        return 0
+    for task in TASKS.values():
+        takes, answers = INPUTS[task.input], ANSWERS[task.grammar]
+        row = {"task": task.name, "token": task.token, "takes": takes, "answers": answers, "summary": task.summary}
+        print(json_line(row))
+    return 0
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    """Describe `florence2 info`."""
     parser.description = "Show which checkpoints a server or a repository holds, and how and when they were exported."
-    parser.epilog = EXAMPLES
+    parser.epilog = INFO_EXAMPLES
+    parser.set_defaults(command=print_models)
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--repository", type=Path, metavar="DIR", help="a folder made by export, served or not")
     parser.add_argument("--timeout", type=float, default=20.0, metavar="S", help="seconds (default: %(default)g)")
@@ -61,8 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_connection(parser, place)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the models."""
+def print_models(options: argparse.Namespace) -> int:
+    """Print what a repository or a server holds."""
     if options.repository:
         models = read_repository(options.repository)
     else:
@@ -70,39 +93,32 @@ def run(options: argparse.Namespace) -> int:
         models = ask_server(
             parse_url(server["url"], server["headers"], server["tls"]), server["model"], options.timeout
         )
-    lines = (json.dumps(model.to_dict()) for model in models) if wants_json(options) else _text_lines(models)
-    print(*lines, sep="\n")
-    return 0
-
-
-def _text_lines(models: Iterable[Model]) -> Iterator[str]:
     for place, model in enumerate(models):
-        if place:
-            yield ""
-        yield model.name
+        if wants_json(options):
+            print(json.dumps({"model": model.name, **model.description}))
+            continue
         rows = [(key.replace("_", " "), value) for key, value in model.description.items()]
-        yield from (f"  {line}" for line in table(rows, heading=False))
+        print(*[""] * bool(place), model.name, *(f"  {line}" for line in table(rows, heading=False)), sep="\n")
+    return 0
 
 
 def read_repository(directory: Path) -> list[Model]:
     """Return the models of a repository. Raise CheckpointError if it holds none with a description."""
     if not directory.is_dir():
         raise CheckpointError(f"there is no directory {directory}")
-    found = [_read_model(path) for path in sorted(directory.glob("*/config.pbtxt"))]
-    models = [model for model in found if model.description]
+    models = []
+    for path in sorted(directory.glob("*/config.pbtxt")):
+        try:
+            config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+        except (OSError, ValueError, text_format.ParseError) as error:
+            raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        if config.platform == "ensemble" and config.parameters:  # it has no other parameters than its description
+            parameters = config.parameters
+            description = {key: parameters[key].string_value for key in _ordered(parameters)}
+            models.append(Model(config.name, description))
     if not models:
         raise CheckpointError(f"{directory} holds no model that `florence2 export` made")
     return models
-
-
-def _read_model(path: Path) -> Model:
-    try:
-        config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except (OSError, ValueError, text_format.ParseError) as error:
-        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    # An ensemble has no other parameters than its description.
-    parameters = config.parameters if config.platform == "ensemble" else {}
-    return Model(config.name, {key: parameters[key].string_value for key in _ordered(parameters)})
 
 
 def ask_server(address: Address, unlisted: str = DEFAULT_MODEL, timeout: float = 20.0) -> list[Model]:

@@ -17,9 +17,9 @@ from florence2_client.cli.arguments import (
     add_connection,
     add_generation,
     add_json,
+    add_task,
     connection,
     generation,
-    task_name,
     wants_json,
 )
 from florence2_client.cli.console import answer_lines, growing_text, json_line, summary_line
@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = "Run one task on one image."
     parser.epilog = EXAMPLES
+    parser.set_defaults(command=run)
     file = parser.add_argument("image", metavar="IMAGE", help="image file, or - for standard input")
     file.complete = FILES  # type: ignore[attr-defined]
-    parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
-    parser.add_argument("--text", metavar="T", help="a phrase or caption; for region tasks x1,y1,x2,y2 in pixels")
+    add_task(parser)
     parser.add_argument("--stream", action="store_true", help="print the answer as it grows (needs `serve --stream`)")
     add_json(parser)
     draw = parser.add_argument(

@@ -1,28 +1,41 @@
-"""`florence2 serve`: the embedded server in the foreground."""
+"""`florence2 serve` and `florence2 ui`: the embedded server and the web page, in the foreground until Ctrl-C."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
+import threading
 from pathlib import Path
 
 from florence2.errors import Florence2Error, ServerError
 from florence2.server import machine
 from florence2.server.options import ServingOptions
+from florence2_client.cli.arguments import add_connection, connection
+from florence2_client.client import Client
 
-EXAMPLES = """\
+SERVE_EXAMPLES = """\
 examples:
   florence2 export CHECKPOINT && florence2 serve        then, elsewhere: florence2 run street.jpg --task od
   florence2 serve --repository models --host 0.0.0.0    for everyone who can reach this machine
 
 Needs the `serve` extra, on Linux with Python 3.10 to 3.12: pip install 'florence2-triton[serve]'
 """
+UI_EXAMPLES = """\
+examples:
+  florence2 serve                                    and, elsewhere:
+  florence2 ui                                       then open http://127.0.0.1:7860
+  florence2 ui --url http://gpu-box:8000 --host 0.0.0.0     open to everyone who can reach this machine
+
+Needs Gradio: pip install '.[ui]'. The page fetches nothing from the internet.
+"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Describe `florence2 serve`."""
     parser.description = "Serve an exported model with the embedded Triton Inference Server until Ctrl-C."
-    parser.epilog = EXAMPLES
-    parser.set_defaults(**dataclasses.asdict(ServingOptions()))
+    parser.epilog = SERVE_EXAMPLES
+    parser.set_defaults(command=serve, **dataclasses.asdict(ServingOptions()))
     parser.add_argument("--repository", type=Path, metavar="DIR", help="made by export (default: %(default)s)")
     parser.add_argument("--host", help="address to listen on; 0.0.0.0 is every address (default: %(default)s)")
     for protocol in "http", "grpc", "metrics":
@@ -56,15 +69,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run(options: argparse.Namespace) -> int:
+def serve(options: argparse.Namespace) -> int:
+    """Serve a repository until Ctrl-C; return the server's exit code."""
     if not options.tritonserver and (problem := machine.missing()):
         raise ServerError(problem)  # ahead of the packages, which cannot all be installed on an unsupported Python
     try:
-        from florence2.server.foreground import serve
+        from florence2.server import foreground
     except ModuleNotFoundError as error:
         raise Florence2Error(
             f"the server needs more packages ({error}); run: pip install 'florence2-triton[serve]'"
         ) from error
-    return serve(
+    return foreground.serve(
         ServingOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ServingOptions)})
     )
+
+
+def add_ui(parser: argparse.ArgumentParser) -> None:
+    """Describe `florence2 ui`."""
+    parser.description = "Serve a web page for a running server: choose an image and tasks, draw a box, see answers."
+    parser.epilog = UI_EXAMPLES
+    parser.set_defaults(command=serve_page)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every address (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=7860, metavar="PORT", help="0 picks a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, metavar="S", help="give up on a request after S seconds (default: 120)"
+    )
+    add_connection(parser)
+
+
+def serve_page(options: argparse.Namespace) -> int:
+    """Serve the web page until Ctrl-C, or SIGTERM, which containers send."""
+    try:
+        from florence2_client.page.serving import served_page
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise Florence2Error("the page needs Gradio: pip install '.[ui]'") from error
+    stopped = threading.Event()
+    with (
+        Client(**connection(options)) as client,
+        served_page(client, options.url, options.timeout, options.host, options.port) as url,
+    ):
+        print(f"The page is at {url} until Ctrl-C; its requests go to {options.url}.", flush=True)
+        for number in signal.SIGINT, signal.SIGTERM:
+            signal.signal(number, lambda _number, _frame: stopped.set())
+        stopped.wait()
+    return 0
