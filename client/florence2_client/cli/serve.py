@@ -104,7 +104,7 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
 def serve_page(options: argparse.Namespace) -> int:
     """Serve the web page until Ctrl-C, or SIGTERM, which containers send."""
     try:
-        from florence2_client.page.serving import served_page
+        from florence2_client.page import served_page
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

@@ -1,4 +1,46 @@
 """The web page of `florence2 ui`, made with Gradio, which no other part of the client imports.
 
-`requests` sends the page's requests, `cards` shows the answers, `layout` holds the form, `serving` serves the page.
+`layout` holds the form, `requests` sends its requests, `cards` shows the answers, `images` makes previews. The
+page is private: no analytics, no public link, nothing fetched, no images left behind.
 """
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+
+from florence2.errors import InvalidRequest
+from florence2_client.client import Client
+from florence2_client.page.layout import CSS, make_page, theme
+
+AT_ONCE = 16  # requests at the same time; others wait
+LARGEST_FILE = "64mb"  # what Triton's HTTP takes
+
+
+@contextlib.contextmanager
+def served_page(client: Client, server_url: str, timeout: float, host: str, port: int) -> Iterator[str]:
+    """Serve the page and yield its address. Port 0 picks a free one. Raise InvalidRequest if it cannot listen."""
+    with tempfile.TemporaryDirectory(prefix="florence2-ui-", ignore_cleanup_errors=True) as images:
+        os.environ["GRADIO_TEMP_DIR"] = images  # visitors' images are deleted with the page
+        try:
+            if not port:  # Gradio takes port 0 for its default
+                with socket.create_server((host, 0)) as probe:
+                    port = probe.getsockname()[1]
+            page = make_page(client, server_url, timeout).queue(default_concurrency_limit=AT_ONCE)
+            _app, url, _public = page.launch(
+                server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, theme=theme(),
+                css=CSS, max_file_size=LARGEST_FILE, ssr_mode=False, pwa=False, mcp_server=False,
+                enable_monitoring=False, run_history=False, footer_links=[],
+            )  # fmt: skip
+        except OSError as error:
+            reason = f": {error.strerror}" if error.strerror else "; another --port may be free"
+            raise InvalidRequest(f"the page cannot listen on {host}, port {port}{reason}") from error
+        try:
+            yield url
+        finally:
+            page.close(verbose=False)

@@ -4,51 +4,52 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 from PIL import Image
 
+from florence2.tasks import task_from_name
+from florence2_client.page.images import data_url
 from florence2_client.page.requests import Card
 
-LARGEST_SIDE = 1280  # pixels of an image as shown
-STYLE = """
-& { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr)); gap: 1.5em; }
-article { min-width: 0; }
-h3, p { margin: 0 0 0.5em; overflow-wrap: anywhere; }
-img { width: 100%; border-radius: var(--radius-sm); }
-.words { font-size: 1.1em; margin-top: 0.5em; white-space: pre-wrap; }
-.error { border-left: 4px solid var(--error-icon-color); padding-left: 0.75em; }
-pre { max-height: 24em; overflow: auto; font: 0.85em ui-monospace, monospace; }
-summary { cursor: pointer; }
-"""
+SCORES = "Scores rank the boxes of one answer; those of correct boxes are often near 0.04."
 
 
-def cards_html(cards: Iterable[Card]) -> str:
-    """Return the HTML of all cards."""
-    return "".join(f'<article id="answer-{place}">{_card(card)}</article>' for place, card in enumerate(cards))
+def heading(task: str) -> str:
+    """Return what a task does, with its name: `Objects with their categories (od)`. A free prompt is its own name."""
+    known = task_from_name(task)
+    return f"{known.summary[0].upper()}{known.summary[1:]} ({known.name})" if known else task
 
 
-def _card(card: Card) -> str:
-    parts = [f"<h3>{html.escape(card.task)}</h3>"]
+def card_html(place: int, card: Card, image: str | None, save: Callable[[Image.Image, str], str]) -> str:
+    """Return the HTML of a card. `image` is the file that it is about; `save` makes a URL of an image and a name."""
+    parts = [f"<h3>{html.escape(heading(card.task))}</h3>"]
     if card.error:
         parts.append(f'<p class="error" role="alert">{html.escape(card.error)}</p>')
+    elif not card.final:
+        parts.append('<progress aria-label="The request is running"></progress>')
     if card.timing:
         parts.append(f"<p>{card.timing}</p>")
     if card.overlay:
-        parts.append(f'<img alt="the image with the answer drawn on it" src="{_data_url(card.overlay)}">')
-    if card.words is not None:
-        parts.append(f'<p class="words">{html.escape(card.words) or "(no text)"}</p>')
-    if card.details:
-        details = html.escape(json.dumps(card.details, indent=2, ensure_ascii=False))
-        parts.append(f"<details><summary>JSON</summary><pre>{details}</pre></details>")
-    return "".join(parts)
-
-
-def _data_url(image: Image.Image) -> str:
-    shown = image.copy()
-    shown.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    file = io.BytesIO()
-    shown.save(file, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        parts.append(f'<img alt="the image with the answer drawn on it" src="{data_url(card.overlay)}">')
+    if card.words:
+        parts.append(f'<p class="words">{html.escape(card.words)}</p>')
+    if card.empty:
+        parts.append('<p class="words">Nothing found.</p>')
+    if card.scored:
+        parts.append(f"<p>{SCORES}</p>")
+    if card.details and card.overlay and card.final:
+        details = json.dumps(card.details, indent=2, ensure_ascii=False)
+        known = task_from_name(card.task)
+        name = re.sub(r"[^\w.-]+", "-", f"{Path(image or '').stem}.{known.name if known else card.task}")[:100]
+        json_url = f"data:application/json;base64,{base64.b64encode(details.encode()).decode()}"
+        copy = '<button type="button">Copy text</button>' if card.words else ""
+        parts.append(
+            f'<p class="actions">{copy}<a href="{save(card.overlay, f"{name}.jpg")}" download="{name}.jpg">'
+            f'Download image</a><a href="{json_url}" download="{name}.json">Download JSON</a></p>'
+            f"<details><summary>Show JSON</summary><pre>{html.escape(details)}</pre></details>"
+        )
+    return f'<article id="answer-{place}">{"".join(parts)}</article>'

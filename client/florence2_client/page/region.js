@@ -1,25 +1,25 @@
 // Draws a box on the image with mouse, pen or finger. The value is "x1,y1,x2,y2" in pixels of the image, or "".
+// The image shown is a preview: `width` and `height` are those of the image itself.
 const find = (selector) => element.querySelector(selector);
 let start = null;
 
 const show = (x1, y1, x2, y2) => {
-  const { naturalWidth: width, naturalHeight: height } = find("img");
+  const { width, height } = props;
   const sides = { left: x1 / width, top: y1 / height, width: (x2 - x1) / width, height: (y2 - y1) / height };
   for (const [side, part] of Object.entries(sides)) find(".box").style[side] = `${100 * part}%`;
   find(".box").hidden = false;
 };
 const showValue = () => {
   const numbers = (props.value || "").split(",").map(Number);
-  if (find("img")?.naturalWidth && numbers.length === 4 && numbers.every(Number.isFinite)) show(...numbers);
+  if (props.image && props.drawable && numbers.length === 4 && numbers.every(Number.isFinite)) show(...numbers);
   else if (find(".box")) find(".box").hidden = true;
 };
 const at = (event) => {
-  const image = find("img");
-  const frame = image.getBoundingClientRect();
+  const frame = find("img").getBoundingClientRect();
   const within = (part, size) => Math.round(Math.min(Math.max(part, 0), 1) * size);
   return [
-    within((event.clientX - frame.left) / frame.width, image.naturalWidth),
-    within((event.clientY - frame.top) / frame.height, image.naturalHeight),
+    within((event.clientX - frame.left) / frame.width, props.width),
+    within((event.clientY - frame.top) / frame.height, props.height),
   ];
 };
 const corners = (event) => {
@@ -28,7 +28,7 @@ const corners = (event) => {
 };
 
 element.addEventListener("pointerdown", (event) => {
-  if (!event.isPrimary || event.button !== 0 || !find("img")?.naturalWidth || !event.target.closest(".stage")) return;
+  if (!event.isPrimary || event.button !== 0 || !props.drawable || !event.target.closest(".stage")) return;
   event.preventDefault();
   start = at(event);
   find(".stage").setPointerCapture(event.pointerId);
@@ -47,4 +47,4 @@ element.addEventListener("pointercancel", () => {
   showValue();
 });
 element.addEventListener("load", showValue, true); // of the image
-watch(["value", "image"], showValue);
+watch(["value", "image", "drawable"], showValue);

@@ -15,10 +15,9 @@ from PIL import Image
 from florence2.answers import TextAnswer
 from florence2.contract import OPTIONS
 from florence2.errors import Florence2Error, InvalidImage, InvalidOption, InvalidPrompt
-from florence2.tasks import TaskInput, task_from_name
+from florence2.tasks import TASKS, TaskInput, task_from_name
 from florence2_client.cli.arguments import task_name
 from florence2_client.client import Client
-from florence2_client.exchange import Question
 from florence2_client.objects import plain_text
 from florence2_client.request import Options
 from florence2_client.result import Result
@@ -28,20 +27,23 @@ PAUSE = 0.2  # seconds between cards of a growing answer: each is drawn and sent
 
 @dataclass(frozen=True)
 class Card:
-    """An answer as it is shown, or an error."""
+    """An answer as it is shown, or an error. Without either, the request is running."""
 
     task: str
     error: str | None = None
     overlay: Image.Image | None = None
-    words: str | None = None  # of text answers
+    words: str = ""  # a text answer, or labels, one a line
     details: dict[str, Any] | None = None
     timing: str = ""
+    scored: bool = False  # whether boxes have scores
+    final: bool = False
+    empty: bool = False  # nothing was found
 
 
 def given_options(values: Sequence[str | bool | None]) -> dict[str, Any]:
     """Return the generation options that were filled in, given the fields in the order of OPTIONS.
 
-    Raises InvalidOption if a field that takes a number holds something else.
+    Raise InvalidOption if a field that takes a number holds something else.
     """
     given: dict[str, Any] = {}
     for option, value in zip(OPTIONS, values, strict=True):
@@ -56,9 +58,10 @@ def given_options(values: Sequence[str | bool | None]) -> dict[str, Any]:
     return given
 
 
-def takes(tasks: Sequence[str], kind: TaskInput) -> bool:
-    """Return whether any of the tasks takes this kind of input besides the image."""
-    return any(known.input is kind for known in map(task_from_name, tasks) if known)
+def input_of(task: str) -> TaskInput | None:
+    """Return the input of the task besides the image, or None for a free prompt, which may have a text."""
+    known = task_from_name(task)
+    return known.input if known else None
 
 
 def ask(
@@ -75,84 +78,84 @@ def ask(
 
     With `stream`, yield cards of growing answers too; their search is greedy.
     """
-    questions = []
-    for place, task in enumerate(tasks):
-        try:
-            questions.append(_question(image, task, text, region, place))
-        except Florence2Error as error:
-            yield place, Card(task, error=str(error))
-    arrivals: queue.SimpleQueue[tuple[int, Card] | None] = queue.SimpleQueue()  # None: a request has its last card
+    arrivals: queue.SimpleQueue[tuple[int, Card] | None] = queue.SimpleQueue()  # None: a task has its last card
     stopped = threading.Event()
 
-    def answer(question: Question) -> None:
+    def answer(place: int, task: str) -> None:
         try:
-            for card in _cards(client, question, options, stream):
-                arrivals.put((question.key, card))
+            for card in _cards(client, image, task, text, region, options, stream):
+                arrivals.put((place, card))
                 if stopped.is_set():
                     return
+        except Florence2Error as error:
+            arrivals.put((place, Card(task, error=str(error))))
         finally:
             arrivals.put(None)
 
     pool = ThreadPoolExecutor(len(tasks))
-    running = [pool.submit(answer, question) for question in questions]
     try:
-        left = len(running)
+        jobs = [pool.submit(answer, place, task) for place, task in enumerate(tasks)]
+        left = len(jobs)
         while left:
             item = arrivals.get()
             if item is None:
                 left -= 1
             else:
                 yield item
+        for job in jobs:
+            job.result()  # raise what is no error of a request
     finally:
         stopped.set()
         pool.shutdown(wait=False, cancel_futures=True)  # a stopped page does not wait
 
 
-def _question(image: str | None, task: str, text: str, region: str, place: int) -> Question:
-    """Give the task the fields of the form that it takes. Whether they make sense is for the server to decide."""
+def _cards(
+    client: Client, image: str | None, task: str, text: str, region: str, options: Options, stream: bool
+) -> Iterator[Card]:
+    """Yield cards; the last one has the complete answer. The task is given the fields of the form that it takes."""
     if not image:
         raise InvalidImage("choose an image first")
-    known = task_from_name(task_name(task))
-    kind = known.input if known else TaskInput.NONE
+    kind = input_of(task_name(task))
     if kind is TaskInput.REGION and not region.strip():
         raise InvalidPrompt("draw a box on the image first")
     if kind is TaskInput.TEXT and not text.strip():
         raise InvalidPrompt("enter a phrase or caption first")
-    given = {TaskInput.NONE: None, TaskInput.TEXT: text, TaskInput.REGION: region}[kind]
-    return Question(image, task, given, key=place)
+    given = {TaskInput.NONE: None, TaskInput.REGION: region, TaskInput.TEXT: text, None: text.strip() or None}[kind]
+    start, next_card = time.perf_counter(), 0.0
+    if stream:
+        greedy: Options = {**options, "num_beams": None}
+        results: Iterator[Result[Any]] = client.stream(image, task, given, **greedy)
+    else:
+        results = iter([client.run(image, task, given, **options)])
+    for result in results:
+        seconds = time.perf_counter() - start
+        if result.final or seconds >= next_card:
+            yield card_of(task, image, result, seconds)
+            drawing = time.perf_counter() - start - seconds
+            next_card = seconds + drawing + max(PAUSE, drawing)
 
 
-def _cards(client: Client, question: Question, options: Options, stream: bool) -> Iterator[Card]:
-    """Yield cards; the last one has the complete answer or the error."""
-    start, shown = time.perf_counter(), -PAUSE
-    try:
-        for result in _results(client, question, options, stream):
-            seconds = time.perf_counter() - start
-            if result.final or seconds - shown >= PAUSE:
-                shown = seconds
-                yield _card(question, result, seconds)
-    except Florence2Error as error:
-        yield Card(question.task, error=str(error))
-
-
-def _results(client: Client, question: Question, options: Options, stream: bool) -> Iterator[Result[Any]]:
-    if not stream:
-        return iter([client.run(question.image, question.task, question.text, **options)])
-    greedy: Options = {**options, "num_beams": None}
-    return client.stream(question.image, question.task, question.text, **greedy)
-
-
-def _card(question: Question, result: Result[Any], seconds: float) -> Card:
+def card_of(task: str, image: str, result: Result[Any], seconds: float) -> Card:
+    """Return the card of an answer that took so many seconds."""
+    answer, objects = result.answer, result.objects
     timing = f"{seconds:.2f} s · {result.num_tokens} tokens · {result.num_tokens / seconds:.0f} tokens/s"
     if not result.final:
         timing += " · generating …"
     elif result.finish_reason != "stop":
         timing += " · cut off at the token limit"
-    answer = result.answer
+    if isinstance(answer, TextAnswer):
+        words = plain_text(answer.text)
+        if result.task in TASKS:
+            objects = []  # its only box is the region of the request
+    else:
+        words = "\n".join(filter(None, result.labels))
     return Card(
-        question.task,
-        overlay=result.draw(question.image),
-        words=plain_text(answer.text) if isinstance(answer, TextAnswer) else None,
+        task,
+        overlay=result.draw(image),
+        words=words,
         details=result.to_dict(),
-        timing=timing,
+        timing=f"{len(objects)} found · {timing}" if objects else timing,
+        scored=any(found.score is not None for found in objects),
+        final=result.final,
+        empty=result.final and not words and not objects,
     )

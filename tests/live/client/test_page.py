@@ -1,7 +1,9 @@
-"""The web page against a running server: its questions as functions, and all of it in a real browser."""
+"""The web page in a real browser, in front of a running server or of a client that records requests."""
 
 from __future__ import annotations
 
+import json
+import queue
 import shutil
 import signal
 import subprocess
@@ -15,23 +17,13 @@ import pytest
 from PIL import Image
 
 from florence2.contract import OPTIONS
-from florence2.tasks import TASKS
-from florence2_client import Client
-from florence2_client.page import requests
-from florence2_client.page.layout import EXAMPLE, EXAMPLES
-from florence2_client.page.requests import ask
-from florence2_client.page.serving import served_page
-from florence2_client.request import Options
+from florence2_client.page import served_page
+from florence2_client.page.layout import EXAMPLE
+from florence2_client.result import Result
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ROOT = Path(__file__).parents[3]
 SECONDS = 30_000  # milliseconds that a slow machine may take for what usually is quick
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with Client(server.grpc_url) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +74,29 @@ class Visit:
 
     def upload(self, path):
         self.page.locator("#image input[type=file]").set_input_files(path)
-        self.page.locator("#image img").wait_for()
+        self.button("Another image").wait_for()
 
     def choose(self, task):
         self.page.get_by_label("Task").click()
-        self.page.get_by_role("option", name=f"{task} ·").click()
+        self.page.get_by_role("option", name=f"({task})").click()
+
+    def fill(self, option, value):
+        field = self.page.locator(f"#{option.keyword.replace('_', '-')}").locator("input, textarea").first
+        if option.type == "BOOL":
+            field.click()
+            self.page.get_by_role("option", name=value, exact=True).click()
+        else:
+            field.fill(value)
 
     @property
     def region(self):
         return self.page.locator("#region textarea, #region input").input_value()
 
     def frame(self):
-        """Where the image to draw on is, once it is there."""
-        image = self.page.locator("#picker img")
+        """Return where the image to draw on is, once it is there."""
+        image = self.page.locator("#preview .drawable img")
         image.wait_for()
-        self.page.wait_for_function("document.querySelector('#picker img').naturalWidth > 0")
+        self.page.wait_for_function("document.querySelector('#preview img').naturalWidth > 0")
         image.scroll_into_view_if_needed()
         return image.bounding_box()
 
@@ -116,84 +116,6 @@ def phone(chromium, page_url):
     context.close()
 
 
-def cards(client, image, tasks, text="", region="", **options):
-    answered = dict(ask(client, image, tasks, text, region, options))
-    return [answered[place] for place in range(len(tasks))]
-
-
-def test_answers_grow_where_they_are_streamed(client, monkeypatch):
-    """Unfinished cards first, then what a greedy search answers; an error is a card as always."""
-    monkeypatch.setattr(requests, "PAUSE", 0)
-    news = list(ask(client, EXAMPLE, ["more_detailed_caption", "od"], "", "", Options(num_beams=3), stream=True))
-    for place, task in enumerate(["more_detailed_caption", "od"]):
-        shown = [card for key, card in news if key == place]
-        assert len(shown) > 1 or task == "od"  # a short one may be complete at once
-        assert all("generating" in card.timing for card in shown[:-1]) and "generating" not in shown[-1].timing
-        [greedy] = cards(client, EXAMPLE, [task], num_beams=1)
-        assert shown[-1].words == greedy.words
-        answers = [card.details["answer"] for card in (shown[-1], greedy)]
-        if task == "od":  # in another company of requests, sums are rounded elsewhere
-            scores = [answer.pop("scores") for answer in answers]
-            assert scores[0] == pytest.approx(scores[1], abs=1e-5)
-        assert answers[0] == answers[1]
-    [(_, refused)] = ask(client, EXAMPLE, ["region_to_ocr"], "", "1,2,3", Options(), stream=True)
-    assert "region" in refused.error
-
-
-@pytest.mark.parametrize("label", EXAMPLES)
-def test_examples_are_answered(client, label):
-    """Each with an overlay, its JSON and its timing."""
-    task, others, text, region = EXAMPLES[label]
-    for card in cards(client, EXAMPLE, [task, *others], text, region):
-        assert card.error is None
-        assert card.overlay.size >= (768, 768)
-        assert card.details["task"] == f"<{card.task.upper()}>"
-        assert card.timing.endswith(" tokens/s") and f" {card.details['num_tokens']} tokens" in card.timing
-
-
-def test_every_task_can_be_asked_at_once(client):
-    """Each is given what it takes of the text and the region, and nothing else."""
-    names = [task.name for task in TASKS.values()]
-    answered = cards(client, EXAMPLE, names, "a yellow star", "278,88,480,306", num_beams=1)
-    assert [card.error for card in answered] == [None] * len(names)
-    assert answered[names.index("region_to_category")].words == "star"
-
-
-def test_an_error_replaces_only_its_own_answer(client):
-    """Say in a sentence what is missing, misspelled or refused; the other tasks are answered."""
-    tasks = ["ocr", "region_to_ocr", "open_vocabulary_detection", "captoin"]
-    answered = cards(client, EXAMPLE, tasks)
-    assert answered[0].words == "NORTH JUICE"
-    assert [card.error for card in answered[1:]] == [
-        "draw a box on the image first",
-        "enter a phrase or caption first",
-        "there is no task 'captoin'; did you mean caption or detailed_caption?",
-    ]
-
-
-def test_sentences_of_the_server_are_shown(client, tmp_path):
-    """Show them unchanged, without a word of Triton's."""
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"\x89PNG nonsense")
-    [card] = cards(client, str(broken), ["od"])
-    assert card.error == "the image is damaged or not in a format that can be read"
-    [card] = cards(client, EXAMPLE, ["region_to_ocr"], region="900,0,950,10")
-    assert card.error == "the region lies outside the image, which has 768 x 768 pixels"
-    [card] = cards(client, EXAMPLE, ["od"], max_new_tokens=0)
-    assert "max_new_tokens" in card.error.lower()
-
-
-def test_a_cut_answer_says_so(client):
-    [card] = cards(client, EXAMPLE, ["caption"], max_new_tokens=3)
-    assert card.timing.endswith("cut off at the token limit")
-
-
-def test_a_server_that_is_away_is_named():
-    with Client("grpc://127.0.0.1:1", retry_for=0) as client:
-        [card] = cards(client, EXAMPLE, ["od"])
-    assert "is the server running?" in card.error
-
-
 def test_the_page_names_no_other_host(page_url):
     """Nor where a link to share it would be."""
     with urlopen(page_url) as response:
@@ -209,33 +131,55 @@ def test_the_page_hands_out_no_files_of_the_machine(page_url, path):
     assert refused.value.code in (403, 404)
 
 
-class Held:
-    """A client whose answers are held back until `released`."""
+ANSWERS = {"od": {"bboxes": [], "labels": []}, "ocr": "", "caption": "words"}
 
-    def __init__(self, client: Client) -> None:
-        self.client, self.released = client, threading.Event()
 
-    def run(self, *question, **options):
+class Recorder:
+    """A client that records each request and gives it the answer of its task, once `released` is set."""
+
+    def __init__(self) -> None:
+        self.requests, self.released = queue.SimpleQueue(), threading.Event()
+        self.released.set()
+
+    def run(self, image, task, text, finish_reason="stop", **options):
+        self.requests.put((task, text, options))
         assert self.released.wait(60)
-        return self.client.run(*question, **options)
+        return Result.from_dict(
+            {"task": f"<{task.upper()}>", "answer": ANSWERS[task], "text": "", "finish_reason": finish_reason,
+             "num_tokens": 1, "score": 0.0, "image_size": [768, 768]}
+        )  # fmt: skip
+
+    def stream(self, *request, **options):
+        yield self.run(*request, finish_reason="", **options)
+        self.released.clear()
+        yield self.run(*request, **options)
 
 
-def test_stop_ends_the_waiting(client, chromium):
-    """The button gives the form back at once; an answer that comes afterwards is not shown, and the next one is."""
-    held = Held(client)
-    with served_page(held, "a slow server", 60, "127.0.0.1", 0) as url:
-        desk = Visit(chromium[0].new_page(), url)
-        desk.upload(EXAMPLE)
-        desk.button("Run").click()
-        desk.button("Stop").click()
-        desk.button("Run").wait_for()
-        assert not desk.button("Stop").is_visible()
-        held.released.set()
-        desk.page.wait_for_timeout(500)
-        assert desk.page.get_by_text("tokens/s").count() == 0
-        desk.button("Run").click()
-        desk.settled()
-        desk.page.close()
+@pytest.fixture
+def recorded(chromium):
+    """A page whose client is a Recorder."""
+    recorder = Recorder()
+    with served_page(recorder, "a recorder", 60, "127.0.0.1", 0) as url:
+        page = chromium[0].new_page(viewport={"width": 1280, "height": 900})
+        yield recorder, Visit(page, url)
+        page.close()
+
+
+def test_stop_ends_the_waiting(recorded):
+    """The button gives the form back at once; a response that comes afterwards is not shown, and the next one is."""
+    recorder, desk = recorded
+    recorder.released.clear()
+    desk.upload(EXAMPLE)
+    desk.button("Run").click()
+    desk.answer().get_by_role("progressbar").wait_for()
+    desk.button("Stop").click()
+    desk.button("Run").wait_for()
+    assert not desk.button("Stop").is_visible()
+    recorder.released.set()
+    desk.page.wait_for_timeout(500)
+    assert desk.page.get_by_text("tokens/s").count() == 0
+    desk.button("Run").click()
+    desk.settled()
     assert desk.faults == []
 
 
@@ -248,7 +192,7 @@ def test_tasks_are_compared_side_by_side(desk):
     first, second = (desk.answer(place).bounding_box() for place in (0, 1))
     assert first["y"] == second["y"] and first["x"] < second["x"]
     desk.answer(0).locator(".words", has_text="a red triangle, a yellow star").wait_for()
-    desk.answer(1).get_by_text("JSON").click()
+    desk.answer(1).get_by_text("Show JSON").click()
     desk.answer(1).locator("pre", has_text="bboxes").wait_for()
     own = desk.page.url
     assert [address for address in desk.addresses if not address.startswith((own, "data:", "blob:"))] == []
@@ -256,34 +200,124 @@ def test_tasks_are_compared_side_by_side(desk):
 
 
 OPTION_VALUES = {
-    "max_new_tokens": "3", "num_beams": "1", "no_repeat_ngram_size": "0", "length_penalty": "-1.5",
-    "early_stopping": "no", "min_new_tokens": "2", "repetition_penalty": "1.25",
+    "max_new_tokens": ("3", 3), "num_beams": ("1", 1), "no_repeat_ngram_size": ("0", 0),
+    "length_penalty": ("-1.5", -1.5), "early_stopping": ("no", False), "min_new_tokens": ("2", 2),
+    "repetition_penalty": ("1.25", 1.25),
 }  # fmt: skip
 
 
-def test_every_option_is_on_the_page(desk):
-    """Opening the options changes nothing; what is filled in reaches the server, which names a value out of range."""
+def test_each_option_is_sent_as_entered_and_only_it(recorded):
+    """Opening the options sends none; one that was emptied is no longer sent."""
     assert set(OPTION_VALUES) == {option.keyword for option in OPTIONS}
+    recorder, desk = recorded
+    desk.upload(EXAMPLE)
+    desk.choose("caption")
+    desk.page.get_by_text("Options", exact=True).click()
+    for option in [None, *OPTIONS]:
+        if option:
+            desk.fill(option, OPTION_VALUES[option.keyword][0])
+        desk.button("Run").click()
+        expected = {option.keyword: OPTION_VALUES[option.keyword][1]} if option else {}
+        assert recorder.requests.get(timeout=30) == ("caption", None, {"timeout": 60, **expected})
+        desk.settled()
+        if option:
+            desk.fill(option, f"default: {option.default}" if option.type == "BOOL" else "")
+    assert desk.faults == []
+
+
+def test_the_server_names_an_option_out_of_range(desk):
+    """An option takes effect, a value out of range is the server's sentence, and no number is the page's."""
     desk.upload(EXAMPLE)
     desk.page.get_by_text("Options", exact=True).click()
+    for keyword, value, shown in (
+        ("max_new_tokens", "3", "cut off at the token limit"),
+        ("num_beams", "17", "NUM_BEAMS must be between 1 and 16, not 17"),
+        ("num_beams", "many", "NUM_BEAMS must be a whole number, not 'many'"),
+    ):
+        desk.fill(next(option for option in OPTIONS if option.keyword == keyword), value)
+        desk.button("Run").click()
+        desk.answer().get_by_text(shown).wait_for()
+        desk.button("Run").wait_for()
+    assert desk.faults == []
+
+
+def test_an_answer_grows_on_the_page(recorded):
+    """With the checkbox, a growing answer is shown before the complete one, and the search has one beam."""
+    recorder, desk = recorded
+    desk.upload(EXAMPLE)
+    desk.choose("caption")
+    desk.page.get_by_text("Options", exact=True).click()
+    desk.page.get_by_label("Show the answer while it is generated").check()
+    desk.button("Run").click()
+    desk.answer().get_by_text("generating").wait_for()
+    assert desk.answer().locator(".words").inner_text() == "words"
+    assert desk.answer().get_by_role("progressbar").is_visible() and not desk.button("Run").is_visible()
+    recorder.released.set()
+    desk.answer().get_by_text("Download JSON").wait_for()
+    desk.button("Run").wait_for()
+    assert desk.answer().get_by_text("generating").count() == 0
+    assert recorder.requests.get(timeout=1)[2]["num_beams"] is None
+    assert desk.faults == []
+
+
+def test_nothing_found_is_said_on_the_page(recorded):
+    _, desk = recorded
+    desk.upload(EXAMPLE)
+    for task in ("od", "ocr"):
+        desk.choose(task)
+        desk.button("Run").click()
+        desk.page.locator("h3", has_text=f"({task})").wait_for()
+        desk.answer().get_by_text("Nothing found.").wait_for()
+        desk.button("Run").wait_for()
+    assert desk.faults == []
+
+
+def test_an_answer_is_copied_and_downloaded(desk, tmp_path):
+    """Labels as text, one a line; the JSON; and the image in full size with the answer drawn on it."""
+    desk.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    large = tmp_path / "my scene.png"
+    Image.open(EXAMPLE).resize((2000, 2000)).save(large)
+    desk.upload(large)
     desk.button("Run").click()
     desk.settled()
-    assert desk.page.get_by_text("cut off at the token limit").count() == 0
-    for keyword, value in OPTION_VALUES.items():
-        field = desk.page.locator(f"#{keyword.replace('_', '-')}").locator("input, textarea").first
-        if keyword == "early_stopping":
-            field.click()
-            desk.page.get_by_role("option", name=value, exact=True).click()
-        else:
-            field.fill(value)
-    desk.button("Run").click()
-    desk.answer().get_by_text("cut off at the token limit").wait_for()
-    beams = desk.page.locator("#num-beams").locator("input, textarea")
-    for value, problem in ("17", "must be between 1 and 16, not 17"), ("many", "must be a whole number, not 'many'"):
-        desk.button("Run").wait_for()
-        beams.fill(value)
-        desk.button("Run").click()
-        desk.answer().get_by_text(f"NUM_BEAMS {problem}").wait_for()
+    labels = desk.answer().locator(".words").inner_text()
+    assert "star" in labels.split("\n")
+    desk.answer().get_by_role("button", name="Copy text").click()
+    desk.answer().get_by_role("button", name="Copied").wait_for()
+    assert desk.page.evaluate("navigator.clipboard.readText()") == labels
+    files = []
+    for link in ("Download image", "Download JSON"):
+        with desk.page.expect_download() as download:
+            desk.answer().get_by_text(link).click()
+        assert download.value.suggested_filename.startswith("my-scene.od.")
+        files.append(download.value.path())
+    assert Image.open(files[0]).size == (2000, 2000)
+    assert json.loads(files[1].read_text())["answer"]["labels"] == labels.split("\n")
+    assert desk.faults == []
+
+
+def test_an_example_replaces_an_own_image_only_if_agreed(desk):
+    """The example's own image is replaced without a question."""
+    questions, agree = [], [False]
+    desk.page.on(
+        "dialog", lambda dialog: (questions.append(dialog.message), dialog.accept() if agree[0] else dialog.dismiss())
+    )
+    desk.button("Describe").click()
+    desk.settled()
+    desk.button("Find objects").click()
+    desk.page.locator("h3", has_text="(od)").wait_for()
+    desk.settled()
+    assert questions == []
+    desk.button("Another image").click()
+    desk.upload(EXAMPLE)
+    own = desk.page.locator("#preview img").get_attribute("src")
+    for agreed in (False, True):
+        agree[0] = agreed
+        desk.button("Read text").click()
+        desk.page.wait_for_timeout(1000)
+        assert (desk.page.locator("h3", has_text="(ocr_with_region)").count() == 1) == agreed
+    desk.settled()
+    assert questions == ["Replace your image with the example's?"] * 2 and own
     assert desk.faults == []
 
 
@@ -302,13 +336,13 @@ def test_a_region_is_drawn_with_the_mouse(desk):
     desk.page.mouse.up()
     desk.page.wait_for_function("document.querySelector('#region textarea, #region input').value")
     assert [round(int(pixel) / 768, 2) for pixel in desk.region.split(",")] == [0.36, 0.11, 0.63, 0.42]
-    drawn = desk.page.locator("#picker .box").bounding_box()
+    drawn = desk.page.locator("#preview .box").bounding_box()
     assert abs(drawn["x"] - at(0.36, 0)[0]) < 2 and abs(drawn["width"] - 0.27 * frame["width"]) < 3
     desk.button("Run").click()
     desk.settled()
     assert desk.answer().locator(".words").inner_text() == "star"
     desk.page.locator("#region textarea, #region input").fill("0,0,384,384")
-    half = f"Math.abs(document.querySelector('#picker .box').offsetWidth - {frame['width'] / 2}) < 3"
+    half = f"Math.abs(document.querySelector('#preview .box').offsetWidth - {frame['width'] / 2}) < 3"
     desk.page.wait_for_function(half)
 
 
