@@ -154,7 +154,12 @@ def summary(figures: Figures) -> str:
         cells += [_mixed(competitor), f"{competitor['memory_mib'] / 1024:.1f} GiB"]
         cells += [f"{competitor['equal']:.1%}", f"{competitor['score']:.3f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines + _limit_line(figures))
+    if "work" in figures:
+        most = limits(figures)
+        cells = [f"{1 / most(1, kind.tokens):.2f} s" for kind in (CAPTION, DETECTION)]
+        cells += [f"{most(MANY, kind.tokens):.2f}" for kind in (CAPTION, DETECTION)]
+        lines.append(f"| *the machine's limit* | {' | '.join(cells)} | | | | |")
+    return "\n".join(lines)
 
 
 def _single(competitor: Figures, kind: Any) -> str:
@@ -175,15 +180,6 @@ def _mixed(competitor: Figures) -> str:
         return ""
     median = latency(mixed, str(CAPTION), 50)
     return f"{median:.1f} s, {median / latency(pure, str(CAPTION), 50):.1f}x"
-
-
-def _limit_line(figures: Figures) -> list[str]:
-    if "work" not in figures:
-        return []
-    most = limits(figures)
-    cells = [f"{1 / most(1, kind.tokens):.2f} s" for kind in (CAPTION, DETECTION)]
-    cells += [f"{most(MANY, kind.tokens):.2f}" for kind in (CAPTION, DETECTION)]
-    return [f"| *the machine's limit* | {' | '.join(cells)} | | | | |"]
 
 
 def details(figures: Figures) -> str:

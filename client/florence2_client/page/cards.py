@@ -31,6 +31,8 @@ def card_html(place: int, card: Card, image: str | None, save: Callable[[Image.I
         parts.append(f'<p class="error" role="alert">{html.escape(card.error)}</p>')
     elif not card.final:
         parts.append('<progress aria-label="The request is running"></progress>')
+    if card.note:
+        parts.append(f"<p>{html.escape(card.note)}</p>")
     if card.timing:
         parts.append(f"<p>{card.timing}</p>")
     if card.overlay:

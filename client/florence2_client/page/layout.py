@@ -45,7 +45,7 @@ LABELS = {  # of the generation options; the names that requests use stand in th
     "min_new_tokens": "Shortest answer, in tokens",
     "repetition_penalty": "Penalty for repetition",
 }
-CSS = "#task input { text-overflow: ellipsis; padding-right: 2em; }"
+CSS = "#task input { text-overflow: ellipsis; padding-right: 2em; } .toast-close { opacity: 1 !important; }"
 TEMPLATE = """\
 ${image ? `<div class="stage ${drawable ? "drawable" : ""}"><img src="${image}" alt="your image" draggable="false">
 <div class="box" hidden></div></div>` : ""}

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -16,11 +16,11 @@ from florence2.answers import TextAnswer
 from florence2.contract import OPTIONS
 from florence2.errors import Florence2Error, InvalidImage, InvalidOption, InvalidPrompt
 from florence2.tasks import TASKS, TaskInput, task_from_name
-from florence2_client.cli.arguments import task_name
 from florence2_client.client import Client
 from florence2_client.objects import plain_text
 from florence2_client.request import Options
 from florence2_client.result import Result
+from florence2_client.tasks import Prompt, parse_task
 
 PAUSE = 0.2  # seconds between cards of a growing answer: each is drawn and sent to the browser again
 
@@ -38,6 +38,7 @@ class Card:
     scored: bool = False  # whether boxes have scores
     final: bool = False
     empty: bool = False  # nothing was found
+    note: str | None = None  # what the visitor may not expect
 
 
 def given_options(values: Sequence[str | bool | None]) -> dict[str, Any]:
@@ -115,12 +116,15 @@ def _cards(
     """Yield cards; the last one has the complete answer. The task is given the fields of the form that it takes."""
     if not image:
         raise InvalidImage("choose an image first")
-    kind = input_of(task_name(task))
-    if kind is TaskInput.REGION and not region.strip():
-        raise InvalidPrompt("draw a box on the image first")
-    if kind is TaskInput.TEXT and not text.strip():
-        raise InvalidPrompt("enter a phrase or caption first")
-    given = {TaskInput.NONE: None, TaskInput.REGION: region, TaskInput.TEXT: text, None: text.strip() or None}[kind]
+    parsed = parse_task(task)
+    given = {TaskInput.NONE: None, TaskInput.REGION: region, TaskInput.TEXT: text}[parsed.takes]
+    if parsed.text:  # behind the token
+        given = None
+    elif parsed.known is None:
+        task, given = Prompt(task), text.strip() or None
+    elif given is not None and not given.strip():
+        box = parsed.takes is TaskInput.REGION
+        raise InvalidPrompt("draw a box on the image first" if box else "enter a phrase or caption first")
     start, next_card = time.perf_counter(), 0.0
     if stream:
         greedy: Options = {**options, "num_beams": None}
@@ -130,7 +134,7 @@ def _cards(
     for result in results:
         seconds = time.perf_counter() - start
         if result.final or seconds >= next_card:
-            yield card_of(task, image, result, seconds)
+            yield replace(card_of(task, image, result, seconds), note=parsed.note)
             drawing = time.perf_counter() - start - seconds
             next_card = seconds + drawing + max(PAUSE, drawing)
 

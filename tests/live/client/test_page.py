@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import queue
-import shutil
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from urllib.error import HTTPError
@@ -21,99 +16,7 @@ from florence2_client.page import served_page
 from florence2_client.page.layout import EXAMPLE
 from florence2_client.result import Result
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ROOT = Path(__file__).parents[3]
-SECONDS = 30_000  # milliseconds that a slow machine may take for what usually is quick
-
-
-@pytest.fixture(scope="module")
-def page_url(server):
-    """`florence2 ui` as people start it, which must end at SIGTERM without an error."""
-    command = [str(Path(sys.executable).with_name("florence2")), "ui", "--url", server.grpc_url, "--port", "0"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    line = running.stdout.readline()
-    assert line.startswith("The page is at http://127.0.0.1:"), running.communicate()[1]
-    yield line.split()[4]
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(30) == 0
-    assert "Traceback" not in running.stderr.read()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser, driver.devices["Pixel 7"]
-        browser.close()
-
-
-class Visit:
-    """The page as a visitor has it open, and every address that it asked for."""
-
-    def __init__(self, page, url):
-        self.page, self.addresses, self.faults = page, [], []
-        page.set_default_timeout(SECONDS)
-        page.on("request", lambda request: self.addresses.append(request.url))
-        page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.goto(url, wait_until="commit")
-        self.button("Run").wait_for()
-
-    def button(self, name):
-        return self.page.get_by_role("button", name=name, exact=True)
-
-    def answer(self, place=0):
-        return self.page.locator(f"#answer-{place}")
-
-    def settled(self):
-        """Waits for the end of the run."""
-        self.page.get_by_text("tokens/s").first.wait_for()
-        self.button("Run").wait_for()
-
-    def upload(self, path):
-        self.page.locator("#image input[type=file]").set_input_files(path)
-        self.button("Another image").wait_for()
-
-    def choose(self, task):
-        self.page.get_by_label("Task").click()
-        self.page.get_by_role("option", name=f"({task})").click()
-
-    def fill(self, option, value):
-        field = self.page.locator(f"#{option.keyword.replace('_', '-')}").locator("input, textarea").first
-        if option.type == "BOOL":
-            field.click()
-            self.page.get_by_role("option", name=value, exact=True).click()
-        else:
-            field.fill(value)
-
-    @property
-    def region(self):
-        return self.page.locator("#region textarea, #region input").input_value()
-
-    def frame(self):
-        """Return where the image to draw on is, once it is there."""
-        image = self.page.locator("#preview .drawable img")
-        image.wait_for()
-        self.page.wait_for_function("document.querySelector('#preview img').naturalWidth > 0")
-        image.scroll_into_view_if_needed()
-        return image.bounding_box()
-
-
-@pytest.fixture
-def desk(chromium, page_url):
-    page = chromium[0].new_page(viewport={"width": 1280, "height": 900})
-    yield Visit(page, page_url)
-    page.close()
-
-
-@pytest.fixture
-def phone(chromium, page_url):
-    browser, pixel = chromium
-    context = browser.new_context(**pixel)
-    yield Visit(context.new_page(), page_url)
-    context.close()
 
 
 def test_the_page_names_no_other_host(page_url):
@@ -156,13 +59,11 @@ class Recorder:
 
 
 @pytest.fixture
-def recorded(chromium):
+def recorded(visit):
     """A page whose client is a Recorder."""
     recorder = Recorder()
     with served_page(recorder, "a recorder", 60, "127.0.0.1", 0) as url:
-        page = chromium[0].new_page(viewport={"width": 1280, "height": 900})
-        yield recorder, Visit(page, url)
-        page.close()
+        yield recorder, visit(url)
 
 
 def test_stop_ends_the_waiting(recorded):
@@ -269,30 +170,6 @@ def test_nothing_found_is_said_on_the_page(recorded):
         desk.page.locator("h3", has_text=f"({task})").wait_for()
         desk.answer().get_by_text("Nothing found.").wait_for()
         desk.button("Run").wait_for()
-    assert desk.faults == []
-
-
-def test_an_answer_is_copied_and_downloaded(desk, tmp_path):
-    """Labels as text, one a line; the JSON; and the image in full size with the answer drawn on it."""
-    desk.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    large = tmp_path / "my scene.png"
-    Image.open(EXAMPLE).resize((2000, 2000)).save(large)
-    desk.upload(large)
-    desk.button("Run").click()
-    desk.settled()
-    labels = desk.answer().locator(".words").inner_text()
-    assert "star" in labels.split("\n")
-    desk.answer().get_by_role("button", name="Copy text").click()
-    desk.answer().get_by_role("button", name="Copied").wait_for()
-    assert desk.page.evaluate("navigator.clipboard.readText()") == labels
-    files = []
-    for link in ("Download image", "Download JSON"):
-        with desk.page.expect_download() as download:
-            desk.answer().get_by_text(link).click()
-        assert download.value.suggested_filename.startswith("my-scene.od.")
-        files.append(download.value.path())
-    assert Image.open(files[0]).size == (2000, 2000)
-    assert json.loads(files[1].read_text())["answer"]["labels"] == labels.split("\n")
     assert desk.faults == []
 
 

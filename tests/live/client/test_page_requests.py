@@ -69,7 +69,7 @@ def test_an_error_replaces_only_its_own_answer(client):
     assert [card.error for card in answered[1:]] == [
         "draw a box on the image first",
         "enter a phrase or caption first",
-        "there is no task 'captoin'; did you mean caption or detailed_caption?",
+        "there is no task 'captoin'; did you mean caption?",
     ]
 
 
@@ -94,3 +94,12 @@ def test_a_server_that_is_away_is_named():
     with Client("grpc://127.0.0.1:1", retry_for=0) as client:
         [card] = cards(client, EXAMPLE, ["od"])
     assert "is the server running?" in card.error
+
+
+def test_tasks_are_read_as_everywhere(client):
+    """Names in any spelling, tokens of fine-tunes with the text of the form, and free prompts, which are announced."""
+    tasks = ["Detect", "<OPEN_VOCABULARY_DETECTION>a yellow star", "<DocVQA>", "What is it?"]
+    answered = cards(client, EXAMPLE, tasks, "What?")
+    assert [card.error for card in answered] == [None] * 4
+    assert [card.details["task"] for card in answered] == ["<OD>", "<OPEN_VOCABULARY_DETECTION>", *tasks[2:]]
+    assert [card.note for card in answered[:3]] == [None] * 3 and "free prompt" in answered[3].note
