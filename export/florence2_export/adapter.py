@@ -66,9 +66,9 @@ class Adapter:
         for name, tensor in changes.copies.items():
             merged[name] = self.fitted(name, tensor, merged[name], rows)
         for name, trained in changes.tokens.items():
-            alone = name != EMBEDDING or changes.tokens.keys() & set(TIED[1:])
+            untied = name != EMBEDDING or changes.tokens.keys() & set(TIED[1:])
             replaced = self.with_tokens(name, merged[name], trained)
-            merged |= dict.fromkeys([name] if alone else tied_to(name, merged, ()), replaced)
+            merged |= dict.fromkeys([name] if untied else tied_to(name, merged, ()), replaced)
         for name, change in changes.low_rank.items():
             count = min(len(merged[name]), len(change.up)) if name in TIED else len(merged[name])
             change, base = change.first_rows(count), merged[name][:count]

@@ -103,7 +103,7 @@ def test_region_in_a_text_answer_is_drawn_with_its_text():
 
 
 def test_objects_in_the_answer_to_a_custom_prompt_are_drawn_with_their_labels():
-    """As those of a task are; what the labels do not say stands below."""
+    """Draw them like those of a task; what the labels do not say stands below."""
     text = "cat<loc_100><loc_200><loc_499><loc_999>dog<loc_600><loc_0><loc_1000><loc_400>"
     boxes = Boxes([[100.5, 200.5, 499.5, 999.5], [600.5, 0.5, 999.5, 400.5]], ["cat", "dog"])
     size = (1000, 1000)
