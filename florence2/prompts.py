@@ -15,11 +15,12 @@ from florence2.locations import LOCATION_TOKEN, location_of, region_tokens
 from florence2.tasks import TASKS, Task, TaskInput
 
 CONTROL_TOKENS = ("<s>", "</s>", "<pad>", "<unk>", "<mask>", "<image>")
-MAX_CHARACTERS = 100_000  # far beyond any model's positions, so that the tokenizer never sees absurd input
+MAX_CHARACTERS = 20_000  # more than 4096 positions hold; the tokenizer takes up to 30 ms for so many
 
 _LEADING_TOKEN = re.compile(r"\s*(<[A-Z_]+>)")
 _REGION_TOKENS = re.compile(r"(<loc_(0|[1-9][0-9]*)>){4}")
-_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")  # only one way to match digits
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 _TAKES = {
     TaskInput.NONE: "takes no text",
@@ -41,52 +42,51 @@ def build_prompt(task: str, text: str | None, size: tuple[int, int]) -> Prompt:
     """Return the prompt of a request. Raise InvalidPrompt if task or text is missing, superfluous or malformed.
 
     task: a task token, or `<TASK>text` without a separate text, or a free prompt, which is followed by `text`.
+    text: None or blank if there is none, as many clients always send TEXT.
     size: width and height of the image.
     """
+    text = text or ""
     _require_readable("TASK", task)
-    _require_readable("TEXT", text or "")
+    _require_readable("TEXT", text)
     leading = _LEADING_TOKEN.match(task)
     row = TASKS.get(leading[1]) if leading else None
     if leading is None or row is None:
-        return Prompt(None, task, _raw_prompt(task, text))
-    behind = task[leading.end() :].strip()
-    if behind and text is not None:
+        return _free_prompt(task, text)
+    behind, text = task[leading.end() :].strip(), text.strip()
+    if behind and text:
         raise InvalidPrompt(f"{row.token} has a text both after the task token and in TEXT; send it only once")
-    return Prompt(row, row.token, _task_prompt(row, behind or text, size))
+    words, takes = behind or text, f"{row.token} {_TAKES[row.input]}"
+    if row.input is TaskInput.NONE:
+        if words:
+            raise InvalidPrompt(f"{takes}, but one was sent")
+        return Prompt(row, row.token, row.prompt)
+    if not words:
+        raise InvalidPrompt(f"{takes}, but none was sent")
+    _refuse_task_tokens(f"the text of {row.token}", words)
+    if row.input is TaskInput.REGION:
+        words = _region(takes, words, size)
+    return Prompt(row, row.token, row.prompt.replace("{input}", words))
 
 
 def _require_readable(name: str, words: str) -> None:
     if len(words) > MAX_CHARACTERS:
         raise InvalidPrompt(f"{name} has {len(words):,} characters; at most {MAX_CHARACTERS:,} are accepted")
-    if any("\ud800" <= character <= "\udfff" for character in words):
+    if _SURROGATE.search(words):
         raise InvalidPrompt(f"{name} is not valid Unicode")
     for token in CONTROL_TOKENS:
         if token in words:
             raise InvalidPrompt(f"{name} contains the control token {token}, which only the server may use")
 
 
-def _raw_prompt(task: str, text: str | None) -> str:
+def _free_prompt(task: str, text: str) -> Prompt:
+    """Return the words as they are. Fine-tunes are trained on `<DocVQA>question`: no space follows a token."""
     if not task.strip():
         raise InvalidPrompt("TASK is empty; send a task token such as <OD>, or a free prompt")
-    if text is not None and not text.strip():
-        raise InvalidPrompt("TEXT is blank; leave it out or send a text")
-    _refuse_task_tokens("a free prompt", task + (text or ""))
-    return task + (text or "")
-
-
-def _task_prompt(task: Task, text: str | None, size: tuple[int, int]) -> str:
-    takes = f"{task.token} {_TAKES[task.input]}"
-    if task.input is TaskInput.NONE:
-        if text is not None:
-            raise InvalidPrompt(f"{takes}, but one was sent")
-        return task.prompt
-    words = (text or "").strip()
-    if not words:
-        raise InvalidPrompt(f"{takes}, but {'none was sent' if text is None else 'it is blank'}")
-    _refuse_task_tokens(f"the text of {task.token}", words)
-    if task.input is TaskInput.REGION:
-        words = _region(takes, words, size)
-    return task.prompt.replace("{input}", words)
+    words = task
+    if text.strip():
+        words += text if task.endswith(">") or task[-1].isspace() or text[0].isspace() else f" {text}"
+    _refuse_task_tokens("a free prompt", words)
+    return Prompt(None, task, words)
 
 
 def _refuse_task_tokens(where: str, words: str) -> None:

@@ -46,13 +46,9 @@ class Task:
         return self.token.strip("<>").lower()
 
 
-def _table(*rows: Task) -> dict[str, Task]:
-    return {row.token: row for row in rows}
-
-
 NONE, TEXT, REGION = TaskInput.NONE, TaskInput.TEXT, TaskInput.REGION
 
-TASKS: dict[str, Task] = _table(
+_ROWS = (
     Task("<CAPTION>", "one sentence about the image",
          "What does the image describe?", NONE, Grammar.TEXT),
     Task("<DETAILED_CAPTION>", "a few sentences about the image",
@@ -84,6 +80,7 @@ TASKS: dict[str, Task] = _table(
     Task("<OCR_WITH_REGION>", "each line of text with its four corners",
          "What is the text in the image, with regions?", NONE, Grammar.OCR),
 )  # fmt: skip
+TASKS = {row.token: row for row in _ROWS}
 
 OTHER_NAMES = {  # those of the client's methods, and what these tasks are usually called
     "detect": "<OD>",

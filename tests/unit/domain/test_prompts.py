@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from florence2.errors import InvalidPrompt
 from florence2.locations import region_tokens
-from florence2.prompts import CONTROL_TOKENS, build_prompt
+from florence2.prompts import CONTROL_TOKENS, MAX_CHARACTERS, build_prompt
 from florence2.tasks import TASKS, TaskInput
 from tests.reference import processor
 
@@ -66,10 +69,20 @@ def test_other_words_are_read_as_they_are(words):
     assert (prompt.task, prompt.key, prompt.text) == (None, words, their_prompt(words))
 
 
-def test_the_text_of_a_foreign_task_stands_behind_it():
-    """Fine-tunes expect `<DocVQA>` and then the question; only the task names the answer."""
-    prompt = build_prompt("<DocVQA>", "How much?", SIZE)
-    assert (prompt.key, prompt.text) == ("<DocVQA>", "<DocVQA>How much?")
+@pytest.mark.parametrize(
+    "task,text,expected",
+    [
+        ("<DocVQA>", "How much?", "<DocVQA>How much?"),
+        ("What is", "this?", "What is this?"),
+        ("What is ", "this?", "What is this?"),
+        ("What is", "\nthis? ", "What is\nthis? "),
+        ("detect", "<loc_1>", "detect <loc_1>"),
+    ],
+)
+def test_the_text_of_a_free_prompt_follows_it(task, text, expected):
+    """Words are joined with a space. Fine-tunes are trained on a token and then the text, without one."""
+    prompt = build_prompt(task, text, SIZE)
+    assert (prompt.key, prompt.text) == (task, expected)
 
 
 @pytest.mark.parametrize("token", tasks_taking(TaskInput.REGION))
@@ -111,11 +124,10 @@ def test_half_a_region_is_refused(token, region):
 
 
 @pytest.mark.parametrize("token", tasks_taking(TaskInput.NONE))
-@pytest.mark.parametrize("text", ["a cat", " ", ""])
-def test_superfluous_text_is_refused(token, text):
+def test_superfluous_text_is_refused(token):
     """A task that takes no text says so."""
     with pytest.raises(InvalidPrompt, match=f"{token} takes no text"):
-        build_prompt(token, text, SIZE)
+        build_prompt(token, "a cat", SIZE)
     with pytest.raises(InvalidPrompt, match=f"{token} takes no text"):
         build_prompt(f"{token}a cat", None, SIZE)
 
@@ -128,10 +140,17 @@ def test_missing_text_is_refused(token, text):
         build_prompt(token, text, SIZE)
 
 
-@pytest.mark.parametrize("task,text", [("", None), (" \n", None), ("", "a cat"), ("What is this?", " ")])
+@pytest.mark.parametrize("task", [*tasks_taking(TaskInput.NONE), "<OPEN_VOCABULARY_DETECTION>a cat", "What is this?"])
+@pytest.mark.parametrize("text", ["", " ", "\n\t"])
+def test_a_blank_text_counts_as_absent(task, text):
+    """Many clients always send TEXT, if only as an empty string."""
+    assert build_prompt(task, text, SIZE) == build_prompt(task, None, SIZE)
+
+
+@pytest.mark.parametrize("task,text", [("", None), (" \n", None), ("", "a cat"), (" ", "")])
 def test_an_empty_prompt_is_refused(task, text):
-    """Neither the task nor a text may be blank."""
-    with pytest.raises(InvalidPrompt, match=r"empty|blank"):
+    """TEXT cannot take the place of TASK."""
+    with pytest.raises(InvalidPrompt, match="empty"):
         build_prompt(task, text, SIZE)
 
 
@@ -162,10 +181,54 @@ def test_a_task_token_inside_other_words_is_refused(task, text):
         build_prompt(task, text, SIZE)
 
 
-def test_absurd_lengths_are_refused_before_tokenizing():
-    """A megabyte of text costs nothing."""
-    with pytest.raises(InvalidPrompt, match="1,000,000 characters"):
-        build_prompt("<OPEN_VOCABULARY_DETECTION>", "a" * 1_000_000, SIZE)
+@pytest.mark.parametrize("length", [20_001, 100_000, 10_000_000])
+def test_absurd_lengths_are_refused_before_tokenizing(length):
+    """Ten megabytes of text cost nothing, in TEXT as in TASK."""
+    start = time.thread_time()
+    for task, text in ("<OPEN_VOCABULARY_DETECTION>", "a" * length), ("a" * length, None):
+        with pytest.raises(InvalidPrompt, match=f"{length:,} characters"):
+            build_prompt(task, text, SIZE)
+    assert time.thread_time() - start < 0.05
+
+
+# Parts of everything that a pattern looks for. Repeated, they made one pattern try quadratically many ways to match.
+PARTS = [
+    "1",
+    "1.",
+    ".",
+    "1e",
+    "e1",
+    "-",
+    "+",
+    ",",
+    " ",
+    "\n",
+    "<",
+    ">",
+    "<A",
+    "<loc_",
+    "<loc_1>",
+    "<OD>",
+    "<s>",
+    "x",
+    "é",
+]
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["", *TASKS]),
+    st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from([1, 2, 5_000, 20_000])), min_size=1, max_size=6),
+)
+@example("<REGION_TO_CATEGORY>", [("1", 20_000), ("x", 1), (",", 3)])
+def test_no_text_takes_long(task, runs):
+    """Whatever is repeated however often: the patterns are linear."""
+    text = "".join(part * times for part, times in runs)[: MAX_CHARACTERS - 10]
+    start = time.thread_time()
+    for request in (task, text), (task + text, None), (text, text):
+        with contextlib.suppress(InvalidPrompt):
+            build_prompt(*request, SIZE)
+    assert time.thread_time() - start < 0.1
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from florence2.config import LOCATION_BINS
 from florence2.errors import CheckpointError
 from florence2.parsing import Kind
+from florence2.prompts import MAX_CHARACTERS
 from florence2.tasks import TASKS
 from florence2.tokenizer import Tokenizer
 from tests.reference import CHECKPOINTS, DEMO, processor, shared
@@ -163,6 +165,11 @@ def test_a_damaged_or_missing_file_is_refused(tmp_path, content):
         Tokenizer(path)
 
 
-def test_a_prompt_of_the_longest_accepted_text_is_tokenized_in_time():
-    """A hundred thousand letters without a space are one word to the tokenizer."""
-    assert len(tokenizer().encode_prompt("a" * 100_000)) > 1000
+@pytest.mark.parametrize("character", ["a", " ", "<", "-", "é", "中", "😀", "a1B!"])
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_a_prompt_of_the_longest_accepted_text_is_tokenized_in_time(checkpoint, character):
+    """Thousands of letters without a space are one word to the tokenizer."""
+    ours, text = tokenizer(checkpoint), (character * MAX_CHARACTERS)[:MAX_CHARACTERS]
+    start = time.thread_time()
+    assert len(ours.encode_prompt(text)) > 100
+    assert time.thread_time() - start < 0.2
