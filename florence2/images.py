@@ -1,7 +1,7 @@
 """From an encoded image to an upright RGB image and to the model's pixels. The preprocess model calls this.
 
-Images come from untrusted clients: whatever Pillow makes of damaged or hostile bytes ends here as InvalidImage, and no
-more pixels are decoded than allowed. Normalization is part of the ONNX graph.
+Images come from untrusted clients: whatever Pillow makes of damaged or hostile bytes ends here as InvalidImage, and
+decoding is bounded in pixels, memory, and time. Normalization is part of the ONNX graph.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import base64
 import binascii
 import re
 import threading
-import urllib.parse
+import time
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
 from types import TracebackType
 
@@ -26,6 +27,14 @@ from florence2.errors import InvalidImage
 Image.init()
 _FORMATS = tuple(name for name in Image.ID if name not in {"EPS", "IPTC", "BLP"})
 
+# How many pixels of PNG or JPEG take the time and memory of one pixel in a slower format, measured on 25 megapixels.
+_COSTS = {"AVIF": 2, "WEBP": 2, "JPEG2000": 10}
+_COST_IN_PYTHON = 25  # of a decoder that Pillow has only in Python, such as those of QOI, XPM, BMP RLE, and plain PGM
+_CHEAP_SCANS = 20  # of a progressive JPEG; cameras and libraries write ten
+MAX_SIDE = 500_000  # resizing takes 32 bytes for each pixel of a side
+MAX_SECONDS = 5.0  # of processor time
+_BAND = 2**20  # pixels that are converted at a time
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,10 +48,12 @@ _TURNS = {
 _TRANSPARENT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa"}
 _INTEGER_SCALES = [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
 _FLOAT_SCALES = [1.0, 2.0, 4.0, 8.0, 16.0, *_INTEGER_SCALES]  # above 1: high dynamic range of so many stops
+_LAB_TO_SRGB = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_=\s-]*")
 _ADDRESS = re.compile(rb"\s*[A-Za-z][A-Za-z0-9+.-]{1,9}://")
 _PLAIN_PNM = re.compile(rb"P[1-7]\s")  # the only image format whose header base64 can contain
+_DAMAGED_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _URLSAFE = bytes.maketrans(b"-_", b"+/")
 
 
@@ -53,7 +64,10 @@ def encoded_image(data: bytes) -> bytes:
     """
     if data.lstrip()[:5].lower() == b"data:":
         header, _, payload = data.partition(b",")
-        payload = urllib.parse.unquote_to_bytes(payload)
+        if _DAMAGED_ESCAPE.search(payload):
+            raise InvalidImage("the image's data URL is damaged: % without two hexadecimal digits")
+        # As quoted-printable, because `urllib` takes seconds and gigabytes for a few million escapes.
+        payload = binascii.a2b_qp(payload.replace(b"=", b"=3D").replace(b"%", b"="))
         return _from_base64(payload) if header.rstrip().lower().endswith(b";base64") else payload
     if _ADDRESS.match(data):
         raise InvalidImage("IMAGE is a URL, but the server fetches nothing; send the image itself")
@@ -73,18 +87,26 @@ def _from_base64(text: bytes) -> bytes:
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """Return the first frame in RGB: rotated as EXIF says, transparency over white, deep gray scaled to 8 bits.
 
-    The size in the header is checked against `max_pixels` before anything is decoded; Pillow's own limit of 179 million
-    pixels also applies. Raise InvalidImage if the image cannot be decoded or is too large.
+    The size in the header is checked before anything is decoded, with a lower limit for formats that are slow or take
+    much memory; Pillow's own limit of 179 million pixels also applies. Raise InvalidImage if the image cannot be
+    decoded, is too large, or takes too long.
     """
     if not data:
         raise InvalidImage("the image is empty")
     try:
         with _pillow_warnings:
-            _check_icon(data, max_pixels)
-            with Image.open(BytesIO(data), formats=_FORMATS) as image:
-                _check_pixels(image, max_pixels)
+            file = _BoundedFile(data)
+            _check_icon(file, max_pixels)
+            with Image.open(file, formats=_FORMATS) as image:
+                _check_size(image, data, max_pixels)
                 image.load()
-                return _upright(_rgb(image), _orientation(image))
+                try:  # Pillow rotates TIFF while loading
+                    orientation = image.getexif().get(ExifTags.Base.Orientation)
+                except Exception:  # as many kinds as for damaged pixels, and no reason to refuse the image
+                    orientation = None
+            rgb = _rgb(image)
+            del image, file  # before the memory for the rotated image is needed
+            return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
     except InvalidImage:
         raise
     except UnidentifiedImageError as error:
@@ -130,82 +152,120 @@ class _IgnoredWarnings:
 _pillow_warnings = _IgnoredWarnings()
 
 
-def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+class _BoundedFile(BytesIO):
+    """An encoded image that can be read for MAX_SECONDS, and only a few times over.
+
+    Hostile files consist of millions of chunks, or refer to the same bytes again and again.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._end = time.thread_time() + MAX_SECONDS
+        self._left = 4 * len(data) + 2**20
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._checked(super().read(size))
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._checked(super().readline(size))
+
+    def _checked(self, part: bytes) -> bytes:
+        self._left -= len(part)
+        if self._left < 0:
+            raise InvalidImage("the image is damaged: it refers to the same data many times")
+        if time.thread_time() > self._end:
+            raise InvalidImage("the image takes too long to decode; send it as PNG or JPEG")
+        return part
+
+
+def _check_size(image: Image.Image, data: bytes, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > max_pixels:
-        raise InvalidImage(f"the image has {width} x {height} pixels; at most {max_pixels:,} are accepted")
+    tiles = getattr(image, "tile", [])
+    cost = _COSTS.get(image.format or "", 1)
+    if image.format in ("JPEG", "MPO"):
+        cost = max(1, data.count(b"\xff\xda") // _CHEAP_SCANS)
+    elif any(tile.codec_name in Image.DECODERS for tile in tiles):
+        cost = _COST_IN_PYTHON
+    if max(width, height) > MAX_SIDE:
+        raise InvalidImage(f"the image has {width} x {height} pixels; at most {MAX_SIDE:,} are accepted on a side")
+    if width * height * cost > max_pixels:
+        slow = f" in a {image.format} file as slow to decode as this one" if cost > 1 else ""
+        raise InvalidImage(
+            f"the image has {width} x {height} pixels; at most {max_pixels // cost:,} are accepted{slow}"
+        )
+    extents = [tile.extents or (0, 0, width, height) for tile in tiles]
+    if sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in extents) > width * height * len(image.getbands()):
+        raise InvalidImage("the image is damaged: its tiles overlap")
 
 
-def _check_icon(data: bytes, max_pixels: int) -> None:
+def _check_icon(file: BytesIO, max_pixels: int) -> None:
     """Raise InvalidImage if an image inside an ICO or ICNS is too large: its size may differ from the icon's header."""
-    for content in _icon_contents(data):
+    data, contents = file.getvalue(), []
+    if data.startswith(b"\0\0\1\0"):
+        contents = [data[IcoImagePlugin.IcoFile(file).entry[0].offset :]]
+    elif data.startswith(b"icns"):
+        icon = IcnsImagePlugin.IcnsFile(file)
+        spans = [icon.dct[code] for code, _ in icon.SIZES[icon.bestsize()] if code in icon.dct]
+        contents = [data[start : start + length] for start, length in spans]
+    for content in contents:
         try:
-            with Image.open(BytesIO(content), formats=("PNG", "JPEG2000", "DIB")) as image:
-                _check_pixels(image, max_pixels)
+            with Image.open(_BoundedFile(content), formats=("PNG", "JPEG2000", "DIB")) as image:
+                _check_size(image, content, max_pixels)
         except UnidentifiedImageError:
             continue  # an old format, as large as the icon's header says
 
 
-def _icon_contents(data: bytes) -> list[bytes]:
-    if data.startswith(b"\0\0\1\0"):
-        return [data[IcoImagePlugin.IcoFile(BytesIO(data)).entry[0].offset :]]
-    if data.startswith(b"icns"):
-        icon = IcnsImagePlugin.IcnsFile(BytesIO(data))
-        spans = [icon.dct[code] for code, _ in icon.SIZES[icon.bestsize()] if code in icon.dct]
-        return [data[start : start + length] for start, length in spans]
-    return []
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a loaded image, or 1 if EXIF is damaged. Pillow rotates TIFF while loading."""
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as many kinds as for damaged pixels, and no reason to refuse the image
-        return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-    if image.mode == "LAB":
-        return _from_lab(image)
-    if image.mode in _TRANSPARENT_MODES and image.has_transparency_data:
-        straight = image.convert("LA") if image.mode == "La" else image  # premultiplied gray converts to nothing else
-        return _over_white(straight.convert("RGBA"))
-    return image.convert("RGB")
+    """Return an image in RGB. Converting in bands takes no memory but for the image and the result."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    result = Image.new("RGB", image.size, "white")
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    black, white = _gray_range(image) if deep else (0.0, 255.0)
+    transparent = image.mode in _TRANSPARENT_MODES and image.has_transparency_data
+    for top, band in _bands(image):
+        mask = None
+        if deep:
+            band = Image.fromarray(_eight_bits(np.asarray(band), black, white))
+        elif transparent:
+            straight = band.convert("LA") if band.mode == "La" else band  # premultiplied gray converts to nothing else
+            band = straight.convert("RGBA")
+            mask = band.getchannel("A")
+        elif band.mode == "LAB":
+            converted = ImageCms.profileToProfile(band, *_LAB_TO_SRGB, outputMode="RGB")
+            assert converted is not None  # only in-place conversion returns None
+            band = converted
+        result.paste(band, (0, top), mask)
+    return result
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    paper = Image.new("RGB", image.size, "white")
-    paper.paste(image, mask=image.getchannel("A"))
-    return paper
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the first row and the image of each band."""
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _from_lab(image: Image.Image) -> Image.Image:
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-    assert converted is not None  # only in-place conversion returns None
-    return converted
-
-
-def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Return deep gray scaled to 0..255.
+def _gray_range(image: Image.Image) -> tuple[float, float]:
+    """Return the values of deep gray that become black and white.
 
     White is the smallest common full scale that contains the brightest value, as 12-bit scans come in 16-bit files.
     If none does, or with negative values, the image's range is stretched.
     """
-    scales = _FLOAT_SCALES if values.dtype.kind == "f" else _INTEGER_SCALES
-    gray = values.astype(np.float32)
-    finite = np.isfinite(gray)
-    low, high = float(gray.min(initial=0.0, where=finite)), float(gray.max(initial=0.0, where=finite))
-    white = high if low < 0 else next((scale for scale in scales if high <= scale), high)
-    factor = 255 / (white - low)
+    low = high = 0.0
+    for _top, band in _bands(image):
+        gray = np.asarray(band)
+        finite = np.isfinite(gray)
+        low = min(low, float(gray.min(initial=0, where=finite)))
+        high = max(high, float(gray.max(initial=0, where=finite)))
+    scales = _FLOAT_SCALES if image.mode == "F" else _INTEGER_SCALES
+    return low, high if low < 0 else next((scale for scale in scales if high <= scale), high)
+
+
+def _eight_bits(values: NDArray[np.generic], black: float, white: float) -> NDArray[np.uint8]:
+    gray, factor = values.astype(np.float32), 255 / (white - black)
     with np.errstate(all="ignore"):
         gray *= factor
-        gray -= low * factor
+        gray -= black * factor
     np.nan_to_num(gray, copy=False, nan=0.0)
     return np.rint(gray.clip(0, 255, out=gray), out=gray).astype(np.uint8)

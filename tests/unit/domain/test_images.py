@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import functools
 import io
 import resource
@@ -15,7 +16,7 @@ import zlib
 import numpy as np
 import PIL
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -326,6 +327,7 @@ IMAGE = encode(colorful())
         b"\nDATA:image/png;charset=x;BASE64 ,\n" + base64.encodebytes(IMAGE),
         b"data:;base64," + base64.b64encode(IMAGE).replace(b"+", b"%2B").replace(b"/", b"%2f"),
         b"data:image/png," + b"".join(b"%%%02x" % byte for byte in IMAGE),
+        b"data:," + b"".join(b"%%%02X" % byte if byte in b"%=\r\n" else bytes([byte]) for byte in IMAGE),
     ],
 )
 def test_an_image_may_come_as_bytes_base64_or_a_data_url(data):
@@ -351,7 +353,37 @@ def test_any_bytes_give_bytes_or_are_refused(data):
     try:
         assert isinstance(encoded_image(data), bytes)
     except InvalidImage as error:
-        assert "base64" in str(error)
+        assert "base64" in str(error) or "data URL" in str(error)
+
+
+RUNS = [
+    b"A",
+    b"=",
+    b" ",
+    b"%",
+    b"%41",
+    b"%4",
+    b"-",
+    b"a:",
+    b"a://",
+    b"P1 ",
+    b"data:",
+    b"data:;base64,",
+    b";base64",
+    b",",
+]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from(RUNS), st.sampled_from([1, 2, 1_000_000])), min_size=1, max_size=4))
+@example([(b"data:,", 1), (b"%41", 8_000_000)])
+@example([(b"data:;base64,", 1), (b"%", 24_000_000)])
+def test_no_text_takes_long_to_unwrap(runs):
+    """Megabytes of anything, in linear time: a data URL with millions of escapes took 14 seconds."""
+    data, start = b"".join(part * times for part, times in runs), time.thread_time()
+    with contextlib.suppress(InvalidImage):
+        encoded_image(data)
+    assert time.thread_time() - start < 2
 
 
 def test_plain_text_images_are_not_taken_for_base64():
