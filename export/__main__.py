@@ -2,6 +2,6 @@
 
 import sys
 
-from florence2_client.cli import main
+from florence2_command import main
 
 sys.exit(main(["export", *sys.argv[1:]]))

@@ -7,6 +7,7 @@ options and returns the exit code.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import itertools
 import os
@@ -18,6 +19,7 @@ from typing import NoReturn
 
 from florence2 import __version__
 from florence2.errors import Florence2Error, InvalidRequest
+from florence2_client.cli.arguments import in_flags
 from florence2_client.cli.console import complain
 
 COMMANDS = {  # name -> module:function, and one line of help
@@ -40,12 +42,14 @@ examples:
   florence2 batch photos/ --tasks caption,od --out results.jsonl
 
 Answers are printed as text on a terminal and as JSON lines in a pipe. NO_COLOR=1 turns colors off.
-Exit codes: 0 success, 1 the server failed, 2 the request is wrong, 3 the server is absent, overloaded or too slow,
-130 interrupted with Ctrl-C.
+FLORENCE2_URL is the server's address for commands without --url.
+Exit codes: 0 success, 1 the server failed or a disk is full, 2 the request is wrong or a file cannot be read or
+written, 3 the server is absent, overloaded or too slow, 130 interrupted with Ctrl-C.
 Completion: florence2 --print-completion bash > ~/.local/share/bash-completion/completions/florence2
 """
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # no mistake in the command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,21 +60,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_where: complain(message)  # without its place in the code
-            options = parser().parse_args(_for_argparse(sys.argv[1:] if arguments is None else list(arguments)))
+            given = sys.argv[1:] if arguments is None else list(arguments)
+            if not given:
+                parser().print_help()
+                return 0
+            options = parser().parse_args(_for_argparse(given))
             code: int = options.command(options)
             print(end="", flush=True)
             return code
     except Florence2Error as error:
-        complain(error)
+        complain(in_flags(error))
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at exit
+        _drop_output()
         return BROKEN_PIPE
-    except OSError as error:  # a full disk behind `>`
-        complain(error)
-        return 1
+    except OSError as error:
+        full = error.errno in DISK_ERRORS
+        if full and not error.filename:  # behind `>`
+            _drop_output()
+            error.filename = "standard output"
+        complain(f"{error.filename} cannot be written: {error.strerror}" if error.filename else error)
+        return 2 if error.filename and not full else 1
+
+
+def _drop_output() -> None:
+    """Leave nothing to be flushed at exit, which would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _for_argparse(arguments: list[str]) -> list[str]:
@@ -85,7 +102,8 @@ class _Parser(argparse.ArgumentParser):
     """Reports mistakes like all other errors: one sentence, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise InvalidRequest(f"{message}; see `{self.prog} --help`")
+        sentence = re.sub(r"^argument (\S+): must", r"\1 must", message)
+        raise InvalidRequest(f"{sentence}; see `{self.prog} --help`")
 
 
 class _PrintCompletion(argparse.Action):

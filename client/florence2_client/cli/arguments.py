@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from florence2.contract import OPTIONS, Option
-from florence2.errors import InvalidRequest
+from florence2.contract import OPTIONS
+from florence2.errors import Florence2Error, InvalidRequest
+from florence2_client.cli.console import complain
 from florence2_client.methods import DEFAULT_MODEL
-from florence2_client.request import Options
-from florence2_client.tasks import parse_task
+from florence2_client.request import INT32, LONGEST_TIMEOUT, Options
+from florence2_client.tasks import Prompt, parse_task
 from florence2_client.transports import DEFAULT_URL, Tls
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # shtab's names for completing file names
 PYTHON_TYPES = {"INT32": int, "INT64": int, "FP32": float}
+FLAGS = {option.name: f"--{option.keyword.replace('_', '-')}" for option in OPTIONS}
+WORDS = {"TASK": "--task", "TEXT": "--text", "max_side": "--max-side"}
+WORDS |= FLAGS | {option.keyword: FLAGS[option.name] for option in OPTIONS}
+MOST_IN_FLIGHT = 4096
 METAVARS = {"INT32": "N", "INT64": "N", "FP32": "X"}
 
 
@@ -22,7 +31,10 @@ def add_connection(parser: argparse.ArgumentParser, place: Any = None) -> None:
     """Add the options that say which server to connect to, and how. `place` is another group for `--url`."""
     group = parser.add_argument_group("server")
     (place or group).add_argument(
-        "--url", default=DEFAULT_URL, metavar="U", help="grpc://HOST:PORT or http://HOST:PORT (default: %(default)s)"
+        "--url",
+        default=os.environ.get("FLORENCE2_URL") or DEFAULT_URL,
+        metavar="U",
+        help="grpc://HOST:PORT or http://HOST:PORT (default: FLORENCE2_URL, otherwise %(default)s)",
     )
     group.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="NAME", help="the ensemble on the server (default: %(default)s)"
@@ -51,22 +63,21 @@ def add_task(parser: argparse.ArgumentParser) -> None:
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """Add the options of a request, among them every generation option of the contract."""
-    parser.add_argument("--timeout", type=float, metavar="S", help="give up on a request after this many seconds")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="give up on a request after this many seconds")
     parser.add_argument(
-        "--max-side", type=int, metavar="N", help="scale larger images down to N pixels before sending them"
+        "--max-side", type=number(int, 1), metavar="N", help="scale larger images down to N pixels before sending them"
     )
     group = parser.add_argument_group("generation (defaults are the checkpoint's)")
     for option in OPTIONS:
-        flag, description = f"--{option.keyword.replace('_', '-')}", _description(option)
+        flag = FLAGS[option.name]
+        description = f"{option.help} ({option.range})" if option.range else option.help
         if option.type == "BOOL":
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=description)
         else:
-            kind, metavar = PYTHON_TYPES[option.type], METAVARS[option.type]
-            group.add_argument(flag, type=kind, metavar=metavar, help=description)
-
-
-def _description(option: Option) -> str:
-    return f"{option.help} ({option.range})" if option.range else option.help
+            kind = PYTHON_TYPES[option.type]
+            low = -math.inf if option.minimum is None else option.minimum
+            converter = number(kind, low, INT32.max if option.type == "INT32" else math.inf)
+            group.add_argument(flag, type=converter, metavar=METAVARS[option.type], help=description)
 
 
 def generation(options: argparse.Namespace) -> Options:
@@ -91,9 +102,40 @@ def wants_json(options: argparse.Namespace) -> bool:
 
 
 def task_name(name: str) -> str:
-    """Return the task unchanged. Raise InvalidPrompt if it is a misspelled name."""
-    parse_task(name)
-    return name
+    """Return the task, marked as a prompt if it is a free one, which is announced. Raise InvalidPrompt on a mistake."""
+    note = parse_task(name).note
+    if note is None:
+        return name
+    complain(f"note: {note}")
+    return Prompt(name)
+
+
+def number(
+    kind: type[int] | type[float], low: float, high: float = math.inf, above: bool = False
+) -> Callable[..., Any]:
+    """Return a converter for argparse that takes finite numbers from `low` to `high`, or only those above `low`."""
+
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
+            least = "a number" if low == -math.inf else f"above {low:g}" if above else f"at least {low:g}"
+            most = "" if high == math.inf else f" and at most {high:,.0f}"
+            raise argparse.ArgumentTypeError(f"must be {least}{most}, not {text}")
+        return value
+
+    convert.__name__ = kind.__name__  # as argparse's `invalid int value` says it
+    return convert
+
+
+seconds = number(float, 0, LONGEST_TIMEOUT, above=True)
+port = number(int, 0, 65535)
+
+
+def in_flags(error: Florence2Error) -> str:
+    """Return the error's sentence, with flags in place of the tensors' and keywords' names."""
+    if not isinstance(error, InvalidRequest):
+        return str(error)
+    return re.sub(rf"\b({'|'.join(WORDS)})\b", lambda name: WORDS[name[0]], str(error))
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -14,12 +14,14 @@ from florence2.errors import Florence2Error, InvalidRequest
 from florence2_client.async_client import AsyncClient
 from florence2_client.cli.arguments import (
     FILES,
+    MOST_IN_FLIGHT,
     add_connection,
     add_generation,
     add_json,
     add_task,
     connection,
     generation,
+    seconds,
     wants_json,
 )
 from florence2_client.cli.console import json_line, table
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=_numbers, default=[1, 4, 8], metavar="N,N", help="requests in flight (default: 1,4,8)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=10.0, metavar="S", help="for each number (default: %(default)g)"
+        "--seconds", type=seconds, default=10.0, metavar="S", help="for each number (default: %(default)g)"
     )
     add_json(parser)
     add_generation(parser)
@@ -91,8 +93,6 @@ class Measurement:
 
 
 def run(options: argparse.Namespace) -> int:
-    if not 0 < options.seconds < float("inf"):
-        raise InvalidRequest(f"--seconds must be above 0, not {options.seconds:g}")
     images = [encoded_bytes(Path(name)) for name in options.images]
     measurements = []
     for concurrency in options.concurrency:
@@ -135,6 +135,7 @@ def _numbers(text: str) -> list[int]:
         numbers = [int(number) for number in text.split(",")]
     except ValueError:
         numbers = [0]
-    if min(numbers) < 1:
-        raise InvalidRequest(f"--concurrency takes whole numbers above 0, such as 1,4,8, not {text!r}")
+    if not all(1 <= number <= MOST_IN_FLIGHT for number in numbers):
+        limits = f"whole numbers from 1 to {MOST_IN_FLIGHT}, such as 1,4,8"
+        raise InvalidRequest(f"--concurrency takes {limits}, not {text!r}")
     return numbers

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error, QueueFull
-from florence2_client.cli.arguments import add_connection, connection
+from florence2_client.cli.arguments import add_connection, connection, seconds
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import build_request
 from florence2_client.transports import Address, Tls, Transport, open_transport, parse_url
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics", metavar="U",
         help="Triton's metrics, to tell an overloaded server from one that hangs\n(default: http://HOST:8002/metrics)",
     )  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds (default: %(default)s)")
+    parser.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="seconds (default: %(default)s)")
     add_connection(parser)
 
 

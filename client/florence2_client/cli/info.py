@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from florence2.errors import CheckpointError, InvalidRequest
 from florence2.tasks import TASKS
-from florence2_client.cli.arguments import add_connection, add_json, connection, wants_json
+from florence2_client.cli.arguments import add_connection, add_json, connection, seconds, wants_json
 from florence2_client.cli.console import ANSWERS, INPUTS, json_line, table, task_lines
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.transports import Address, parse_url
@@ -79,7 +79,7 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=print_models)
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--repository", type=Path, metavar="DIR", help="a folder made by export, served or not")
-    parser.add_argument("--timeout", type=float, default=20.0, metavar="S", help="seconds (default: %(default)g)")
+    parser.add_argument("--timeout", type=seconds, default=20.0, metavar="S", help="seconds (default: %(default)g)")
     add_json(parser)
     add_connection(parser, place)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -23,6 +25,7 @@ from florence2_client.cli.arguments import (
     wants_json,
 )
 from florence2_client.cli.console import answer_lines, growing_text, json_line, summary_line
+from florence2_client.cli.sources import write_image
 from florence2_client.client import Client
 from florence2_client.result import Result
 
@@ -62,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the answer, and draw it."""
+    if options.draw and options.draw.exists():
+        photo = 0 if options.image == "-" and sys.stdin else options.image  # 0 is what `< photo.jpg` opened
+        with contextlib.suppress(OSError):  # without a file to compare, there is none to lose
+            if os.path.samestat(os.stat(photo), os.stat(options.draw)):
+                raise InvalidRequest(f"--draw {options.draw} would overwrite the image itself; choose another name")
     image = _standard_input() if options.image == "-" else Path(options.image)
     start = time.perf_counter()
     with Client(**connection(options), retry_for=0) as client:
@@ -77,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     elif not options.stream:
         print(json_line(result.to_dict()))
     if options.draw:
-        _save(result.draw(image), options.draw)
+        write_image(result.draw(image), options.draw)
     return 0
 
 
@@ -99,16 +107,11 @@ def _image_file(name: str) -> Path:
     path = Path(name)
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise InvalidRequest(f"{name} does not have the name of an image file; use one that ends in .png or .jpg")
+    if path.is_dir():
+        raise InvalidRequest(f"{name} is a directory")
     if not path.parent.is_dir():
         raise InvalidRequest(f"there is no directory {path.parent} to write {path.name} to")
     return path
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    try:
-        image.save(path)
-    except (OSError, ValueError) as error:
-        raise InvalidRequest(f"{path} cannot be written: {error}") from error
 
 
 def _standard_input() -> bytes:

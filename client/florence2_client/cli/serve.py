@@ -11,8 +11,9 @@ from pathlib import Path
 from florence2.errors import Florence2Error, ServerError
 from florence2.server import machine
 from florence2.server.options import ServingOptions
-from florence2_client.cli.arguments import add_connection, connection
+from florence2_client.cli.arguments import add_connection, connection, number, port, seconds
 from florence2_client.client import Client
+from florence2_client.request import LONGEST_TIMEOUT
 
 SERVE_EXAMPLES = """\
 examples:
@@ -21,6 +22,7 @@ examples:
 
 Needs the `serve` extra, on Linux with Python 3.10 to 3.12: pip install 'florence2-triton[serve]'
 """
+MOST_CACHE_MIB = 1 << 20  # a TiB
 UI_EXAMPLES = """\
 examples:
   florence2 serve                                    and, elsewhere:
@@ -40,10 +42,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on; 0.0.0.0 is every address (default: %(default)s)")
     for protocol in "http", "grpc", "metrics":
         parser.add_argument(
-            f"--{protocol}-port", type=int, metavar="PORT", help="0 picks a free one (default: %(default)s)"
+            f"--{protocol}-port", type=port, metavar="PORT", help="0 picks a free one (default: %(default)s)"
         )
     parser.add_argument(
-        "--cache-mib", type=int, metavar="MIB",
+        "--cache-mib", type=number(int, 0, MOST_CACHE_MIB), metavar="MIB",
         help="memory to keep the features of images, so that an image is encoded once; 0 is none\n"
         "(default: %(default)s, 145 images with Florence-2-base)",
     )  # fmt: skip
@@ -56,11 +58,11 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         "--model-control", action="store_true", help="let clients load models again (see docs/export.md)"
     )
     parser.add_argument(
-        "--drain-seconds", type=int, metavar="S",
+        "--drain-seconds", type=number(int, 0, LONGEST_TIMEOUT), metavar="S",
         help="time for running requests to finish when the server is stopped (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--connection-age", type=int, metavar="S",
+        "--connection-age", type=number(int, 1, LONGEST_TIMEOUT), metavar="S",
         help="make gRPC clients reconnect after so many seconds, to find new replicas (default: never)",
     )  # fmt: skip
     parser.add_argument(
@@ -93,10 +95,14 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every address (default: %(default)s)"
     )
     parser.add_argument(
-        "--port", type=int, default=7860, metavar="PORT", help="0 picks a free one (default: %(default)s)"
+        "--port", type=port, default=7860, metavar="PORT", help="0 picks a free one (default: %(default)s)"
     )
     parser.add_argument(
-        "--timeout", type=float, default=120.0, metavar="S", help="give up on a request after S seconds (default: 120)"
+        "--timeout",
+        type=seconds,
+        default=120.0,
+        metavar="S",
+        help="give up on a request after S seconds (default: 120)",
     )
     add_connection(parser)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -66,3 +67,16 @@ def output_path(folder: Path, image: str, suffix: str) -> Path:
     path = PurePath(os.path.normpath(image))
     inside = path.parts[bool(path.anchor) :]
     return folder.joinpath(*("_up" if part == ".." else part for part in inside)).with_suffix(suffix)
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    """Write an image in the format of its suffix. Raise OSError, with the path, if the file cannot be written."""
+    encoded = io.BytesIO()
+    try:
+        image.save(encoded, Image.registered_extensions()[path.suffix.lower()], quality=90)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{path} cannot be written: {error}") from error
+    try:
+        path.write_bytes(encoded.getvalue())
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error  # a full disk has no name

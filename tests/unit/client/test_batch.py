@@ -293,7 +293,7 @@ def test_drawings_are_there_when_their_line_is(server, folder):
 def test_undrawable_folder_ends_the_run(server, folder, capsys, caplog):
     """Where drawings cannot be written the run says so, and no line promises one."""
     Path("drawn").touch()
-    assert batch("--tasks", "caption", "--draw", "drawn") == 1
+    assert batch("--tasks", "caption", "--draw", "drawn") == 2
     gc.collect()  # asyncio complains of unread errors when their tasks are collected
     error = capsys.readouterr().err
     assert "drawn" in error and not caplog.records

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from florence2.errors import ConnectionFailed, InternalError, InvalidRequest
+from florence2.contract import OPTIONS
+from florence2.errors import ConnectionFailed, InternalError, InvalidOption, InvalidRequest
 from florence2.server.options import ServingOptions
 from florence2.tasks import TASKS
 from florence2_client import cli
@@ -210,7 +215,23 @@ def test_ctrl_c_exits_with_130(server, image, capsys):
         (["run", "x.png", "--task", "od", "--num-beams", "many"], "argument --num-beams: invalid int value"),
         (["run", "x.png", "--task", "od", "--url", "ftp://x"], "is not the URL of a server"),
         (["fly"], "invalid choice: 'fly'"),
-        ([], "arguments are required: COMMAND"),
+        (["run", "x.png", "--task", "od", "--num-beams", "-1"], "--num-beams must be at least 1"),
+        (
+            ["run", "x.png", "--task", "od", "--max-new-tokens", "99999999999"],
+            "--max-new-tokens must be at least 1 and",
+        ),
+        (["run", "x.png", "--task", "od", "--length-penalty", "nan"], "--length-penalty must be at least -2, not nan"),
+        (["run", "x.png", "--task", "od", "--timeout", "0"], "--timeout must be above 0"),
+        (["run", "x.png", "--task", "od", "--max-side", "0"], "--max-side must be at least 1"),
+        (["health", "--timeout", "-1"], "--timeout must be above 0"),
+        (["info", "--timeout", "inf"], "--timeout must be above 0"),
+        (["bench", "x.png", "--task", "od", "--seconds", "-1"], "--seconds must be above 0"),
+        (["bench", "x.png", "--task", "od", "--concurrency", "1,1000000"], "whole numbers from 1 to 4096"),
+        (["serve", "--cache-mib", "-1"], "--cache-mib must be at least 0"),
+        (["serve", "--http-port", "70000"], "--http-port must be at least 0 and at most 65,535, not 70000"),
+        (["serve", "--connection-age", "0"], "--connection-age must be at least 1"),
+        (["serve", "--drain-seconds", "-5"], "--drain-seconds must be at least 0"),
+        (["ui", "--port", "-1"], "--port must be at least 0"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_sentence(capsys, arguments, sentence):
@@ -220,6 +241,65 @@ def test_mistake_on_the_command_line_is_one_sentence(capsys, arguments, sentence
     assert error.startswith("florence2: ")
     assert error.count("\n") == 1
     assert sentence in error
+
+
+def test_no_command_prints_the_help(capsys):
+    """It is what a first call of a program is for."""
+    assert cli.main([]) == 0
+    assert "florence2 batch photos/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.keyword)
+def test_messages_name_the_flag_of_an_option(server, image, capsys, option):
+    """The server knows tensors, not flags."""
+    server.failure = InvalidOption(f"{option.name} must be something else")
+    assert cli.main(["run", image, "--task", "od"]) == 2
+    flag = "--" + option.keyword.replace("_", "-")
+    assert capsys.readouterr().err == f"florence2: {flag} must be something else\n"
+
+
+def test_the_environment_names_the_server(server, image, monkeypatch):
+    """`--url` has the last word."""
+    monkeypatch.setenv("FLORENCE2_URL", "http://box:1")
+    cli.main(["run", image, "--task", "od"])
+    cli.main(["run", image, "--task", "od", "--url", "http://other:2"])
+    monkeypatch.setenv("FLORENCE2_URL", "")
+    cli.main(["run", image, "--task", "od"])
+    assert server.urls == ["http://box:1", "http://other:2", "grpc://127.0.0.1:8001"]
+
+
+@pytest.mark.parametrize(
+    "link", [os.symlink, os.link, lambda _image, _path: None], ids=["symlink", "hard link", "same"]
+)
+def test_the_image_is_not_overwritten_by_its_drawing(server, image, tmp_path, capsys, link):
+    """Nor is it under another name, or when it comes on standard input."""
+    content = Path(image).read_bytes()
+    path = tmp_path / "other.png"
+    link(image, path)
+    drawing = str(path) if path.exists() else image
+    assert cli.main(["run", image, "--task", "od", "--draw", drawing]) == 2
+    assert "would overwrite the image" in capsys.readouterr().err
+    with open(image, "rb") as stream:
+        command = [*COMMAND, "run", "-", "--task", "od", "--url", "127.0.0.1:1", "--draw", drawing]
+        ended = subprocess.run(command, stdin=stream, stderr=subprocess.PIPE, timeout=60)
+    assert ended.returncode == 2 and b"would overwrite the image" in ended.stderr
+    assert Path(image).read_bytes() == content and server.asked == []
+
+
+def test_free_prompt_is_announced(server, image, capsys, monkeypatch):
+    """Once, and the answer follows."""
+    monkeypatch.setitem(ANSWERS, "Which season is it?", "summer")
+    assert cli.main(["run", image, "--task", "Which season is it?", "--no-json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("summer\n")
+    assert captured.err.count("free prompt") == captured.err.count("\n") == 1
+
+
+def test_drawing_on_a_full_disk_names_the_file(server, image, tmp_path, capsys):
+    """A full disk is no mistake in the command."""
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    assert cli.main(["run", image, "--task", "od", "--draw", str(tmp_path / "full.png")]) == 1
+    assert capsys.readouterr().err == f"florence2: {tmp_path}/full.png cannot be written: No space left on device\n"
 
 
 def test_tasks_lists_the_table(capsys):
@@ -312,7 +392,7 @@ def test_missing_completion_package_is_named(monkeypatch, capsys):
     assert "pip install shtab" in capsys.readouterr().err
 
 
-COMMAND = [sys.executable, "-c", "import sys; from florence2_client.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from florence2_command import main; sys.exit(main())"]
 
 
 def run_process(*arguments, **options):
@@ -356,7 +436,10 @@ def test_full_disk_is_told():
     """Output that cannot be written is an error, not a traceback."""
     with open("/dev/full", "wb") as full:
         ended = subprocess.run([*COMMAND, "tasks"], stdout=full, stderr=subprocess.PIPE, timeout=60)
-    assert (ended.returncode, ended.stderr) == (1, b"florence2: [Errno 28] No space left on device\n")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        b"florence2: standard output cannot be written: No space left on device\n",
+    )
 
 
 def test_terminal_without_unicode_gets_escapes(server, image, monkeypatch):
@@ -367,3 +450,23 @@ def test_terminal_without_unicode_gets_escapes(server, image, monkeypatch):
     assert ascii_only.buffer.getvalue().startswith(b"a caf\\xe9\n")
     assert cli.main(["run", image, "--task", "caption", "--json"]) == 0
     assert json.loads(ascii_only.buffer.getvalue().splitlines()[-1])["answer"] == "a café"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8])
+def test_ctrl_c_leaves_no_traceback_at_any_moment(tmp_path, seconds):
+    """Nor while the program is still being loaded. The interpreter's own start is left out."""
+    loaded = tmp_path / "loaded"
+    code = "import sys; import florence2_command as command; import signal; old = signal.signal\n"
+    code += f"signal.signal = lambda *two: (old(*two), open({str(loaded)!r}, 'w').close())[0]\n"
+    command = [sys.executable, "-c", f"{code}sys.exit(command.main())"]
+    process = subprocess.Popen(
+        [*command, "run", "-", "--task", "od", "--url", "grpc://10.255.255.1:1"],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while not loaded.exists():
+        time.sleep(0.001)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, b"")
