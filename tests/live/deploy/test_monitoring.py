@@ -1,4 +1,4 @@
-"""Prometheus' rules and Grafana's dashboard: every metric they ask for is one that a live server publishes."""
+"""Prometheus' rules and Grafana's dashboard: a live server publishes every metric that they use."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def queries() -> dict[str, str]:
-    """Panel and legend -> PromQL with the dashboard's variables filled in."""
+    """Return panel and legend -> PromQL with the dashboard's variables filled in."""
     filled = {"$__rate_interval": "1m", "$instance": ".*"}
     return {
         f"{panel['title']} {target['refId']}": re.sub(r"\$\w+", lambda variable: filled[variable[0]], target["expr"])
@@ -52,7 +52,7 @@ def alerts() -> dict[str, str]:
 
 
 def metrics_of(query: str) -> set[str]:
-    """The names of all selectors of a query. Fails if it is no PromQL."""
+    """Return the names of all selectors of a query. Fail if it is not PromQL."""
     promql_parser.parse(query)
     return set(re.findall(r"\b((?:florence2|nv)_\w+|up)\b(?=[{\[ )]|$)", query))
 
@@ -123,7 +123,7 @@ def test_each_failed_request_is_counted_once(asked_server):
 
 
 def test_the_dashboard_is_whole():
-    """Panels have numbers of their own, do not overlap, and use the datasource that is provisioned."""
+    """Panels have unique numbers, do not overlap, and use the provisioned data source."""
     provisioned = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
     (source,) = provisioned["datasources"]
     numbers = [panel["id"] for panel in DASHBOARD["panels"]]
@@ -147,7 +147,7 @@ def tool(name: str) -> str:
 
 
 def test_promtool_accepts_the_configuration_and_the_alerts_fire_when_they_should():
-    """Rules are tested on invented series, tests/live/deploy/alerts_test.yml."""
+    """promtool runs the rules on the invented series in tests/live/deploy/alerts_test.yml."""
     for command in (["check", "config", PROMETHEUS / "prometheus.yml"],
                     ["test", "rules", Path(__file__).with_name("alerts_test.yml")]):  # fmt: skip
         done = subprocess.run([tool("promtool"), *command], capture_output=True, text=True, check=False)
@@ -156,7 +156,7 @@ def test_promtool_accepts_the_configuration_and_the_alerts_fire_when_they_should
 
 @pytest.fixture
 def prometheus(asked_server, tmp_path: Path) -> Iterator[str]:
-    """A real Prometheus with the committed configuration; only the target and the interval are others."""
+    """A real Prometheus with the committed configuration; only the target and the interval differ."""
     program = tool("prometheus")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -193,7 +193,7 @@ def scrapes(prometheus: str) -> int:
 
 
 def test_the_dashboard_shows_a_live_server(prometheus: str, asked_server):
-    """Each query of each panel returns numbers, those about GPUs aside; no alert fires."""
+    """Each query of each panel returns numbers, except those about GPUs, and no alert fires."""
     with Client(asked_server.grpc_url) as client:
         until = time.monotonic() + 30
         while scrapes(prometheus) < 5 and time.monotonic() < until:

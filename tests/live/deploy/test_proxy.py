@@ -1,4 +1,4 @@
-"""The proxy of a machine that the internet reaches, a real Caddy before a live server: a key, few routes, a limit."""
+"""The proxy for machines on the internet, a real Caddy in front of a live server: a key, few routes, a limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENSEMBLE = "/v2/models/florence2_ensemble"
 
 @pytest.fixture(scope="module")
 def proxy(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its address. Without TLS, for which Caddy would install an authority on this machine."""
+    """Yield the proxy's address. It has no TLS, for which Caddy would install an authority on this machine."""
     caddy = shutil.which("caddy")
     if caddy is None:
         pytest.skip("there is no caddy; on Debian: apt install caddy")
@@ -68,7 +68,7 @@ def status(proxy: str, method: str, path: str, headers: dict[str, str], body: by
 
 
 def test_answers_come_through_with_the_key(proxy: str):
-    """By the client library, whole and piece by piece."""
+    """The client library gets answers through the proxy, complete and streamed."""
     with Client(f"http://{proxy}", headers=KEY) as client:
         assert client.detect(IMAGE).answer.labels
         assert len(list(client.stream(IMAGE, "<CAPTION>"))) > 1
@@ -78,7 +78,7 @@ def test_answers_come_through_with_the_key(proxy: str):
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}, {"Authorization": "Bearer wrong"}])
 def test_without_the_key_nothing_is_told(proxy: str, headers: dict[str, str]):
-    """Not even whether a route exists."""
+    """Without the key, the proxy does not even tell whether a route exists."""
     for path in "/v2/health/ready", "/nowhere":
         assert status(proxy, "GET", path, headers) == 401
     assert status(proxy, "POST", f"{ENSEMBLE}/generate", headers, b"{}") == 401
@@ -104,12 +104,12 @@ def test_without_the_key_nothing_is_told(proxy: str, headers: dict[str, str]):
     ],
 )
 def test_nothing_but_the_ensembles_is_reached(proxy: str, method: str, path: str):
-    """Models are not loaded, memory is not registered and stages are not asked from the internet, key or not."""
+    """The internet loads no models, registers no memory and reaches no internal model, with the key or without."""
     assert status(proxy, method, path, KEY, b"{}" if method == "POST" else None) == 404
 
 
 def test_large_bodies_are_refused(proxy: str, server):
-    """Before Triton holds them in memory, and it stays well. Caddy before 2.7 says 502 where later ones say 413."""
+    """Large bodies are refused before Triton holds them in memory. Caddy before 2.7 answers 502, later versions 413."""
     body = b"x" * (25 * 10**6)
     assert status(proxy, "POST", f"{ENSEMBLE}/generate", KEY, body) in (413, 502)
     assert status(proxy, "GET", "/v2/health/ready", KEY) == 200

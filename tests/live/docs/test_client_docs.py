@@ -17,14 +17,14 @@ PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="ut
 
 @pytest.fixture
 def street(tmp_path, monkeypatch):
-    """A folder with the image that the examples ask about."""
+    """Return a folder with the image of the examples."""
     scenes.make_scene(900_003).draw(640).save(tmp_path / "street.jpg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_python_examples_run(server, street, capsys):
-    """One after the other, as in a notebook, but for the ports."""
+    """The examples run one after the other, as in a notebook, with the ports of the live server."""
     names: dict[str, object] = {}
     for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(
@@ -38,7 +38,7 @@ def test_python_examples_run(server, street, capsys):
 
 
 def test_table_lists_every_method():
-    """Method, task, further argument and kind of answer are those of the signatures."""
+    """Method, task, further argument and kind of answer match the signatures."""
     rows = re.findall(r"^\| `(\w+)` \| `(<\w+>)` \| (\w*) ?\| `(\w+)` \|$", PAGE, re.MULTILINE)
     kinds = {"TextT": "TextAnswer", "BoxesT": "Boxes", "QuadsT": "Quads", "PolygonsT": "Polygons"}
     methods = []

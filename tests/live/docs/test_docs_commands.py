@@ -1,4 +1,4 @@
-"""Every command in the docs is run here, or says why not. CONTRIBUTING.md tells the rule.
+"""Every command in the docs runs here, or says why not. CONTRIBUTING.md states the rule.
 
 A fenced block without a language, or of sh, bash or python, is run as it stands against the live server, but for the
 ports. A comment right before it excuses it, `<!-- not run: why -->`; one in the page excuses all of them,
@@ -51,7 +51,7 @@ class Block(NamedTuple):
 
 
 def blocks(path: Path) -> list[Block]:
-    """What is to be run of a page."""
+    """Return the commands of a page that can be run."""
     text, page = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
     if WHOLE_PAGE.search(text):
         return []
@@ -74,7 +74,7 @@ def place(tmp_path, repository) -> Path:
 
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page)], ids=str)
 def test_the_command_runs(server, place, block):
-    """All lines, one after the other; exit code 0, something printed, and no error in what Triton answers."""
+    """The lines run in order: exit code 0, something printed, and no error in Triton's responses."""
     code = block.code
     for port, url in ("8001", server.grpc_url), ("8000", server.http_url), ("8002", server.metrics_url):
         code = code.replace(f"127.0.0.1:{port}", url.split("/")[2])
@@ -96,7 +96,7 @@ def test_the_command_runs(server, place, block):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_command_hides_outside_of_a_fence(page):
-    """Indented blocks would not be found."""
+    """Commands are in fenced blocks; indented ones would not be found."""
     prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     hidden = re.findall(r"^(?: {4}|\t)(?:\$ )?(?:make|python|florence2|curl|docker|kubectl|helm|pip) .*", prose, re.M)
     assert hidden == []

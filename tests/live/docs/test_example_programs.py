@@ -19,7 +19,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a folder of images, in which the programs run."""
+    """Return the folder in which the programs run; it has a folder of images."""
     (tmp_path / "images").mkdir()
     for index in range(2):
         scenes.make_scene(900_003 + index).draw(640).save(tmp_path / "images" / f"street-{index}.jpg")
@@ -50,26 +50,26 @@ def test_the_client_library(server, folder):
 
 
 def test_nvidias_client(server, folder):
-    """Over gRPC, with nothing of this project."""
+    """tritonclient gets an answer over gRPC, without this project's packages."""
     assert "[" in run("triton_grpc.py", folder, IMAGE, server.grpc_url.removeprefix("grpc://"))
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_curl(server, folder):
-    """Over HTTP."""
+    """The program gets its answer over HTTP."""
     response = json.loads(run("generate.sh", folder, IMAGE, server.http_url.removeprefix("http://")))
     assert json.loads(response["RESULT"])["<OD>"]["labels"]
 
 
 def test_the_command_line(server, folder):
-    """Answers and a COCO file for all images."""
+    """The batch writes answers and a COCO file for all images."""
     run("batch.sh", folder, "images", server.grpc_url)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 4
     assert json.loads((folder / "objects.json").read_text())["images"]
 
 
 def test_every_example_is_listed_and_tested():
-    """The table of README names each program, and a test here runs it."""
+    """README's table names each program, and a test here runs it."""
     programs = {path.name for path in EXAMPLES.iterdir()} - {"README.md"}
     text, tests = (EXAMPLES / "README.md").read_text(), Path(__file__).read_text()
     assert all(f"]({name})" in text and f'"{name}"' in tests for name in programs)

@@ -22,7 +22,7 @@ PYTHON = {"string": str, "integer": int, "number": (int, float), "array": list}
 
 @pytest.mark.parametrize(("name", "contract"), [("Request", CONTRACT_INPUTS), ("Response", CONTRACT_OUTPUTS)])
 def test_fields_are_the_contracts(name, contract):
-    """Every tensor with its type; what is not optional is required."""
+    """The document has every tensor with its type, and requires those that are not optional."""
     fields = SCHEMAS[name]["properties"]
     assert list(fields) == list(contract)
     for tensor, (kind, dims, _) in contract.items():
@@ -33,12 +33,12 @@ def test_fields_are_the_contracts(name, contract):
 
 
 def test_tasks_are_the_codes():
-    """All tokens are named as examples of TASK."""
+    """All task tokens are examples of TASK."""
     assert SCHEMAS["Request"]["properties"]["TASK"]["examples"] == list(TASKS)
 
 
 def ask(server, question):
-    """Status and JSON of an answer."""
+    """Return the status and JSON of a response."""
     model = ASK["parameters"][0]["schema"]["default"]
     url = f"{server.http_url}/v2/models/{model}/generate"
     request = urllib.request.Request(url, json.dumps(question).encode(), {"Content-Type": "application/json"})

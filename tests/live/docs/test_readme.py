@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def street(tmp_path: Path) -> Path:
-    """A folder with the image that README's examples ask about."""
+    """Return a folder with the image of README's examples."""
     scenes.make_scene(900_003).draw(640).save(tmp_path / "street.jpg")
     return tmp_path
 

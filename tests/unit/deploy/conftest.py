@@ -27,7 +27,7 @@ Manifests = dict[str, list[dict[str, Any]]]  # by kind
 
 @pytest.fixture(scope="session")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Runs Helm with arguments and returns what it prints."""
+    """Run Helm with these arguments and return what it prints."""
     program = shutil.which("helm") or _helm_of_the_wheel(tmp_path_factory.mktemp("helm"))
 
     def run(*arguments: object) -> str:
@@ -44,7 +44,7 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 
 def _helm_of_the_wheel(folder: Path) -> str:
-    """In a layer, in a package of npm's, in a wheel of PyPI's."""
+    """Return the path of the helm that a wheel on PyPI contains, packed as a layer in an npm package."""
     package = next(Path(sys.prefix, "helm").rglob("*.jsii.tgz"), None)
     if package is None:
         pytest.skip("no helm: put one on PATH, or run make install where PyPI can be reached")
@@ -57,7 +57,7 @@ def _helm_of_the_wheel(folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def render(helm: Callable[..., str]) -> Callable[..., Manifests]:
-    """The chart with a file of examples/ and further values, as `server.name=x`."""
+    """Render the chart with a file of examples/ and further values such as `server.name=x`."""
 
     @cache
     def rendered(example: str | None = None, *values: str) -> Manifests:

