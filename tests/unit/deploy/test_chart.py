@@ -172,7 +172,7 @@ def test_services_find_only_the_servers(render, example):
 
 
 def test_scaling_looks_at_metrics_that_exist(render):
-    """The decoder's metrics and Triton's are scraped; the autoscaler uses the one that the adapter derives from them."""
+    """The metrics of the decoder and Triton are scraped; the autoscaler uses the one that the adapter derives."""
     adapter = yaml.safe_load((CHART.parent / "prometheus-adapter.yaml").read_text())["rules"]["custom"][0]
     (metric,) = the(render("gpu"), "HorizontalPodAutoscaler")["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == adapter["name"]["as"]
