@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class Preview:
     image: str = ""  # a URL
     width: int = 0  # of the image itself, upright
     height: int = 0
-    problem: str = ""
+    problem: str = ""  # HTML
 
 
 def preview_of(path: str) -> Preview:
@@ -30,7 +31,7 @@ def preview_of(path: str) -> Preview:
     try:
         image = decoded_image(path)
     except InvalidImage as error:
-        return Preview(problem=str(error))
+        return Preview(problem=html.escape(str(error)))
     return Preview(data_url(image), *image.size)
 
 

@@ -118,3 +118,20 @@ def test_a_file_without_a_preview_says_why(desk, tmp_path):
     desk.upload(EXAMPLE)
     desk.page.locator("#preview img").wait_for()
     assert desk.page.locator("#preview").get_by_role("alert").count() == 0
+
+
+@pytest.mark.parametrize("kind", ["", "image/heic"])
+def test_a_dropped_file_of_a_type_that_the_browser_does_not_know_is_taken(desk, kind):
+    """Browsers on most systems have no type for HEIC."""
+    desk.page.evaluate(
+        """kind => {
+          const dataTransfer = new DataTransfer();
+          dataTransfer.items.add(new File(["no image"], "photo.heic", { type: kind }));
+          const area = [...document.querySelectorAll("#image button")].find((button) => /Drop/.test(button.innerText));
+          for (const name of ["dragenter", "dragover", "drop"])
+            area.dispatchEvent(new DragEvent(name, { bubbles: true, cancelable: true, dataTransfer }));
+        }""",
+        kind,
+    )
+    desk.page.locator("#preview").get_by_role("alert").wait_for()
+    assert desk.faults == []
