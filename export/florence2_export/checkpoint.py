@@ -5,7 +5,6 @@ It is the first step of `pipeline`. A CheckpointError says in one sentence what 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from florence2.errors import CheckpointError
 from florence2_export import layouts, settings, weight_files, weight_names
 from florence2_export.adapter import Adapter, read_adapter
 from florence2_export.architecture import as_floats, check_weights, read_architecture, refuse_quantized
-from florence2_export.hub import Source, fetch, one_line
+from florence2_export.hub import Source, fetch
 from florence2_export.layouts import EMBEDDING, TIED, UNTIED
 from florence2_export.lora import CONFIG as ADAPTER_CONFIG
+from florence2_export.tokenizer_files import read_tokenizer
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -37,6 +37,7 @@ class Checkpoint:
     """
 
     source: Source
+    processor: Source  # of the tokenizer and the image settings; the same as `source` unless another was given
     files: list[Path]  # the weight files
     adapter: Adapter | None  # already merged into the weights
     config: ModelConfig
@@ -48,17 +49,31 @@ class Checkpoint:
     notes: tuple[str, ...]  # what the user should know, one sentence each
 
 
-def read_checkpoint(source: str, revision: str | None = None, adapter: str | None = None) -> Checkpoint:
-    """Read a checkpoint and merge an adapter into it. Each is a directory or a hub id."""
-    found = fetch(source, revision, "model*.safetensors", "pytorch_model*.bin")
+def read_checkpoint(
+    source: str,
+    revision: str | None = None,
+    adapter: str | None = None,
+    processor: str | None = None,
+    subfolder: str | None = None,
+) -> Checkpoint:
+    """Read a checkpoint and merge an adapter into it. Take the tokenizer and image settings from `processor` if given.
+
+    Each is a directory or a hub id. `subfolder` is the checkpoint's folder in it.
+    """
+    found = fetch(source, revision, "model*.safetensors", "pytorch_model*.bin", subfolder)
     config_file = read_config_file(found)
     lora = read_adapter(adapter) if adapter is not None else None
     notes: list[str] = []
+    inputs = found
+    if processor is not None:
+        inputs = fetch(processor)
+        notes.append(f"the tokenizer and the image settings are those of {inputs.name}")
+    before = len(notes)
     files = weight_files.find(found.directory, FILES, notes)
     stored = weight_files.read(files, notes)
     refuse_quantized(stored, config_file)
     weights = as_floats(weight_names.bare(stored, notes), notes)
-    readable = not notes and lora is None and files[0].suffix == ".safetensors"
+    readable = len(notes) == before and lora is None and files[0].suffix == ".safetensors"
     microsoft = layouts.is_microsoft(set(weights))
     if microsoft:
         weights = layouts.native_weights(weights)
@@ -69,10 +84,14 @@ def read_checkpoint(source: str, revision: str | None = None, adapter: str | Non
         weights = settle_embedding(lora.merge(weights))
     architecture = read_architecture(config_file, weights[EMBEDDING].shape[0], notes)
     check_weights(weights, architecture, notes)
-    tokenizer = read_tokenizer(found.directory, microsoft)
-    config = settings.read_model_config(found.directory, found.name, architecture, tokenizer, microsoft, notes)
+    tokenizer = read_tokenizer(
+        inputs.directory, complete=microsoft or inputs is not found, hint=settings.PROCESSOR_HINT
+    )
+    generate = settings.generation_files(found.directory, config_file, microsoft)
+    config = settings.read_model_config(inputs.directory, found.name, architecture, tokenizer, generate, notes)
     return Checkpoint(
         source=found,
+        processor=inputs,
         files=files,
         adapter=lora,
         config=config,
@@ -87,10 +106,17 @@ def read_checkpoint(source: str, revision: str | None = None, adapter: str | Non
 
 def read_config_file(found: Source) -> dict[str, Any]:
     """Return config.json. Raise CheckpointError if it is not that of a Florence-2 checkpoint."""
-    if (found.directory / ADAPTER_CONFIG).exists() and not (found.directory / "config.json").exists():
-        raise CheckpointError(
-            f"{found.name} is an adapter; give the checkpoint that it was trained on, and the adapter with --adapter"
-        )
+    if not (found.directory / "config.json").exists():
+        if (found.directory / ADAPTER_CONFIG).exists():
+            raise CheckpointError(
+                f"{found.name} is an adapter; give the checkpoint that it was trained on, and the adapter with "
+                "--adapter"
+            )
+        inner = sorted(path.parent.name for path in found.directory.glob("*/config.json"))
+        if inner:
+            raise CheckpointError(
+                f"config.json is missing in {found.name}, but not in its folders; add --subfolder {' or '.join(inner)}"
+            )
     config_file = read_json(found.directory / "config.json")
     if config_file.get("model_type") != "florence2":
         raise CheckpointError(
@@ -116,21 +142,3 @@ def settle_embedding(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def same(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors hold equal numbers, even if they are stored in different precisions."""
     return a.shape == b.shape and torch.equal(a.to(b.dtype), b)
-
-
-def read_tokenizer(directory: Path, microsoft: bool) -> Tokenizer:
-    """Return the tokenizer with all of Florence-2's tokens, without padding and truncation left by training."""
-    path = directory / "tokenizer.json"
-    if not path.exists():
-        raise CheckpointError(f"tokenizer.json is missing in {directory}; copy it from the original checkpoint")
-    try:
-        tokenizer = Tokenizer.from_file(os.fspath(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise CheckpointError(
-            f"tokenizer.json in {directory} cannot be read ({one_line(error)}); copy it from the original checkpoint"
-        ) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    if microsoft:
-        layouts.complete_tokenizer(tokenizer)
-    return tokenizer

@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="branch, tag or commit on the hub (default: the main branch)")
     parser.add_argument(
+        "--subfolder", metavar="DIR", help="the checkpoint's folder in CHECKPOINT, such as checkpoint-500"
+    )
+    parser.add_argument(
+        "--processor", metavar="DIR_OR_ID",
+        help="take the tokenizer and the image settings from there, for a checkpoint without them",
+    )  # fmt: skip
+    parser.add_argument(
         "--adapter", metavar="DIR_OR_ID",
         help="PEFT LoRA adapter, trained on either layout, to merge into the checkpoint",
     )  # fmt: skip
@@ -75,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
             options.name,
             revision=options.revision,
             adapter=options.adapter,
+            processor=options.processor,
+            subfolder=options.subfolder,
             precision=options.precision,
             add_version=options.add_version,
             device=options.target,

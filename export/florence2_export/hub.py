@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from florence2.errors import CheckpointError
 
@@ -24,28 +24,46 @@ class Source:
     revision: str | None
 
 
-def fetch(source: str, revision: str | None, weights: str, pickles: str) -> Source:
-    """Return the source for a directory or a hub id. Raise CheckpointError if it does not exist.
+def fetch(
+    source: str,
+    revision: str | None = None,
+    weights: str | None = None,
+    pickles: str | None = None,
+    subfolder: str | None = None,
+) -> Source:
+    """Return the source for a directory or a hub id, or for a folder in it. Raise CheckpointError if there is none.
 
     `weights` and `pickles` are file name patterns; pickles are downloaded only if there are no other weights.
     """
+    inner = PurePosixPath(subfolder or ".")
+    if inner.is_absolute() or ".." in inner.parts:
+        raise CheckpointError(f"--subfolder {subfolder} leads out of {source}; name a folder in it")
     path = Path(source)
     if path.is_dir():
         if revision is not None:
             raise CheckpointError(f"{source} is a directory, which has no revisions; use --revision only with a hub id")
-        for file in (*path.glob("*.json"), *path.glob("*.txt")):
-            refuse_pointer(file)
-        return Source(path, path.resolve().name, None)
-    if path.exists():
+        found = Source(path / inner, (path / inner).resolve().name, None)
+    elif path.exists():
         raise CheckpointError(f"{source} is a file; give the directory that holds it")
-    if not HUB_ID.fullmatch(source):
+    elif not HUB_ID.fullmatch(source):
         raise CheckpointError(
             f"there is no directory {source}; give a directory or a hub id such as microsoft/Florence-2-base"
         )
-    directory = _download(source, revision, ["*.json", weights])
-    if not any(directory.glob(weights)):
-        directory = _download(source, revision, ["*.json", pickles])
-    return Source(directory, source, directory.name)  # the cache names a snapshot's folder after its commit
+    else:
+        wanted = [["*.json", "*merges.txt", *([str(inner / weights)] if weights else [])]]
+        if pickles is not None:
+            wanted.append([*wanted[0][:2], str(inner / pickles)])
+        for patterns in wanted:
+            snapshot = _download(source, revision, patterns)
+            if weights is None or any((snapshot / inner).glob(weights)):
+                break
+        # The cache names a snapshot's folder after its commit.
+        found = Source(snapshot / inner, "/".join((source, *inner.parts)), snapshot.name)
+    if not found.directory.is_dir():
+        raise CheckpointError(f"{source} has no folder {subfolder}; check --subfolder")
+    for file in (*found.directory.glob("*.json"), *found.directory.glob("*.txt")):
+        refuse_pointer(file)
+    return found
 
 
 def refuse_pointer(file: Path) -> None:

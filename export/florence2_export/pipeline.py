@@ -44,6 +44,8 @@ def export_checkpoint(
     *,
     revision: str | None = None,
     adapter: str | None = None,
+    processor: str | None = None,
+    subfolder: str | None = None,
     precision: str = "auto",
     add_version: bool = False,
     device: str = "cpu",
@@ -69,7 +71,7 @@ def export_checkpoint(
         targets.choose_accelerator(device, accelerator, encoder),
     )
     say(f"reading {source}" + (f" with the adapter {adapter}" if adapter else ""))
-    checkpoint = read_checkpoint(source, revision, adapter)
+    checkpoint = read_checkpoint(source, revision, adapter, processor, subfolder)
     for note in checkpoint.notes:
         say(f"  note: {note}")
     transformers_logging.disable_progress_bar()

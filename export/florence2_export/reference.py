@@ -39,7 +39,7 @@ def reference_features(
     checkpoint: Checkpoint, reference: Florence2ForConditionalGeneration, images: Sequence[Image.Image]
 ) -> NDArray[np.float32]:
     """Return float32 [B, T, D], image by image, made with the checkpoint's own image processor."""
-    processor = CLIPImageProcessorPil.from_pretrained(checkpoint.source.directory)
+    processor = CLIPImageProcessorPil.from_pretrained(checkpoint.processor.directory)
     features: list[Tensor] = []
     with torch.inference_mode():
         for image in images:

@@ -125,6 +125,8 @@ def read_provenance(checkpoint: Checkpoint, settings: Mapping[str, str]) -> dict
         "weights_sha256": content_hash(checkpoint.files),
         "layout": "microsoft" if checkpoint.microsoft else "native",
     }
+    if checkpoint.processor is not checkpoint.source:
+        facts |= {"processor": checkpoint.processor.name, "processor_revision": checkpoint.processor.revision}
     if checkpoint.adapter:
         facts |= {
             "adapter": checkpoint.adapter.source.name,

@@ -16,27 +16,37 @@ from florence2.config import LOCATION_BINS, ImageConfig, ModelConfig, TextConfig
 from florence2.errors import CheckpointError
 from florence2_export import generation, layouts
 
+PROCESSOR_HINT = "give the original checkpoint, such as microsoft/Florence-2-base, with --processor"
 OWN_TOKENIZER = "use the tokenizer.json that was saved with these weights"
 
 
 def read_model_config(
-    directory: Path, name: str, architecture: Florence2Config, tokenizer: Tokenizer, microsoft: bool, notes: list[str]
+    directory: Path,
+    name: str,
+    architecture: Florence2Config,
+    tokenizer: Tokenizer,
+    generate: generation.Settings,
+    notes: list[str],
 ) -> ModelConfig:
-    """Return the configuration. Raise CheckpointError if a setting is missing or unsupported."""
+    """Return the configuration, with the image settings in `directory`.
+
+    Raise CheckpointError if a setting is missing or unsupported.
+    """
     text = text_config(architecture)
     tokens = token_config(tokenizer, text.vocab_size)
-    whole = read_json(directory / "config.json")
-    generate = ("generation_config.json", read_optional(directory, "generation_config.json"))
-    inner: tuple[str, Mapping[str, Any]] = ("text_config of config.json", whole.get("text_config") or {})
-    outer = ("config.json", whole)
-    # Microsoft's generate() runs the inner language model, which reads only its own config.
-    files = [inner, generate, outer] if microsoft else [generate, outer, inner]
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    rowless = sorted(token for token, id in vocabulary.items() if id >= text.vocab_size and token != "<image>")
+    if rowless:
+        notes.append(
+            f"the tokenizer has {len(rowless)} tokens that the embedding has no row for, among them {rowless[0]}; "
+            "the server refuses prompts with them"
+        )
     try:
         return ModelConfig(
             image=image_config(read_image_processor(directory), architecture, notes),
             text=text,
             tokens=tokens,
-            generation=generation.read_defaults(generation.Settings(files), tokens, text.max_positions, notes),
+            generation=generation.read_defaults(generate, tokens, text.max_positions, notes),
             banned_phrases=banned_phrases(directory),
             source=name,
         )
@@ -47,6 +57,15 @@ def read_model_config(
         ) from error
 
 
+def generation_files(directory: Path, config_file: Mapping[str, Any], microsoft: bool) -> generation.Settings:
+    """Return a checkpoint's generation settings, the file that decides first."""
+    generate = ("generation_config.json", read_optional(directory, "generation_config.json"))
+    inner: tuple[str, Mapping[str, Any]] = ("text_config of config.json", config_file.get("text_config") or {})
+    outer = ("config.json", config_file)
+    # Microsoft's generate() runs the inner language model, which reads only its own config.
+    return generation.Settings([inner, generate, outer] if microsoft else [generate, outer, inner])
+
+
 def read_optional(directory: Path, name: str) -> dict[str, Any]:
     """Return a JSON file's content, empty if there is no such file."""
     return read_json(directory / name) if (directory / name).exists() else {}
@@ -55,6 +74,11 @@ def read_optional(directory: Path, name: str) -> dict[str, Any]:
 def read_image_processor(directory: Path) -> dict[str, Any]:
     """Return the image processor's settings. transformers 5 saves them in processor_config.json, 4 in another file."""
     settings: dict[str, Any] | None = read_optional(directory, "processor_config.json").get("image_processor")
+    if settings is None and not (directory / "preprocessor_config.json").exists():
+        raise CheckpointError(
+            f"the image settings in processor_config.json or preprocessor_config.json are missing in {directory}; "
+            f"{PROCESSOR_HINT}"
+        )
     return settings or read_json(directory / "preprocessor_config.json")
 
 

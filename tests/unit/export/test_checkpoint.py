@@ -275,7 +275,7 @@ DAMAGE = {
         lambda copy: copy.edit("tokenizer.json", lambda values: values["added_tokens"].clear()),
         "not Florence-2's",
     ),
-    "no image settings": (remove("processor_config.json"), "preprocessor_config.json is missing"),
+    "no image settings": (remove("processor_config.json"), "or preprocessor_config.json are missing"),
     "another crop": (
         lambda copy: copy.edit(
             "processor_config.json", lambda values: values["image_processor"].update(do_resize=False)
