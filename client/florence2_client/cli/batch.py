@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import io
+import os
 import re
 import sys
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
-from PIL import Image
-
-from florence2.errors import ConnectionFailed, Florence2Error, InvalidPrompt, InvalidRequest, ModelNotFound
-from florence2.tasks import TASKS, TaskInput, task_from_name
-from florence2_client.async_client import AsyncClient
-from florence2_client.cli.arguments import FILES, add_connection, add_generation, connection, generation, task_name
-from florence2_client.cli.console import Progress, complain, retries_shown
-from florence2_client.cli.journal import Entry, Journal, Key, write_coco, write_csv, write_yolo
-from florence2_client.cli.sources import image_paths, output_path
-from florence2_client.exchange import Question, Reply
+from florence2.errors import InvalidPrompt, InvalidRequest
+from florence2.tasks import TASKS, TaskInput
+from florence2_client.cli.arguments import (
+    FILES,
+    MOST_IN_FLIGHT,
+    add_connection,
+    add_generation,
+    number,
+    task_name,
+)
+from florence2_client.cli.console import complain
+from florence2_client.cli.journal import Journal, write_coco, write_csv, write_yolo
+from florence2_client.cli.sending import Batch, input_of
+from florence2_client.cli.sources import (
+    ImagePaths,
+    require_distinct,
+    require_own_folder,
+    require_writable,
+)
+from florence2_client.tasks import parse_task
 
 EXAMPLES = """\
 examples:
@@ -30,17 +40,13 @@ examples:
   florence2 batch photos/ --tasks open_vocabulary_detection --text "a traffic sign" --out signs.jsonl --yolo labels/
 
 Each line of the output is an answer, with `image` and `task`. Run the same command again to resume where the last run
-stopped, for whatever reason; answers in the output are not requested again. An image that cannot be read gets a line
-with `error`. COCO, YOLO and CSV files are written from all lines at the end of each run.
-Exit codes: 0 success, 1 the server failed, 2 some images or the request are wrong, 3 the server is absent or
-overloaded, 130 interrupted with Ctrl-C.
+stopped, for whatever reason; answers in the output are not requested again, unless the image has changed. An image
+that cannot be read gets one line with `error`, which stays until --retry-errors; a missing one is looked for again.
+COCO, YOLO and CSV files are written from all lines at the end of each run.
+Exit codes: 0 success, 1 the server failed or a disk is full, 2 some images or the request are wrong, or a file cannot
+be written, 3 the server is absent or overloaded, 130 interrupted with Ctrl-C.
 """
-MOST_FAILURES_IN_A_ROW = 20
-MOST_MISTAKES_SHOWN = 10
-MOST_DRAWN_AT_ONCE = 4
-WHOLE_IMAGE = "<loc_0><loc_0><loc_999><loc_999>"
-INTERRUPTED = 130
-PROBE_RETRY_SECONDS = 5.0  # so that a server that was never started is reported soon
+LONGEST_RETRY = 30 * 24 * 60 * 60  # seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,16 +61,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sources.complete = FILES  # type: ignore[attr-defined]
     parser.add_argument("--tasks", required=True, type=_tasks, metavar="T,T", help="such as caption,od,ocr")
     parser.add_argument("--text", metavar="T", help="phrase, caption or region for tasks that take one")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl", help="answers, one JSON line each")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE.jsonl", help="answers, one JSON line each; - prints them"
+    )
     parser.add_argument("--coco", type=Path, metavar="FILE.json", help="all objects as COCO detection")
     parser.add_argument("--yolo", type=Path, metavar="DIR", help="all objects as YOLO label files")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="all text answers")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="images with the answers drawn on them")
+    parser.add_argument("--retry-errors", action="store_true", help="send again what had an error in an earlier run")
     parser.add_argument(
-        "--concurrency", type=int, default=8, metavar="N", help="requests in flight (default: %(default)s)"
+        "--concurrency",
+        type=number(int, 1, MOST_IN_FLIGHT),
+        default=8,
+        metavar="N",
+        help="requests in flight (default: %(default)s)",
     )
     parser.add_argument(
-        "--retry-for", "--patience", type=float, default=120.0, metavar="S",  # sic: the second name is the older one
+        "--retry-for", "--patience",  # sic: the second name is the older one
+        type=number(float, 0, LONGEST_RETRY), default=120.0, metavar="S",
         help="keep retrying for S seconds if the server is absent or overloaded (default: %(default)g)",
     )  # fmt: skip
     add_generation(parser)
@@ -73,166 +87,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    paths = image_paths(options.sources)
-    with Journal(options.out) as journal:
-        batch = Batch(options, paths, journal)
-        code = batch.run()
+    """Send the requests that have no answer yet, and make the other files from all answers."""
+    if str(options.out) != "-":
+        return _run(options, options.out)
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        return _run(options, Path(file.name), sys.stdout)
+
+
+def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> int:
+    sources = ImagePaths(options.sources)
+    batch = Batch(options, sources.paths, _with_text(options.tasks, options.text))
+    classes = options.yolo / "classes.txt" if options.yolo else None
+    outputs = [path for path in (out, options.coco, options.csv, classes) if path]
+    for path in outputs:
+        require_writable(path, [*sources.paths, *sources.lists])
+    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+        raise InvalidRequest("--out, --coco and --csv must be different files")
+    if options.yolo:
+        require_distinct(sources.paths, options.yolo, "label file", ".txt")
+    if options.draw:
+        require_distinct(sources.paths, options.draw, "drawing")
+        require_own_folder(options.draw, sources.paths)
+    sources.skipped = [path for path in sources.skipped if Path(path) not in outputs]
+    if skipped := sources.skipped_line():
+        complain(f"note: skipped {skipped}")
+    with Journal(out, batch.is_stale, echo) as journal:
+        code = batch.run(journal)
         for write, target in (
             (write_coco, options.coco), (write_yolo, options.yolo), (write_csv, options.csv),
         ):  # fmt: skip
             if target:
-                write(options.out, target)
+                write(out, target)
     return code
-
-
-class Batch:
-    """One run over the requests that the journal does not answer yet."""
-
-    def __init__(self, options: argparse.Namespace, paths: list[str], journal: Journal) -> None:
-        self._options = options
-        self._paths = paths
-        self._journal = journal
-        self._tasks = _with_text(options.tasks, options.text)
-        self._unanswered = 0
-        self._failures_in_a_row = 0
-        self._mistakes = 0
-        self._progress = Progress(0, 0)
-        self._drawing: set[asyncio.Task[None]] = set()
-
-    def run(self) -> int:
-        """Return the exit code."""
-        total = len(self._paths) * len(self._tasks)
-        left = sum(1 for _ in self._questions())
-        try:
-            if left:
-                with Progress(total, total - left) as self._progress, retries_shown(self._progress):
-                    asyncio.run(self._send_all())
-        except KeyboardInterrupt:
-            self._report(total)
-            return INTERRUPTED
-        except Florence2Error as error:
-            self._report(total)
-            complain(error)
-            return error.exit_code
-        self._report(total)
-        return 1 if self._unanswered else 2 if self._journal.failed else 0
-
-    def _questions(self) -> Iterator[Question]:
-        for path in self._paths:
-            for task, text in self._tasks:
-                if (path, task, text) not in self._journal.done:
-                    yield Question(Path(path), task, text, key=(path, task, text))
-
-    async def _send_all(self) -> None:
-        given = generation(self._options)
-        retry_for = self._options.retry_for
-        async with AsyncClient(**connection(self._options), retry_for=min(PROBE_RETRY_SECONDS, retry_for)) as client:
-            await self._probe(client)
-            client.retry_for = retry_for
-            replies: AsyncGenerator[Reply, None] = client.run_many(
-                self._questions(), concurrency=self._options.concurrency, ordered=False, **given
-            )
-            try:
-                async with aclosing(replies):
-                    async for reply in replies:
-                        if self._options.draw and reply.result:
-                            await self._draw_later(reply)
-                        else:
-                            self._settle(reply)
-                await asyncio.gather(*self._drawing)
-            finally:
-                await asyncio.gather(*self._drawing, return_exceptions=True)
-
-    async def _probe(self, client: AsyncClient) -> None:
-        """Run each task once on a gray image, so that a mistake in the request is not blamed on the files."""
-        gray = io.BytesIO()
-        Image.new("RGB", (64, 64), "gray").save(gray, "PNG")
-        for task, text in self._tasks:
-            words = WHOLE_IMAGE if _takes(task) is TaskInput.REGION else text
-            await client.run(gray.getvalue(), task, words, **generation(self._options))
-
-    async def _draw_later(self, reply: Reply) -> None:
-        """Draw in a thread, a few at a time; the server works on the next requests meanwhile."""
-        while len(self._drawing) >= MOST_DRAWN_AT_ONCE:
-            done, _ = await asyncio.wait(self._drawing, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.gather(*done)
-            self._drawing -= done
-        self._drawing.add(asyncio.create_task(self._draw(reply)))
-
-    async def _draw(self, reply: Reply) -> None:
-        """Write the drawing before the answer, so that every line in the journal has its drawing."""
-        path, task, text = reply.question.key
-        target = output_path(self._options.draw, path, f"{Path(path).suffix}.{_file_name(task, text)}.jpg")
-
-        def draw() -> None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            reply.unwrap().draw(path).save(target, quality=90)
-
-        await asyncio.to_thread(draw)
-        self._settle(reply)
-
-    def _settle(self, reply: Reply) -> None:
-        """Write down answers and mistakes; leave what the server could not do to the next run."""
-        key: Key = reply.question.key
-        error = reply.error
-        if error is None:
-            self._journal.add(Entry(key, reply.unwrap()))
-            self._failures_in_a_row = 0
-        elif isinstance(error, InvalidRequest) and not isinstance(error, ModelNotFound):
-            self._journal.add(Entry(key, None, str(error)))
-            self._mistakes += 1
-            if self._mistakes <= MOST_MISTAKES_SHOWN:
-                more = "; further errors are only counted" if self._mistakes == MOST_MISTAKES_SHOWN else ""
-                self._progress.say(f"{key[0]}: {error}{more}")
-        else:
-            self._unanswered += 1
-            self._failures_in_a_row += 1
-            if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW or isinstance(error, ConnectionFailed):
-                raise error
-        self._progress.step()
-
-    def _report(self, total: int) -> None:
-        requested = {(path, *key) for path in self._paths for key in self._tasks}
-        left = len(requested - self._journal.done)
-        parts = [f"{total - left} of {total} done"]
-        parts += [f"{self._journal.failed} with an error"] * bool(self._journal.failed)
-        parts += [f"{left} left; run the same command again to resume"] * bool(left)
-        print(f"{self._options.out}: {', '.join(parts)}", file=sys.stderr)
 
 
 def _with_text(tasks: Sequence[tuple[str, str | None]], text: str | None) -> list[tuple[str, str | None]]:
     """Give the common text to tasks that take one and have none of their own.
 
-    Raise InvalidPrompt if it is missing, or if no task takes it.
+    A token of a fine-tune may take one; a free prompt does only if no other task takes it. Raise InvalidPrompt if the
+    text is missing, or if no task takes it.
     """
-    takes_text = [task for task, own in tasks if own is None and _takes(task) is not TaskInput.NONE]
+    own_texts = {task for task, own in tasks if own is not None}
+    takes_text = [task for task, own in tasks if own is None and input_of(task) is not TaskInput.NONE]
     if takes_text and text is None:
         raise InvalidPrompt(f"{takes_text[0]} takes a text: add --text")
+    others = [task for task, _ in tasks if task not in TASKS and task not in own_texts]
+    takes_text += [task for task in others if re.fullmatch(r"<[^<>]+>", task)]
+    takes_text = takes_text or others
     if text is not None and not takes_text:
         raise InvalidPrompt("--text was given, but none of the tasks takes one")
     return [(task, text if task in takes_text and own is None else own) for task, own in tasks]
 
 
-def _takes(task: str) -> TaskInput:
-    return TASKS[task].input if task in TASKS else TaskInput.NONE
-
-
-def _file_name(task: str, text: str | None) -> str:
-    """Return the part of a file name that distinguishes the drawings of an image."""
-    name = TASKS[task].name if task in TASKS else task
-    return re.sub(r"[^\w-]+", "_", f"{name}_{text}" if text else name).strip("_")[:80]
-
-
 def _tasks(names: str) -> list[tuple[str, str | None]]:
     """Parse tokens, names and prompts of fine-tunes; return each with the text after its token, as in `<TASK>text`."""
-    tasks = []
+    tasks: list[tuple[str, str | None]] = []
     for name in filter(None, (part.strip() for part in names.split(","))):
-        leading = re.match(r"(<[A-Z_]+>)(.+)", name)
-        if leading and leading[1] in TASKS:
-            tasks.append((leading[1], leading[2]))
-        else:
-            known = task_from_name(task_name(name))
-            tasks.append((known.token if known else name, None))
+        parsed = parse_task(task_name(name))
+        tasks.append((parsed.known.token, parsed.text or None) if parsed.known else (parsed.sent, None))
     if not tasks:
         raise InvalidPrompt("--tasks names no task; `florence2 tasks` lists them")
     return list(dict.fromkeys(tasks))

@@ -1,7 +1,8 @@
 """The JSON lines of a batch run: the record from which the next run resumes, and the files that are made from it.
 
-A line holds `image`, `task`, for some tasks `prompt_text`, and either the fields of `Result.to_dict` or an `error`. An
-incomplete last line, which a killed run may leave, is cut off.
+A line holds `image`, `task`, for some tasks `prompt_text`, either the fields of `Result.to_dict` or an `error` with its
+`code`, and `request`. An image that cannot be read has one line, whatever the number of tasks. An incomplete last line,
+which a killed run may leave, is cut off.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO, TypeAlias
 
 from florence2.answers import TextAnswer
-from florence2.errors import Florence2Error, InvalidRequest
-from florence2_client.cli.sources import output_path
+from florence2.errors import Florence2Error, InvalidImage, InvalidRequest
+from florence2_client.cli.sources import naming, output_path
 from florence2_client.objects import coco_annotation, coco_categories, coco_image, plain_text, yolo_lines
 from florence2_client.result import Result
 
@@ -36,45 +40,62 @@ Key: TypeAlias = tuple[str, str, str | None]  # the image's path, task token or 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line: the key of a request, with its answer or the mistake in it."""
+    """One line: the key of a request, with its answer or the mistake in it.
+
+    `code` is the error's. `request` is what else the answer depends on: `model`, `options`, and `file`, the size and
+    the time of the image's file; None in lines of early versions.
+    """
 
     key: Key
     result: Result[Any] | None
     error: str | None = None
+    code: str | None = None
+    request: dict[str, Any] | None = None
+
+    @property
+    def is_of_image(self) -> bool:
+        """Return whether the image cannot be read, whatever the task."""
+        return self.code == InvalidImage.code
 
     def to_json(self) -> str:
         """Return the line."""
         image, task, text = self.key
         key = {"image": image, "task": task} | ({} if text is None else {"prompt_text": text})
-        answer = self.result.to_dict() if self.result else {"error": self.error}
-        return json.dumps(key | answer | key, ensure_ascii=False)
+        answer = self.result.to_dict() if self.result else {"error": self.error, "code": self.code}
+        return json.dumps(key | answer | key | {"request": self.request}, ensure_ascii=False)
 
 
 class Journal:
-    """The open file of one run at a time. `done` holds the keys that need no request any more."""
+    """The open file of one run at a time.
 
-    def __init__(self, path: Path) -> None:
+    `answered` and `failed` hold the keys that need no request any more, `unreadable` the images that need none for any
+    task. Lines that are `stale` are removed. Each new line is also printed to `echo`.
+    """
+
+    def __init__(
+        self, path: Path, stale: Callable[[Entry], bool] = lambda entry: False, echo: TextIO | None = None
+    ) -> None:
         self.path = path
-        self.done: set[Key] = set()
-        self.failed = 0  # how many of them have an error
+        self.answered: set[Key] = set()
+        self.failed: set[Key] = set()
+        self.unreadable: set[str] = set()
+        self._stale = stale
+        self._echo = echo
 
     def __enter__(self) -> Journal:
+        with naming(self.path):
+            self._file = self._locked(self.path)
         try:
-            self._file = open(self.path, "ab+", buffering=0)
-        except OSError as error:
-            raise InvalidRequest(f"{self.path} cannot be written: {error.strerror}") from error
-        try:
-            if fcntl:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             end = self._end_of_lines()
+            kept = bytearray()  # a flag per line
             for entry in entries(self.path):
-                self.done.add(entry.key)
-                self.failed += entry.error is not None
+                kept.append(not self._stale(entry))
+                if kept[-1]:
+                    self._remember(entry)
             self._file.truncate(end)
-        except BlockingIOError as error:
-            self._file.close()
-            raise InvalidRequest(f"another run is writing to {self.path}") from error
-        except Florence2Error:
+            if not all(kept):
+                self._keep_only(kept)
+        except BaseException:
             self._file.close()
             raise
         return self
@@ -84,13 +105,56 @@ class Journal:
     ) -> None:
         self._file.close()
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self.answered or key in self.failed or key[0] in self.unreadable
+
     def add(self, entry: Entry) -> None:
         """Write a line. When this returns, the kernel has it, so it survives this process but not a power failure."""
-        line = entry.to_json().encode("utf-8", "backslashreplace") + b"\n"
-        while line:
-            line = line[self._file.write(line) :]
-        self.done.add(entry.key)
-        self.failed += entry.error is not None
+        text = entry.to_json()
+        line = text.encode("utf-8", "backslashreplace") + b"\n"
+        with naming(self.path):
+            while line:
+                line = line[self._file.write(line) :]
+        if self._echo:
+            print(text, file=self._echo, flush=True)
+        self._remember(entry)
+
+    def _remember(self, entry: Entry) -> None:
+        (self.answered if entry.error is None else self.failed).add(entry.key)
+        if entry.is_of_image:
+            self.unreadable.add(entry.key[0])
+
+    def _locked(self, path: Path) -> io.FileIO:
+        """Open the file. Raise InvalidRequest if another run has it open, or has just replaced it."""
+        file = open(path, "ab+", buffering=0)  # noqa: SIM115
+        try:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidRequest(f"{path} is not a file to resume from; --out - prints the answers")
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                raise BlockingIOError
+        except BlockingIOError as error:
+            file.close()
+            raise InvalidRequest(f"another run is writing to {path}") from error
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _keep_only(self, kept: Sequence[int]) -> None:
+        """Replace the file by one with these lines, in one step."""
+        target = Path(os.path.realpath(self.path))
+        part = target.with_name(f".{target.name}.part")
+        with naming(part), open(self.path, "rb") as old:
+            part.unlink(missing_ok=True)
+            new = self._locked(part)
+            for line in itertools.compress(old, kept):
+                new.write(line)
+            shutil.copymode(target, part)
+            os.replace(part, target)
+        self._file.close()
+        self._file = new
 
     def _end_of_lines(self) -> int:
         """Return where the last complete line ends. Raise InvalidRequest if the rest is not the beginning of a line."""
@@ -116,9 +180,9 @@ def entries(path: Path) -> Iterator[Entry]:
                 values = json.loads(line)
                 key = (values["image"], values["task"], values.get("prompt_text"))
                 if "error" in values:
-                    yield Entry(key, None, str(values["error"]))
+                    yield Entry(key, None, str(values["error"]), values.get("code"), values.get("request"))
                 else:
-                    yield Entry(key, Result.from_dict(values))
+                    yield Entry(key, Result.from_dict(values), request=values.get("request"))
             except (ValueError, TypeError, KeyError, AttributeError, Florence2Error) as error:
                 raise InvalidRequest(f"line {number} of {path} is not from a batch run") from error
 
@@ -194,6 +258,7 @@ def _replacing(target: Path) -> Iterator[io.TextIOWrapper]:
     """Open a file that replaces the target when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
-    with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        yield file
-    os.replace(part, target)
+    with naming(target):
+        with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        os.replace(part, target)

@@ -1,12 +1,18 @@
-"""The images of a batch run, from directories, globs, list files and single files, and their names in outputs."""
+"""The images of a batch run, from directories, globs, list files and single files, and where its outputs go.
+
+The folder of the drawings holds the file DRAWINGS_MARK, so that no run takes drawings for images.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import glob
 import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path, PurePath
 
 from PIL import Image
@@ -16,47 +22,102 @@ from florence2.errors import InvalidRequest
 Image.init()
 SUFFIXES = frozenset(Image.registered_extensions()) - {".eps", ".ps", ".pdf", ".h5", ".hdf", ".grib", ".mpg", ".mpeg"}
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
+HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+DRAWINGS_MARK = ".florence2-drawings"
+MARK_TEXT = "florence2 batch writes drawings to this folder, and reads no images from it.\n"
+MOST_NAMES = 3  # of skipped files of one kind
 
 
-def image_paths(sources: Iterable[str]) -> list[str]:
-    """Return each image once, in the order of the sources and by name within a directory.
+class ImagePaths:
+    """Each image once, in the order of the sources and by name within a directory.
 
     A source is a directory (with everything below it), a glob, an image, a text file with one path per line, or - for
-    such lines on standard input. Raise InvalidRequest if a source is none of these, or if there is no image.
+    such lines on standard input. `skipped` holds the files that are no images, and folders that were left out.
     """
-    paths = list(dict.fromkeys(path for source in sources for path in _paths(source)))
-    if not paths:
-        raise InvalidRequest("there is no image in the given sources")
-    return paths
 
+    def __init__(self, sources: Iterable[str]) -> None:
+        """Raise InvalidRequest if a source is none of these, or if there is no image."""
+        self.skipped: list[str] = []
+        self.lists: list[str] = []
+        self._has_mark = cache(lambda folder: os.path.exists(os.path.join(folder, DRAWINGS_MARK)))
+        self.paths = list(dict.fromkeys(path for source in sources for path in self._paths(source)))
+        if not self.paths:
+            raise InvalidRequest(f"there is no image in the given sources{self.skipped_line('; skipped ')}")
 
-def _paths(source: str) -> Iterator[str]:
-    if source == "-":
-        yield from _listed(sys.stdin)
-    elif os.path.isdir(source):
-        for folder, folders, files in os.walk(source):
+    def skipped_line(self, before: str = "") -> str:
+        """Return what was skipped by kind, with a few names, or nothing if nothing was."""
+        kinds: dict[str, list[str]] = {}
+        for path in dict.fromkeys(self.skipped):
+            suffix = os.path.splitext(path)[1].lower()
+            kinds.setdefault(path if path.endswith(os.sep) else suffix, []).append(os.path.basename(path))
+        parts = []
+        for kind, names in kinds.items():
+            if kind.endswith(os.sep):
+                parts.append(f"{kind}, a folder that cannot be read or holds drawings of an earlier run")
+                continue
+            some = ", ".join(names[:MOST_NAMES]) + ", …" * (len(names) > MOST_NAMES)
+            remedy = "; HEIC needs: pip install 'florence2-triton[heif]'" if kind in HEIC_SUFFIXES else ""
+            what = f"{kind} file" if kind else "file without a suffix"
+            parts.append(f"{len(names)} {what}{'s' * (len(names) > 1)} ({some}{remedy})")
+        return before + ", ".join(parts) if parts else ""
+
+    def _paths(self, source: str) -> Iterator[str]:
+        if source == "-":
+            yield from _listed(sys.stdin)
+        elif os.path.isdir(source):
+            yield from self._below(source)
+        elif os.path.splitext(source)[1].lower() in LIST_SUFFIXES and os.path.isfile(source):
+            self.lists.append(source)
+            try:
+                with open(source, encoding="utf-8") as lines:
+                    yield from _listed(lines)
+            except (OSError, UnicodeDecodeError) as error:
+                raise InvalidRequest(f"the list {source} cannot be read: {error}") from error
+        elif os.path.isfile(source):
+            if not self._is_drawing(os.path.dirname(source)):
+                yield source
+        elif glob.has_magic(source):
+            matches = [path for path in sorted(glob.glob(source, recursive=True)) if os.path.isfile(path)]
+            yield from self._images(path for path in matches if not self._is_drawing(os.path.dirname(path)))
+        else:
+            raise InvalidRequest(f"{source} is not an existing directory, image, list (.txt) or pattern")
+
+    def _below(self, source: str) -> Iterator[str]:
+        def skip(error: OSError) -> None:
+            self.skipped.append(os.path.join(str(error.filename), ""))
+
+        for folder, folders, files in os.walk(source, onerror=skip):
             folders.sort()
-            yield from (os.path.join(folder, file) for file in sorted(files) if _is_image(file))
-    elif os.path.splitext(source)[1].lower() in LIST_SUFFIXES and os.path.isfile(source):
-        try:
-            with open(source, encoding="utf-8") as lines:
-                yield from _listed(lines)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"the list {source} cannot be read: {error}") from error
-    elif os.path.isfile(source):
-        yield source
-    elif glob.has_magic(source):
-        yield from (path for path in sorted(glob.glob(source, recursive=True)) if _is_image(path))
-    else:
-        raise InvalidRequest(f"{source} is not an existing directory, image, list (.txt) or pattern")
+            if self._is_drawing(folder):
+                folders.clear()
+            else:
+                yield from self._images(os.path.join(folder, file) for file in sorted(files))
+
+    def _images(self, paths: Iterable[str]) -> Iterator[str]:
+        for path in paths:
+            if os.path.basename(path).startswith("."):
+                continue
+            if os.path.splitext(path)[1].lower() in SUFFIXES:
+                yield path
+            else:
+                self.skipped.append(path)
+
+    def _is_drawing(self, folder: str) -> bool:
+        """Return whether a folder, or one that it is in, holds drawings; note that it is skipped."""
+        place = Path(folder or ".").absolute()
+        marked = next((parent for parent in (place, *place.parents) if self._has_mark(parent)), None)
+        if marked:
+            self.skipped.append(os.path.join(os.path.relpath(marked), ""))
+        return marked is not None
 
 
 def _listed(lines: Iterable[str]) -> Iterator[str]:
     return (line.strip() for line in lines if line.strip())
 
 
-def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in SUFFIXES and not os.path.basename(path).startswith(".")
+def image_paths(sources: Iterable[str]) -> list[str]:
+    """Return the images of the sources. Raise InvalidRequest if there is none."""
+    return ImagePaths(sources).paths
 
 
 def output_path(folder: Path, image: str, suffix: str) -> Path:
@@ -69,6 +130,48 @@ def output_path(folder: Path, image: str, suffix: str) -> Path:
     return folder.joinpath(*("_up" if part == ".." else part for part in inside)).with_suffix(suffix)
 
 
+def require_distinct(paths: Iterable[str], folder: Path, what: str, suffix: str | None = None) -> None:
+    """Raise InvalidRequest if two images would share an output in `folder`, also if it ignores the case of names."""
+    seen: dict[str, str] = {}
+    try:
+        ignores_case = os.path.samefile(folder, str(folder).swapcase())
+    except OSError:
+        ignores_case = False
+    for path in paths:
+        target = output_path(folder, path, os.path.splitext(path)[1] if suffix is None else suffix)
+        name = str(target).casefold() if ignores_case else str(target)
+        if seen.setdefault(name, path) != path:
+            raise InvalidRequest(f"{seen[name]} and {path} would share the {what} {target}")
+
+
+def require_own_folder(folder: Path, paths: Iterable[str]) -> None:
+    """Mark a folder as one of drawings. Raise InvalidRequest if it holds images of this run."""
+    real = os.path.join(os.path.realpath(folder), "")
+    parents = cache(lambda parent: os.path.join(os.path.realpath(parent), "").startswith(real))
+    if not (folder / DRAWINGS_MARK).exists():
+        for path in paths:
+            if parents(os.path.dirname(path) or "."):
+                raise InvalidRequest(f"{folder} contains {path}, an image of this run; give --draw a folder of its own")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DRAWINGS_MARK).write_text(MARK_TEXT)
+
+
+def require_writable(path: Path, inputs: Iterable[str]) -> None:
+    """Make the folder of a file that will be written. Raise an error if it cannot be, or if it is one of the inputs."""
+    if path.suffix.lower() in SUFFIXES:
+        raise InvalidRequest(f"{path} has the name of an image; it would not be one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    if path.exists():
+        own = os.stat(path)
+        for name in inputs:
+            if os.path.exists(name) and os.path.samestat(os.stat(name), own):
+                raise InvalidRequest(f"{path} is also an input of this run; choose another name for the output")
+
+
 def write_image(image: Image.Image, path: Path) -> None:
     """Write an image in the format of its suffix. Raise OSError, with the path, if the file cannot be written."""
     encoded = io.BytesIO()
@@ -76,7 +179,15 @@ def write_image(image: Image.Image, path: Path) -> None:
         image.save(encoded, Image.registered_extensions()[path.suffix.lower()], quality=90)
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"{path} cannot be written: {error}") from error
-    try:
+    with naming(path):
         path.write_bytes(encoded.getvalue())
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give errors of a file its name, which those of a full disk lack."""
+    try:
+        yield
     except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from error  # a full disk has no name
+        error.filename = error.filename or str(path)
+        raise

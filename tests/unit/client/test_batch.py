@@ -7,6 +7,8 @@ import csv
 import gc
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,12 @@ class FakeServer:
     """Answers by task; `fail` may raise by the count of requests so far."""
 
     def __init__(self):
-        self.asked, self.fail = [], lambda count: None
+        self.asked, self.fail, self.reads_all = [], lambda count: None, False
 
     async def infer(self, model, tensors, timeout):
         await asyncio.sleep(0)
         self.asked.append({name: tensor[0] for name, tensor in tensors.items()})
-        if tensors["IMAGE"][0].startswith(b"bad"):
+        if tensors["IMAGE"][0].startswith(b"bad") and not self.reads_all:
             raise InvalidImage("the image is damaged")
         self.fail(len(self.asked))
         task = tensors["TASK"][0].decode()
@@ -297,7 +299,7 @@ def test_undrawable_folder_ends_the_run(server, folder, capsys, caplog):
     gc.collect()  # asyncio complains of unread errors when their tasks are collected
     error = capsys.readouterr().err
     assert "drawn" in error and not caplog.records
-    assert lines() == []
+    assert server.asked == []
 
 
 def test_file_names_of_any_bytes_are_kept(server, folder):
@@ -308,3 +310,241 @@ def test_file_names_of_any_bytes_are_kept(server, folder):
     assert name in {entry.key[0] for entry in entries(Path("out.jsonl"))}
     assert batch("--tasks", "caption") == 0
     assert len(lines()) == 5
+
+
+# ---- what outputs must not do to inputs
+
+
+def test_drawings_are_not_read_as_images(server, folder, capsys):
+    """Neither by the next run, nor by one that draws elsewhere, by a pattern, or that names a drawing."""
+    assert batch("--tasks", "caption", "--draw", "drawn", sources=["."]) == 0
+    assert batch("--tasks", "caption", "--draw", "drawn", sources=["."]) == 0
+    assert "drawn/, a folder that" in capsys.readouterr().err
+    assert batch("--tasks", "caption", "--draw", "drawn/again", sources=["."], out="b.jsonl") == 0
+    assert batch("--tasks", "caption", sources=["**/*.jpg", "images"], out="c.jsonl") == 0
+    assert batch("--tasks", "caption", sources=["drawn/images/0.png.caption.jpg", "images"], out="d.jsonl") == 0
+    assert {len(lines(out)) for out in ("out.jsonl", "b.jsonl", "c.jsonl", "d.jsonl")} == {5}
+    assert batch("--tasks", "caption", sources=["drawn"], out="e.jsonl") == 2
+
+
+@pytest.mark.parametrize(
+    ("sources", "draw"),
+    [
+        (["images"], "images"),
+        (["images"], "."),
+        (["images"], "link"),
+        (["link"], "images"),
+        (["images/0.png"], "images"),
+    ],
+)
+def test_images_and_drawings_do_not_share_a_folder(server, folder, capsys, sources, draw):
+    """Under whatever name, before anything is sent or written."""
+    Path("link").symlink_to("images")
+    assert batch("--tasks", "caption", "--draw", draw, sources=sources) == 2
+    assert "give --draw a folder of its own" in capsys.readouterr().err
+    assert server.asked == [] and len(list(Path("images").iterdir())) == 5
+
+
+def test_a_drawing_replaces_a_link_and_not_its_target(server, folder):
+    """Nor does it change the other name of the same file."""
+    photo = Path("images/1.png").read_bytes()
+    Path("drawn/images").mkdir(parents=True)
+    Path("drawn/images/0.png.caption.jpg").symlink_to(folder / "images/1.png")
+    os.link("images/1.png", "drawn/images/2.png.caption.jpg")
+    Path("drawn/.florence2-drawings").touch()
+    assert batch("--tasks", "caption", "--draw", "drawn") == 0
+    assert Path("images/1.png").read_bytes() == photo
+    assert Image.open("drawn/images/0.png.caption.jpg").format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--out", "images/0.png"],
+        ["--out", "new.jpg"],
+        ["--coco", "images/0.png"],
+        ["--csv", "photo"],
+        ["--coco", "link.json"],
+        ["--out", "list.txt"],
+        ["--csv", "same.csv", "--coco", "same.csv"],
+        ["--out", "images"],
+    ],
+    ids=" ".join,
+)
+def test_outputs_do_not_replace_inputs(server, folder, arguments):
+    """Images and lists stay as they are, under whatever name they are given."""
+    os.link("images/1.png", "photo")
+    os.symlink("images/1.png", "link.json")
+    Path("list.txt").write_text("photo\n")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert batch("--tasks", "caption", *arguments, sources=["images", "list.txt"]) == 2
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert server.asked == []
+
+
+def test_images_of_the_same_name_have_drawings_of_their_own(server, folder, capsys):
+    """In two folders, with two suffixes, or for two texts that only punctuation tells apart."""
+    Path("b").mkdir()
+    for copy in ("b/0.png", "b/0.bmp"):
+        Image.open("images/0.png").save(copy)
+    phrases = "<OPEN_VOCABULARY_DETECTION>a dog,<OPEN_VOCABULARY_DETECTION>a_dog"
+    assert batch("--tasks", phrases, "--draw", "drawn", sources=["images/0.png", "b"]) == 0
+    assert len(list(Path("drawn").rglob("*.jpg"))) == 6
+    absolute = [str(folder / "b"), str(folder / "b").lstrip("/")]
+    Path(absolute[1]).mkdir(parents=True)
+    Image.open("images/0.png").save(Path(absolute[1], "0.png"))
+    assert batch("--tasks", "caption", "--draw", "drawn", sources=absolute, out="b.jsonl") == 2
+    assert "would share the drawing" in capsys.readouterr().err
+
+
+# ---- what an earlier run may leave behind
+
+
+@pytest.mark.parametrize("text", ["1,2,3", "5,5,1,1", "a,b,c,d", "<loc_1><loc_2>", " ", "1,2,3,4e999"])
+def test_a_mistyped_region_is_found_before_the_first_request(server, folder, capsys, text):
+    """Nothing is sent or written."""
+    assert batch("--tasks", "region_to_segmentation", "--text", text) == 2
+    assert server.asked == [] and not Path("out.jsonl").exists()
+    assert "<REGION_TO_SEGMENTATION> takes a region" in capsys.readouterr().err
+
+
+def test_the_summary_is_about_this_run(server, folder, capsys):
+    """Errors of other images and other texts in the same file are none of this one."""
+    Path("images/1.png").write_bytes(b"bad")
+    assert batch("--tasks", "caption") == 2
+    capsys.readouterr()
+    assert batch("--tasks", "od", sources=["images/0.png", "images/2.png"]) == 0
+    assert capsys.readouterr().err == "out.jsonl: 2 of 2 done\n"
+
+
+def test_a_broken_file_is_reported_once(server, folder, capsys):
+    """It has one line, whatever the number of tasks, also when a task is added."""
+    Path("images/1.png").write_bytes(b"bad")
+    assert batch("--tasks", "caption,od") == 2
+    error = capsys.readouterr().err
+    assert error.count("images/1.png") == 1 and "10 of 10 done, 1 with an error" in error
+    assert batch("--tasks", "caption,od,<DocVQA>What?") == 2
+    assert "15 of 15 done, 1 with an error; --retry-errors tries again" in capsys.readouterr().err
+    assert [line["code"] for line in lines() if "error" in line] == ["INVALID_IMAGE"]
+
+
+def test_errors_are_retried_on_demand(server, folder, capsys):
+    """A line that was an error is replaced by the answer."""
+    Path("images/1.png").write_bytes(b"bad")
+    batch("--tasks", "caption,od")
+    asked = len(server.asked)
+    assert batch("--tasks", "caption,od") == 2
+    assert len(server.asked) == asked
+    server.reads_all = True
+    assert batch("--tasks", "caption,od", "--retry-errors") == 0
+    assert keys() == ALL and not any("error" in line for line in lines())
+
+
+def test_a_missing_file_is_not_final(server, folder, capsys):
+    """It makes the exit code 2 until it is there; the next run sends it."""
+    Path("list.txt").write_text("images/0.png\nimages/9.png\n")
+    assert batch("--tasks", "caption,od", sources=["list.txt"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("there is no file images/9.png") == 1 and "2 of 4 done, 1 missing" in error
+    os.rename("images/1.png", "images/9.png")
+    assert batch("--tasks", "caption,od", sources=["list.txt"]) == 0
+    assert len(lines()) == 4
+    os.remove("images/9.png")
+    assert batch("--tasks", "caption,od", sources=["list.txt"]) == 0, "an answer outlives its image"
+
+
+def test_a_changed_image_is_sent_again(server, folder, capsys):
+    """Its old answers are replaced, an error too, and this is announced."""
+    Path("images/1.png").write_bytes(b"bad")
+    assert batch("--tasks", "caption,od") == 2
+    capsys.readouterr()
+    for name in ("0", "1"):
+        Image.new("RGB", (9, 9), "red").save(f"images/{name}.png")
+    asked = len(server.images_asked())
+    assert batch("--tasks", "caption,od") == 0
+    assert "2 images changed since the last run and will be sent again" in capsys.readouterr().err
+    assert len(server.images_asked()) == asked + 4
+    assert keys() == ALL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        (["--num-beams", "1"], "--num-beams not given instead of 1"),
+        (["--max-side", "500"], "--max-side not given instead of 500"),
+        (["--model", "mine"], "--model mine instead of mine_ensemble"),
+    ],
+)
+def test_other_options_do_not_pass_for_done(server, folder, capsys, arguments, difference):
+    """The answers are kept and the difference is named; other tasks may have other options."""
+    batch("--tasks", "caption", "--model", "mine")
+    before = Path("out.jsonl").read_bytes()
+    again = ["--model", "mine", *arguments] if arguments[0] != "--model" else ["--model", "mine_ensemble"]
+    assert batch("--tasks", "caption", *again) == 2
+    assert difference in capsys.readouterr().err
+    assert Path("out.jsonl").read_bytes() == before
+    assert batch("--tasks", "od", *again) == 0
+    assert batch("--tasks", "caption", "--model", "mine", "--timeout", "5") == 0
+
+
+def test_answers_of_early_versions_are_kept(server, folder):
+    """Their lines say nothing of options and files."""
+    batch("--tasks", "caption")
+    kept = [{name: value for name, value in line.items() if name != "request"} for line in lines()]
+    Path("out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    asked = len(server.asked)
+    assert batch("--tasks", "caption", "--num-beams", "1") == 0
+    assert len(server.asked) == asked
+
+
+# ---- where the answers go
+
+
+def test_answers_are_printed(server, folder, capsys):
+    """`--out -` leaves no file, and the other formats are made from what was printed."""
+    assert batch("--tasks", "caption,od", "--coco", "coco.json", out="-") == 0
+    captured = capsys.readouterr()
+    assert sorted((line["image"], line["task"]) for line in map(json.loads, captured.out.splitlines())) == ALL
+    assert captured.err == "standard output: 10 of 10 done\n"
+    assert len(json.loads(Path("coco.json").read_text())["images"]) == 5
+    assert not Path("-").exists()
+
+
+def test_folders_of_outputs_are_made(server, folder):
+    """With all folders above them."""
+    assert batch("--tasks", "caption", "--csv", "a/b/words.csv", out="new/dir/x.jsonl") == 0
+    assert len(lines("new/dir/x.jsonl")) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [(["--csv", "file/x.csv"], "file"), (["--coco", "images"], "images"), (["--draw", "file"], "file"),
+     (["--out", "file/x.jsonl"], "file"), (["--yolo", "file"], "file")],
+)  # fmt: skip
+def test_an_unwritable_output_is_named_before_the_first_request(server, folder, capsys, arguments, name):
+    """Exit code 2: it is a mistake in the command."""
+    Path("file").touch()
+    assert batch("--tasks", "caption", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"florence2: {name}") and "cannot be written: " in error
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "drawn/images", "coco.json"])
+def test_a_full_disk_is_named(folder, output):
+    """With exit code 1 and no traceback; the next run does the rest."""
+    code = "import resource, signal, sys; sys.path.insert(0, sys.argv[1]); import pytest\n"
+    code += "from tests.unit.client.test_batch import FakeServer, batch\n"
+    code += "import florence2_client.async_client as client; client.open_async_transport = lambda _: FakeServer()\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+    code += "sys.exit(batch('--tasks', 'caption', *sys.argv[3:]))"
+    limit = {"out.jsonl": 700, "drawn/images": 350, "coco.json": 1}[output]
+    others = {"out.jsonl": [], "drawn/images": ["--draw", "drawn"], "coco.json": ["--coco", "coco.json"]}[output]
+    if output == "coco.json":
+        code = code.replace("resource.setrlimit", "batch('--tasks', 'caption'); resource.setrlimit")
+    root = str(Path(__file__).parents[3])
+    ended = subprocess.run([sys.executable, "-c", code, root, str(limit), *others], capture_output=True, text=True)
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith(f"florence2: {output}"), ended.stderr
+    assert ended.stderr.endswith("cannot be written: File too large\n")

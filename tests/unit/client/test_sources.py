@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from florence2.errors import InvalidRequest
-from florence2_client.cli.sources import image_paths, output_path
+from florence2_client.cli.sources import ImagePaths, image_paths, output_path
 
 
 @pytest.fixture
@@ -63,3 +63,18 @@ def test_nothing_to_ask_about_is_a_mistake(folder, source):
 def test_outputs_stay_in_their_folder(image, expected):
     """Images of two directories do not overwrite one another's outputs, and nothing is written outside."""
     assert output_path(Path("out"), image, ".txt") == Path(expected)
+
+
+def test_skipped_files_are_counted_and_named(folder):
+    """By kind, with a few names, each once; hidden files are none of a user's business."""
+    for number in range(5):
+        (folder / f"images/{number}.HEIC").touch()
+    found = ImagePaths(["images", "images/*"])
+    assert found.skipped_line() == (
+        "5 .heic files (0.HEIC, 1.HEIC, 2.HEIC, …; HEIC needs: pip install 'florence2-triton[heif]'), "
+        "1 .md file (notes.md), 1 file without a suffix (odd)"
+    )
+    (folder / "other").mkdir()
+    (folder / "other/x.heic").touch()
+    with pytest.raises(InvalidRequest, match=r"no image in the given sources; skipped 1 .heic file \(x.heic"):
+        image_paths(["other"])
