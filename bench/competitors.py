@@ -158,7 +158,7 @@ def _served(repository: Path, model: str, shape: list[int]) -> Iterator[Ask]:
 
 
 @contextlib.contextmanager
-def asking(url: str, model: str, shape: list[int]) -> Iterator[Ask]:
+def asking(url: str, model: str, shape: list[int], beams: int = BEAMS) -> Iterator[Ask]:
     """Ask a model of a running server over gRPC; its tensors have the shape [1], or [1, 1] for a batch of one."""
 
     def ask(image: bytes, prompt: str, limit: int) -> Answer:
@@ -166,7 +166,7 @@ def asking(url: str, model: str, shape: list[int]) -> Iterator[Ask]:
             "IMAGE": np.array([image], np.object_),
             "TASK": np.array([prompt.encode()], np.object_),
             "MAX_NEW_TOKENS": np.array([limit], np.int32),
-            "NUM_BEAMS": np.array([BEAMS], np.int32),
+            "NUM_BEAMS": np.array([beams], np.int32),
         }
         inputs = [
             triton.InferInput(name, shape, np_to_triton_dtype(value.dtype)).set_data_from_numpy(value.reshape(shape))
@@ -233,10 +233,10 @@ def stretched_tokenizer() -> Tokenizer:
     return Tokenizer.from_str(json.dumps(tokenizer))
 
 
-def export(checkpoint: Path, exports: Path, precision: str) -> Path:
+def export(checkpoint: Path, exports: Path, precision: str, target: str = "cpu") -> Path:
     """Export a checkpoint, unless that was done before, and return the repository."""
-    repository = exports / f"{checkpoint.name}-{precision}"
+    repository = exports / f"{checkpoint.name}-{precision}-{target}"
     if not repository.exists():
-        command = [sys.executable, "-m", "export", checkpoint, "--repository", repository, "--precision", precision]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        options = ["--repository", repository, "--precision", precision, "--target", target]
+        subprocess.run([sys.executable, "-m", "export", checkpoint, *options], check=True, stdout=sys.stderr)
     return repository
