@@ -89,8 +89,8 @@ async def fill_shared_memory(
 async def next_to(serving: Serving, misbehave: Misbehave | None, each: int, seconds: float = 10.0) -> Load:
     """Return the load of four other clients next to `each` clients that misbehave."""
     async with under_load(serving, 4, warm_up=0.0) as load:
+        load.sent -= len(load.replies)  # those in flight
         load.replies.clear()
-        load.sent = 0
         urls = serving.http_url, serving.grpc_url
         crowd = [asyncio.create_task(misbehave(*urls)) for _ in range(each)] if misbehave else []
         await asyncio.sleep(seconds)
