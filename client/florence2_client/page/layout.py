@@ -236,6 +236,7 @@ class Answers:
         """
         path = Path(self.cards.GRADIO_CACHE, secrets.token_urlsafe(), name)
         path.parent.mkdir()
+        image.thumbnail((65_500, 65_500))  # the longest sides that JPEG has; other images stay as they are
         image.save(path, quality=90)
         self.cards.temp_files.add(str(path))
         return f"gradio_api/file={quote(str(path))}"

@@ -7,15 +7,15 @@ import io
 import json
 import re
 
+import gradio as gr
 import pytest
 from PIL import Image
 
-pytest.importorskip("gradio")
 from florence2.contract import OPTIONS
 from florence2.errors import InvalidOption
 from florence2_client.page.cards import card_html, heading
 from florence2_client.page.images import LARGEST_SIDE, preview_of
-from florence2_client.page.layout import LABELS
+from florence2_client.page.layout import LABELS, Answers
 from florence2_client.page.requests import Card, card_of, given_options
 from florence2_client.result import Result
 
@@ -119,6 +119,18 @@ def test_every_readable_format_has_a_preview(tmp_path, mode, suffix):
     assert (preview.width, preview.height, preview.problem) == (2000, 1000, "")
     jpeg = Image.open(io.BytesIO(base64.b64decode(preview.image.removeprefix("data:image/jpeg;base64,"))))
     assert jpeg.format == "JPEG" and jpeg.size == (LARGEST_SIDE, LARGEST_SIDE // 2)
+
+
+@pytest.mark.parametrize(("size", "saved"), [((70_000, 20), (65_500, 19)), ((300, 200), (300, 200))])
+def test_very_long_images_can_be_shown_and_downloaded(tmp_path, monkeypatch, size, saved):
+    """JPEG has at most 65,535 pixels a side."""
+    path = tmp_path / "panorama.png"
+    Image.new("RGB", size).save(path)
+    assert preview_of(str(path)).width == size[0]
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with gr.Blocks():
+        url = Answers(None, 1)._save(Image.open(path), "found.jpg")
+    assert Image.open(url.removeprefix("gradio_api/file=")).size == saved
 
 
 def test_an_unreadable_file_has_a_sentence_for_a_preview(tmp_path):
