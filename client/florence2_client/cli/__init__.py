@@ -64,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not given:
                 parser().print_help()
                 return 0
-            options = parser().parse_args(_for_argparse(given))
+            options, unknown = parser().parse_known_args(_for_argparse(given))
+            if unknown:
+                command = f"florence2 {given[0]}" if given[0] in COMMANDS else "florence2"
+                raise InvalidRequest(f"unrecognized arguments: {' '.join(unknown)}; see `{command} --help`")
             code: int = options.command(options)
             print(end="", flush=True)
             return code

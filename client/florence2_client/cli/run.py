@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -70,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):  # without a file to compare, there is none to lose
             if os.path.samestat(os.stat(photo), os.stat(options.draw)):
                 raise InvalidRequest(f"--draw {options.draw} would overwrite the image itself; choose another name")
-    image = _standard_input() if options.image == "-" else Path(options.image)
+    is_url = re.match(r"[A-Za-z]+://|data:", options.image)
+    image = _standard_input() if options.image == "-" else options.image if is_url else Path(options.image)
     start = time.perf_counter()
     with Client(**connection(options), retry_for=0) as client:
         request = (image, options.task, options.text)
@@ -111,6 +113,8 @@ def _image_file(name: str) -> Path:
         raise InvalidRequest(f"{name} is a directory")
     if not path.parent.is_dir():
         raise InvalidRequest(f"there is no directory {path.parent} to write {path.name} to")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InvalidRequest(f"{name} cannot be written: permission denied")
     return path
 
 

@@ -368,6 +368,8 @@ def test_a_drawing_replaces_a_link_and_not_its_target(server, folder):
         ["--out", "list.txt"],
         ["--csv", "same.csv", "--coco", "same.csv"],
         ["--out", "images"],
+        ["--coco", "/dev/null"],
+        ["--out", "/dev/null"],
     ],
     ids=" ".join,
 )

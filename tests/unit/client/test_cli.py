@@ -215,6 +215,7 @@ def test_ctrl_c_exits_with_130(server, image, capsys):
         (["run", "x.png", "--task", "od", "--num-beams", "many"], "argument --num-beams: invalid int value"),
         (["run", "x.png", "--task", "od", "--url", "ftp://x"], "is not the URL of a server"),
         (["fly"], "invalid choice: 'fly'"),
+        (["tasks", "--fast"], "unrecognized arguments: --fast; see `florence2 tasks --help`"),
         (["run", "x.png", "--task", "od", "--num-beams", "-1"], "--num-beams must be at least 1"),
         (
             ["run", "x.png", "--task", "od", "--max-new-tokens", "99999999999"],
