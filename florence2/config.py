@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from florence2.answers import FORMS
 from florence2.contract import OPTIONS, GenerationOptions
 from florence2.errors import CheckpointError, InvalidOption
+from florence2.tasks import TASKS, Grammar
 
 FILE_NAME = "florence2.json"
 LOCATION_BINS = 1000
@@ -78,6 +80,14 @@ class ModelConfig:
     generation: GenerationDefaults
     banned_phrases: tuple[str, ...]  # dropped from phrase grounding
     source: str  # what the checkpoint was called when it was exported
+    answers: dict[str, str] = dataclasses.field(default_factory=dict)  # own prompts of a fine-tune -> a form of FORMS
+
+    def grammar(self, key: str) -> Grammar:
+        """Return the grammar of the answer to a task token or to a prompt, which begins like one of `answers`."""
+        if key in TASKS:
+            return TASKS[key].grammar
+        prompt = max((prompt for prompt in self.answers if key.startswith(prompt)), key=len, default=None)
+        return Grammar.TEXT if prompt is None else FORMS[self.answers[prompt]]
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -9,7 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from florence2.errors import Florence2Error
+from florence2.answers import FORMS
+from florence2.errors import Florence2Error, InvalidRequest
+from florence2.tasks import TASKS
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "float16")
 EXAMPLES = """\
@@ -59,12 +61,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the present models as the previous version, so that a running server can switch without downtime",
     )  # fmt: skip
     parser.add_argument(
+        "--answers", action="append", default=[], type=_answers, metavar="PROMPT=FORM",
+        help="the server parses answers to prompts of a fine-tune that begin with PROMPT, such as '<my_task>=boxes';\n"
+        f"the forms are {', '.join(FORMS)}",
+    )  # fmt: skip
+    parser.add_argument(
         "--target", choices=("cpu", "gpu"), default="cpu", help="hardware to export for (default: %(default)s)"
     )
     parser.add_argument(
         "--accelerator", choices=("cuda", "tensorrt"),
         help="what runs the vision encoder on a GPU (default: cuda, which starts on every GPU)",
     )  # fmt: skip
+
+
+def _answers(value: str) -> tuple[str, str]:
+    """Return the beginning of a prompt and the form of the answers to it."""
+    prompt, _, form = (part.strip() for part in value.rpartition("="))
+    if not prompt or form not in FORMS:
+        raise InvalidRequest(f"--answers takes PROMPT=FORM, and a FORM is one of {', '.join(FORMS)}, not {value!r}")
+    if prompt in TASKS:
+        raise InvalidRequest(f"{prompt} is a task of Florence-2, whose answers have their own form")
+    return prompt, form
 
 
 def run(options: argparse.Namespace) -> int:
@@ -88,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
             add_version=options.add_version,
             device=options.target,
             accelerator=options.accelerator,
+            answers=dict(options.answers),
         )
     except KeyboardInterrupt:
         print("interrupted; the repository is unchanged", file=sys.stderr)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -50,11 +50,13 @@ def export_checkpoint(
     add_version: bool = False,
     device: str = "cpu",
     accelerator: str | None = None,
+    answers: Mapping[str, str] | None = None,
 ) -> bool:
     """Write the models to `target` and return True, or leave it unchanged and return False if the comparison fails.
 
     `precision` is float32, bfloat16, int8, float16, or auto, which each model interprets. `device` is cpu or gpu.
-    `accelerator` is cuda or tensorrt, or None for the default. `add_version` keeps the present models as the previous
+    `accelerator` is cuda or tensorrt, or None for the default. `answers` names the form in which the server parses the
+    answers to a fine-tune's own prompts. `add_version` keeps the present models as the previous
     version. Raise CheckpointError if the checkpoint cannot be exported or the target cannot be written.
     """
     started = time.monotonic()
@@ -72,6 +74,7 @@ def export_checkpoint(
     )
     say(f"reading {source}" + (f" with the adapter {adapter}" if adapter else ""))
     checkpoint = read_checkpoint(source, revision, adapter, processor, subfolder)
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, answers=dict(answers or {})))
     for note in checkpoint.notes:
         say(f"  note: {note}")
     transformers_logging.disable_progress_bar()

@@ -6,7 +6,6 @@ import numpy as np
 
 from florence2 import config, parsing
 from florence2.errors import InvalidRequest
-from florence2.tasks import TASKS, Grammar
 from florence2.tokenizer import Tokenizer
 from florence2.triton import adapter
 
@@ -28,7 +27,7 @@ class TritonPythonModel:
         unfinished = adapter.text(request, "FINISH_REASON") == ""
         self.check(tokens, log_probs, size)
         pieces = self.tokenizer.pieces(tokens.tolist(), log_probs.tolist())
-        grammar = TASKS[key].grammar if key in TASKS else Grammar.TEXT
+        grammar = self.config.grammar(key)
         text = self.tokenizer.decode(tokens.tolist())
         if unfinished:
             pieces, text = parsing.without_open_end(grammar, pieces), parsing.without_half_character(text)

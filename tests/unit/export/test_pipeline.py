@@ -128,3 +128,28 @@ def test_help_does_not_wait_for_torch():
     code = "import sys; from florence2_client import cli; cli.parser().parse_args(['export', 'x'])\n"
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("<my_task>=box", "a FORM is one of text, boxes, quads, polygons, boxes_or_polygons"),
+        ("<my_task>", "PROMPT=FORM"),
+        ("=boxes", "PROMPT=FORM"),
+        ("<OD>=quads", "<OD> is a task of Florence-2"),
+    ],
+)
+def test_a_form_of_answers_that_does_not_exist_is_refused(value, sentence, capsys):
+    """Before anything is read."""
+    assert main(["export", "no-such-checkpoint", "--answers", value]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_forms_of_answers_are_exported(standing, demo, monkeypatch):
+    """They reach the models' settings."""
+    built = []
+    monkeypatch.setattr(pipeline, "_build", lambda checkpoint, *rest: built.append(checkpoint.config.answers))
+    monkeypatch.setattr(pipeline, "_compare", lambda *arguments: False)
+    arguments = ["--answers", "<my_task>=boxes", "--answers", "Read=quads", "--repository", str(standing)]
+    assert main(["export", str(demo), *arguments]) == 1
+    assert built == [{"<my_task>": "boxes", "Read": "quads"}]
