@@ -51,7 +51,10 @@ LIVE = Metric("florence2_live_requests", Kind.GAUGE, "Requests in the batch")
 LIVE_ROWS = Metric("florence2_live_rows", Kind.GAUGE, "Beams in the batch, each in a row of the cache")
 ROWS = Metric("florence2_rows", Kind.GAUGE, "Rows of the cache: beams that can be in the batch together")
 INSIDE = Metric("florence2_inside_requests", Kind.GAUGE, "Requests between preprocess and their answer", ("stage",))
-REFUSED = Metric("florence2_refused_requests_total", Kind.COUNTER, "Requests refused by preprocess: too many inside")
+REFUSED = Metric("florence2_refused_requests_total", Kind.COUNTER, "Requests refused before any work", ("reason",))
+EXPECTED_WAIT = Metric(
+    "florence2_expected_wait_seconds", Kind.GAUGE, "Time until the requests that are inside will be answered"
+)
 KV_BYTES = Metric("florence2_kv_bytes", Kind.GAUGE, "Memory of keys and values", ("state",))
 STAGE = Metric("florence2_stage_seconds", Kind.HISTOGRAM, "Time a request spent in a stage", ("stage",), SECONDS)
 FIRST_TOKEN = Metric(
@@ -65,8 +68,8 @@ PER_TOKEN = Metric(
     "florence2_time_per_token_seconds", Kind.HISTOGRAM, "A request's mean time between tokens", (), TOKEN_SECONDS
 )
 METRICS = (
-    REQUESTS, TOKENS, STEPS, STEP_SECONDS, FAILED_STEPS, UP, WAITING, LIVE, LIVE_ROWS, ROWS, INSIDE, REFUSED, KV_BYTES,
-    STAGE, FIRST_TOKEN, PER_TOKEN,
+    REQUESTS, TOKENS, STEPS, STEP_SECONDS, FAILED_STEPS, UP, WAITING, LIVE, LIVE_ROWS, ROWS, INSIDE, REFUSED,
+    EXPECTED_WAIT, KV_BYTES, STAGE, FIRST_TOKEN, PER_TOKEN,
 )  # fmt: skip
 
 # The first kind of error that fits names the outcome; an answer's outcome is its finish reason.

@@ -18,7 +18,7 @@ from florence2.engine import metrics
 from florence2.engine.beam import Generation, GreedySearch
 from florence2.engine.metrics import Recorder, Times
 from florence2.engine.sequence import Request, Sequence
-from florence2.errors import Cancelled, DeadlineExceeded, Florence2Error, Unavailable
+from florence2.errors import Cancelled, DeadlineExceeded, Florence2Error, QueueFull, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,12 @@ class Job:
     answer: Callable[[Outcome], None]
     cancelled: Callable[[], bool] = lambda: False
     deadline: float = float("inf")  # of time.monotonic()
+    start_by: float = float("inf")  # the same; a request that still waits then has no chance to be answered soon
     task: str = metrics.OTHER_TASK
     follow: Callable[[Generation], None] | None = None
     times: Times = field(default_factory=lambda: Times(time.monotonic()))
     next_poll: float = field(default_factory=lambda: time.monotonic() + POLL_SECONDS)
-    gone: bool = False  # whether it was canceled; written by the sender, read by the engine thread
+    gone: bool = False  # no client waits for it any more; written by the sender, read by the engine thread
     partial: Generation | None = None  # the answer so far, if it has not been sent; then the outbox holds the job
     next_partial: float = 0.0
 
@@ -120,6 +121,10 @@ class Sender:
             return Cancelled("the client canceled the request")
         if now >= job.deadline:
             return DeadlineExceeded("the request's time limit passed before its answer was complete")
+        if job.times.admitted is None and now >= job.start_by:
+            return QueueFull(
+                "the request waited as long as this server allows, and its turn did not come; try again later"
+            )
         if now - job.times.arrived >= self._max_seconds:
             return DeadlineExceeded(f"the answer took longer than the {self._max_seconds:g} seconds this server allows")
         return None
@@ -169,5 +174,6 @@ class Sender:
                 except Exception:  # not knowing costs some steps; a dead sender would cost every answer
                     log.exception("Triton could not say whether a request was canceled")
             error = self.reason_to_end(job, now)
-            if error:  # the engine thread finds the same reason and frees its rows
+            if error:
+                job.gone = True  # so that the engine thread ends it as well, and frees its rows
                 self.finish(job, error)

@@ -7,6 +7,7 @@ At import time only constants of `pb_utils` may be touched: it is incomplete whi
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -20,8 +21,10 @@ from florence2 import errors
 from florence2.config import ModelConfig
 from florence2.contract import OPTIONS, GenerationOptions
 from florence2.engine.metrics import Kind, Metric, Sample, Series
+from florence2.prompts import MAX_CHARACTERS
 from florence2.triton.admission import NO_TICKET, Tickets
 
+MAX_TEXT_BYTES = 4 * MAX_CHARACTERS  # a character takes at most four in UTF-8
 Outputs = dict[str, np.ndarray]
 T = TypeVar("T")
 
@@ -48,9 +51,16 @@ def array(request: Any, name: str) -> np.ndarray | None:
     return None if tensor is None else tensor.as_numpy()
 
 
-def required(request: Any, name: str) -> np.ndarray:
-    """Return a private copy of an input tensor. Raises InvalidRequest if the request leaves it out."""
-    return _present(array(request, name), name)
+def required(request: Any, name: str, most: int | None = None) -> np.ndarray:
+    """Return a private copy of an input tensor.
+
+    Raises InvalidRequest if the request leaves it out, or if it has more than `most` elements: clients can call each
+    model by itself, and one huge tensor must not keep the others waiting.
+    """
+    value = _present(array(request, name), name)
+    if most is not None and value.size > most:
+        raise errors.InvalidRequest(f"{name} has {value.size:,} elements; at most {most:,} are accepted")
+    return value
 
 
 def required_scalar(request: Any, name: str) -> Any:
@@ -84,6 +94,8 @@ def text(request: Any, name: str) -> str | None:
     value = scalar(request, name)
     if value is None or isinstance(value, str):
         return value
+    if len(value) > MAX_TEXT_BYTES:
+        raise errors.InvalidPrompt(f"{name} has {len(value):,} bytes; at most {MAX_TEXT_BYTES:,} are accepted")
     try:
         return bytes(value).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -138,20 +150,31 @@ def error_response(error: Exception) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_message, status))
 
 
+def timeout(request: Any) -> float:
+    """Return the seconds that the client allows for the request, infinity if it does not say."""
+    return (request.timeout() or math.inf) / 1e6  # it is in microseconds, 0 for none
+
+
 class Reply:
     """Respond to a request after `execute` has returned None for it.
 
     `is_cancelled` after the final response crashes the whole server (Triton 24.10), so one thread makes all calls. The
-    final response gives the request's ticket back. Its time limit counts from when the ticket was taken.
+    final response gives the request's ticket back. Its time limits count from when the ticket was taken.
     """
 
     def __init__(self, request: Any, tickets: Tickets) -> None:
         self._sender = request.get_response_sender()
         self._wanted = request.requested_output_names()
-        self._tickets, self._ticket = tickets, scalar(request, "TICKET") or NO_TICKET
-        age = tickets.arrive(self._ticket) if self._ticket else 0.0
-        timeout = request.timeout()  # microseconds, 0 for none
-        self.deadline = time.monotonic() + timeout / 1e6 - age if timeout else float("inf")
+        self._tickets, self._ticket = tickets, NO_TICKET
+        self.deadline = self.start_by = math.inf  # of time.monotonic()
+
+    def enter(self, request: Any) -> None:
+        """Note that the request has arrived. Raises QueueFull if it comes without a ticket and finds no room."""
+        longest = timeout(request)
+        entry = self._tickets.enter(scalar(request, "TICKET") or NO_TICKET, longest)
+        self._ticket = entry.ticket
+        self.deadline = time.monotonic() + longest - entry.age
+        self.start_by = time.monotonic() + entry.start_within
 
     def is_cancelled(self) -> bool:
         """Return whether the client cancelled the request. Never call it after the final response."""
@@ -167,18 +190,18 @@ class Reply:
             message = response(outputs, self._wanted)
         except Exception as error:
             message = error_response(error)
-        self._send_final(message)
+        self._send_final(message, answered=True)
 
     def fail(self, error: Exception) -> None:
         """Send an error as the final response."""
         self._send_final(error_response(error))
 
-    def _send_final(self, message: Any) -> None:
+    def _send_final(self, message: Any, *, answered: bool = False) -> None:
         try:
             self._sender.send(message, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         finally:
             if self._ticket:
-                self._tickets.give_back(self._ticket)
+                self._tickets.give_back(self._ticket, answered=answered)
 
 
 class MetricsEndpoint:

@@ -1,17 +1,20 @@
 """Admission: a ticket for each request, from before its image is decoded until its response.
 
 Triton does not bound the queues inside an ensemble, so decoded images would pile up before the encoder. Preprocess
-takes a ticket or refuses the request, and the decoder gives the ticket back. The two are processes that share a small
-file (docs/adr/0012).
+takes a ticket or refuses the request, and the decoder gives the ticket back. The processes share a small file, which
+also measures how fast requests are answered, so that a request that would wait too long is refused at once
+(docs/adr/0012).
 
-A request can be lost between the two without any notice. Its ticket then expires by age: the encoder is first come,
-first served, so no request on its way is much older than those that arrived last.
+A request can be lost between the two without any notice, and a client can call preprocess by itself and abandon the
+ticket. A ticket that is on its way for much longer than others were is therefore *overdue*: it does not count as work,
+and a full server replaces it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import secrets
 import struct
@@ -23,17 +26,21 @@ from pathlib import Path
 
 import psutil
 
-from florence2.engine.metrics import INSIDE, REFUSED, Sample, Series
+from florence2.engine.metrics import EXPECTED_WAIT, INSIDE, REFUSED, Sample, Series
 from florence2.errors import QueueFull
 
 PATH_VARIABLE = "FLORENCE2_TICKETS"  # set by the embedded server, which removes the file with everything else
 NO_TICKET = 0
-SHORTEST_LIFE = 30.0  # seconds a ticket lasts at least on its way; a batch of images takes less
-LONGEST_LIFE = 600.0
+AT_ONCE = 8  # requests never refused for the wait: the decoder's 24 rows hold as many of 3 beams together
+MEMORY = 120.0  # seconds of work over which the rate of answers is measured; older ones fade
+
+SHORTEST_LIFE = 2.0  # seconds on the way after which a ticket may be overdue
+FIRST_LIFE = 30.0  # while no request has reached the decoder yet
 LIFE = 3  # times the slowest way through the encoder
 HALF_LIFE = 60.0  # seconds after which a slow way counts half
+SHORTEST_PACE, LONGEST_PACE = 0.1, 5.0  # seconds between two overdue tickets that are replaced
 
-HEADER = struct.Struct("=qqqdd")
+HEADER = struct.Struct("=qqdqqqdddddd")  # the number of tickets, and the other fields of Book
 TICKET = struct.Struct("=qdq")
 
 
@@ -46,83 +53,150 @@ class Ticket:
 
 @dataclass
 class Book:
-    """The content of the file. `slowest`: seconds from preprocess to decoder, seen at `slowest_at`."""
+    """The content of the file."""
 
     tickets: list[Ticket] = field(default_factory=list)
-    refused: int = 0
-    expired: int = 0  # how often tickets expired since a request last arrived at the decoder
-    slowest: float = 0.0
+    limit: int = 0  # of tickets; 0 for none, before preprocess has opened the file
+    max_wait: float = 0.0  # seconds; 0 for no limit
+    refused_full: int = 0
+    refused_wait: int = 0
+    replaced: int = 0  # overdue tickets, since a request last arrived at the decoder
+    replaced_at: float = 0.0
+    slowest: float = 0.0  # seconds from preprocess to decoder, seen at `slowest_at`
     slowest_at: float = 0.0
+    busy: float = 0.0  # seconds of work up to the last answer; older ones fade
+    answered: float = 0.0  # requests in these seconds
+    answered_at: float = 0.0
 
-    def life(self, now: float) -> float:
-        """Return how old a ticket on its way may become: twice as old each time that tickets expired in vain.
+    def slowest_way(self, now: float) -> float:
+        """Return the slowest way from preprocess to the decoder that was seen lately."""
+        return self.slowest * 0.5 ** ((now - self.slowest_at) / HALF_LIFE)
 
-        Otherwise the queue of an encoder that hangs would grow without end.
+    def is_overdue(self, ticket: Ticket, now: float) -> bool:
+        """Return whether the request is probably lost.
+
+        The encoder is first come, first served, so no request on its way is much older than those that arrived last.
         """
-        slowest = self.slowest * 0.5 ** ((now - self.slowest_at) / HALF_LIFE)
-        return min(max(SHORTEST_LIFE, LIFE * slowest) * 2 ** min(self.expired, 5), LONGEST_LIFE)
+        life = max(SHORTEST_LIFE, LIFE * self.slowest_way(now)) if self.slowest else FIRST_LIFE
+        return not ticket.holder and now - ticket.taken >= life
 
-    def expire(self, now: float) -> None:
-        """Drop the tickets of requests that take too long, and of those whose decoder died."""
-        life = self.life(now)
-        held = [ticket for ticket in self.tickets if ticket.holder and not _is_dead(ticket.holder)]
-        coming = [ticket for ticket in self.tickets if not ticket.holder]
-        on_time = [ticket for ticket in coming if now - ticket.taken < life]
-        self.expired += len(on_time) < len(coming)
-        self.tickets = held + on_time
+    def working(self, now: float) -> int:
+        """Return how many requests are inside, without those that are probably lost."""
+        return sum(not self.is_overdue(ticket, now) for ticket in self.tickets)
+
+    def answer(self, number: int, now: float) -> None:
+        """Count an answer, and the time since the one before it in which the decoder had this or another request.
+
+        Other time is no measure of the speed: nothing was inside, or only tickets that were lost.
+        """
+        since = [ticket.taken for ticket in self.tickets if ticket.holder or ticket.number == number]
+        passed = now - max(min(since), self.answered_at)
+        kept = math.exp(-passed / MEMORY)
+        self.busy = self.busy * kept + MEMORY * (1 - kept)
+        self.answered = self.answered * kept + 1
+        self.answered_at = now
+
+    def expected_wait(self, now: float) -> float:
+        """Return after how many seconds the requests inside will be answered; 0 if nothing was measured.
+
+        When few requests are inside, the rate is measured too low, because a batch of them takes hardly longer.
+        """
+        return self.working(now) * self.busy / self.answered if self.answered else 0.0
+
+    def is_full(self) -> bool:
+        return 0 < self.limit <= len(self.tickets)
+
+    def is_slow(self, now: float, longest: float) -> bool:
+        """Return whether one more request would wait longer than `longest` seconds."""
+        return self.working(now) >= AT_ONCE and self.expected_wait(now) > longest
+
+    def make_room(self, now: float) -> None:
+        """Drop the tickets of dead decoders and, now and then, the oldest overdue one.
+
+        The pace is at most the encoder's, so that its queue does not grow even if the request was not lost. It slows
+        down while no request arrives: the queue of an encoder that hangs must not grow without end.
+        """
+        dead = {process for process in {ticket.holder for ticket in self.tickets} if process and _is_dead(process)}
+        self.tickets = [ticket for ticket in self.tickets if ticket.holder not in dead]
+        pace = max(SHORTEST_PACE, self.slowest_way(now)) * 2 ** min(self.replaced, 10)
+        if self.is_full() and now - self.replaced_at >= min(pace, LONGEST_PACE):
+            overdue = [ticket for ticket in self.tickets if self.is_overdue(ticket, now)]
+            if overdue:
+                self.tickets.remove(min(overdue, key=lambda ticket: ticket.taken))
+                self.replaced += 1
+                self.replaced_at = now
 
     def arrive(self, ticket: Ticket, now: float) -> None:
-        """Note that a request reached the decoder, this process."""
-        age, before = now - ticket.taken, self.slowest * 0.5 ** ((now - self.slowest_at) / HALF_LIFE)
-        if age >= before:
-            self.slowest, self.slowest_at = age, now
-        self.expired = 0
+        """Note that a request reached the decoder, this process. Overdue ones that started before it are lost."""
+        if now - ticket.taken >= self.slowest_way(now):
+            self.slowest, self.slowest_at = now - ticket.taken, now
+        self.replaced = 0
         ticket.holder = os.getpid()
+        self.tickets = [each for each in self.tickets if each.taken >= ticket.taken or not self.is_overdue(each, now)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A request that reached the decoder. `ticket` must be given back."""
+
+    ticket: int
+    age: float  # seconds since the ticket was taken
+    start_within: float  # seconds from now in which it must be started; after that it has waited too long
 
 
 class Tickets:
-    """The tickets of one server, for any thread and process. Only `take` keeps to `limit`, the file's room."""
+    """The tickets of one server, for any thread and process.
 
-    def __init__(self, path: Path, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit, self._clock = limit, clock
+    Preprocess sets `limit` and `max_wait` for all; the others leave them out.
+    """
+
+    def __init__(
+        self, path: Path, limit: int = 0, clock: Callable[[], float] = time.monotonic, *, max_wait: float = 0.0
+    ) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
-        self._published = 0  # of those refused
+        self._published = (0, 0)  # of those refused
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # Reserve the room now, where the error can be reported: later a full /dev/shm would fail a request.
         os.posix_fallocate(self._file, 0, HEADER.size + limit * TICKET.size)
+        if limit:
+            with self._book() as book:
+                book.limit, book.max_wait = limit, max_wait
 
     @classmethod
-    def of_this_server(cls, limit: int = 0) -> Tickets:
+    def of_this_server(cls, limit: int = 0, max_wait: float = 0.0) -> Tickets:
         """Return the tickets of the server whose model this process runs: tritonserver is its parent."""
-        return cls(_path(), limit)
+        return cls(_path(), limit, max_wait=max_wait)
 
-    def take(self) -> int:
-        """Return the number of a new ticket. Raises QueueFull while `limit` requests are inside."""
+    def take(self, timeout: float = math.inf) -> int:
+        """Return the number of a new ticket, for a request that must be answered within `timeout` seconds.
+
+        Raises QueueFull while `limit` requests are inside, or if the request would wait too long behind them.
+        """
+        with self._book() as book:
+            return self._add(book, timeout).number
+
+    def enter(self, number: int, timeout: float = math.inf) -> Entry:
+        """Note that a request reached the decoder, this process, and return what is known about it.
+
+        A request without a ticket, from a client that calls the decoder by itself, gets one or is refused like others.
+        """
         with self._book() as book:
             now = self._clock()
-            if len(book.tickets) >= self._limit:
-                book.expire(now)
-            full = len(book.tickets) >= self._limit
-            book.refused += full
-            if not full:
-                ticket = Ticket(secrets.randbits(62) + 1, now)  # not to be guessed
-                book.tickets.append(ticket)
-                return ticket.number
-        raise QueueFull(f"the server's queue is full ({self._limit} requests are in it); try again later")
+            ticket = next((ticket for ticket in book.tickets if ticket.number == number), None)
+            if ticket is None:
+                ticket = self._add(book, timeout)
+                ticket.holder = os.getpid()
+            else:
+                book.arrive(ticket, now)
+            age = now - ticket.taken
+            return Entry(ticket.number, age, book.max_wait - age if book.max_wait else math.inf)
 
-    def arrive(self, number: int) -> float:
-        """Note that the request reached the decoder, this process; return the age of its ticket, 0 if it is unknown."""
-        with self._book() as book:
-            now = self._clock()
-            for ticket in book.tickets:
-                if ticket.number == number:
-                    book.arrive(ticket, now)
-                    return now - ticket.taken
-        return 0.0
-
-    def give_back(self, number: int) -> None:
+    def give_back(self, number: int, *, answered: bool = False) -> None:
         """End a ticket; an unknown one is ignored."""
         with self._book() as book:
+            if answered and any(ticket.number == number for ticket in book.tickets):
+                book.answer(number, self._clock())
             book.tickets = [ticket for ticket in book.tickets if ticket.number != number]
 
     def look(self) -> Book:
@@ -134,12 +208,33 @@ class Tickets:
         """Return the metrics, in one process only. A lost request stays counted until its slot is needed."""
         book = self.look()
         held = sum(bool(ticket.holder) for ticket in book.tickets)
-        grown, self._published = book.refused - self._published, book.refused
+        (full, wait), self._published = self._published, (book.refused_full, book.refused_wait)
         return [
             (Series(INSIDE, ("encoder",)), len(book.tickets) - held),
             (Series(INSIDE, ("decoder",)), held),
-            (Series(REFUSED), grown),
+            (Series(EXPECTED_WAIT), book.expected_wait(self._clock())),
+            (Series(REFUSED, ("full",)), book.refused_full - full),
+            (Series(REFUSED, ("wait",)), book.refused_wait - wait),
         ]
+
+    def _add(self, book: Book, timeout: float) -> Ticket:
+        now = self._clock()
+        longest = min(book.max_wait or math.inf, timeout)
+        if book.is_full() or book.is_slow(now, longest):
+            book.make_room(now)
+        if book.is_full():
+            book.refused_full += 1
+            raise QueueFull(f"the server's queue is full ({book.limit} requests are in it); try again later")
+        if book.is_slow(now, longest):
+            book.refused_wait += 1
+            allowed = "than its timeout" if longest == timeout else "than this server allows"
+            raise QueueFull(
+                f"the request would wait about {book.expected_wait(now):.0f} seconds behind {book.working(now)} others,"
+                f" longer {allowed} ({longest:g}); try again later"
+            )
+        ticket = Ticket(secrets.randbits(62) + 1, now)  # not to be guessed
+        book.tickets.append(ticket)
+        return ticket
 
     @contextlib.contextmanager
     def _book(self) -> Iterator[Book]:
@@ -147,22 +242,18 @@ class Tickets:
         with self._lock:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
-                book = self._read()
-                yield book
-                self._write(book)
+                content = os.pread(self._file, os.fstat(self._file).st_size, 0)
+                count, *header = HEADER.unpack_from(content)
+                tickets = TICKET.iter_unpack(content[HEADER.size : HEADER.size + count * TICKET.size])
+                book = Book([Ticket(*values) for values in tickets], *header)
+                try:
+                    yield book
+                finally:  # a refusal is counted too
+                    _, *header = vars(book).values()
+                    packed = (TICKET.pack(ticket.number, ticket.taken, ticket.holder) for ticket in book.tickets)
+                    os.pwrite(self._file, HEADER.pack(len(book.tickets), *header) + b"".join(packed), 0)
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def _read(self) -> Book:
-        content = os.pread(self._file, os.fstat(self._file).st_size, 0)
-        count, refused, given_up, slowest, slowest_at = HEADER.unpack_from(content)
-        tickets = content[HEADER.size : HEADER.size + count * TICKET.size]
-        return Book([Ticket(*values) for values in TICKET.iter_unpack(tickets)], refused, given_up, slowest, slowest_at)
-
-    def _write(self, book: Book) -> None:
-        header = HEADER.pack(len(book.tickets), book.refused, book.expired, book.slowest, book.slowest_at)
-        tickets = (TICKET.pack(ticket.number, ticket.taken, ticket.holder) for ticket in book.tickets)
-        os.pwrite(self._file, header + b"".join(tickets), 0)
 
 
 def _path() -> Path:

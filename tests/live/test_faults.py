@@ -60,23 +60,23 @@ def all_have_left(serving: Serving, seconds: float = 20) -> bool:
 
 def test_a_crowd_is_answered_or_refused(serving):
     """At most six requests are inside; all others are UNAVAILABLE, over gRPC and over HTTP."""
-    before = tickets(serving).look().refused
+    before = tickets(serving).look().refused_full
     outcomes = asyncio.run(send_crowd([serving.grpc_url, serving.http_url], clients=60, seconds=60))
     assert set(outcomes) == {"answered", "Unavailable"}
     assert len(outcomes["answered"]) >= SLOTS and sum(map(len, outcomes.values())) == 60
-    assert tickets(serving).look().refused == before + len(outcomes["Unavailable"])
+    assert tickets(serving).look().refused_full == before + len(outcomes["Unavailable"])
     assert all_have_left(serving)
     time.sleep(2.1)
     with urllib.request.urlopen(serving.metrics_url) as response:
         lines = response.read().decode().splitlines()
-    refused = next(line for line in lines if line.startswith("florence2_refused_requests_total{"))
+    refused = next(line for line in lines if line.startswith("florence2_refused_requests_total{") and "full" in line)
     assert float(refused.rpartition(" ")[2]) == before + len(outcomes["Unavailable"])
 
 
 def test_a_full_server_says_so_and_is_alive_once_a_slot_is_free(serving):
     """The message names the limit. A full queue that nothing leaves is no sign of life: a stage may hang behind it."""
     of = Tickets(serving.server_folder() / "tickets", SLOTS)
-    taken = [of.take() for _ in range(SLOTS)]
+    taken = [of.enter(of.take()).ticket for _ in range(SLOTS)]
     try:
         with (
             Client(serving.grpc_url, retry_for=0) as client,
@@ -94,8 +94,8 @@ def test_a_full_server_says_so_and_is_alive_once_a_slot_is_free(serving):
     assert all_have_left(serving)
 
 
-def test_direct_calls_take_no_slot(serving):
-    """Neither of preprocess, which issues tickets, nor of the decoder with an invalid ticket."""
+def test_direct_calls_keep_no_slot(serving):
+    """Neither of preprocess, which issues tickets, nor of the decoder with an invalid ticket once it has answered."""
     transport = open_transport(parse_url(serving.grpc_url))
     inputs = request(good(random.Random(0)), "<CAPTION>")
     made = transport.infer("florence2_preprocess", inputs, 30)

@@ -39,6 +39,7 @@ class TritonPythonModel:
         for request in requests:
             reply, task = adapter.Reply(request, self.tickets), OTHER_TASK
             try:
+                reply.enter(request)
                 task = task_label(adapter.text(request, "ANSWER_KEY"))
                 self.worker.submit(self.job(request, reply, task))
             except Exception as error:  # raising here would close the reply of every request in this call
@@ -48,7 +49,7 @@ class TritonPythonModel:
     def job(self, request, reply, task):
         decoded = Request(
             image_features=adapter.required(request, "IMAGE_FEATURES"),
-            prompt_ids=adapter.required(request, "PROMPT_IDS").tolist(),
+            prompt_ids=adapter.required(request, "PROMPT_IDS", self.config.max_prompt_tokens).tolist(),
             options=adapter.generation_options(request, self.config, greedy=self.streams),
         )
         passed_on = {name: adapter.required(request, name) for name in PASSED_ON} if self.streams else {}
@@ -62,7 +63,8 @@ class TritonPythonModel:
         def follow(so_far):
             reply.send_so_far(outputs(so_far) | passed_on)
 
-        return Job(decoded, answer, reply.is_cancelled, reply.deadline, task, follow if self.streams else None)
+        limits = reply.deadline, reply.start_by
+        return Job(decoded, answer, reply.is_cancelled, *limits, task, follow if self.streams else None)
 
     def finalize(self):
         self.worker.stop()

@@ -20,8 +20,8 @@ class TritonPythonModel:
         return adapter.respond_to_each(requests, self.postprocess)
 
     def postprocess(self, request):
-        tokens = adapter.required(request, "TOKENS")
-        log_probs = adapter.required(request, "LOG_PROBS")
+        tokens = adapter.required(request, "TOKENS", self.config.max_new_tokens)
+        log_probs = adapter.required(request, "LOG_PROBS", self.config.max_new_tokens)
         size = adapter.required(request, "IMAGE_SIZE")
         key = adapter.required_text(request, "ANSWER_KEY")
         unfinished = adapter.text(request, "FINISH_REASON") == ""

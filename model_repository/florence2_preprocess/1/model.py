@@ -7,10 +7,13 @@ here too, before its image takes memory.
 import numpy as np
 
 from florence2 import config, images, prompts
+from florence2.contract import PREPROCESS
 from florence2.errors import InvalidPrompt
 from florence2.tokenizer import Tokenizer
 from florence2.triton import adapter
 from florence2.triton.admission import NO_TICKET, Tickets
+
+FOR_ENSEMBLE = {tensor.name for tensor in PREPROCESS.outputs if not tensor.direct_only}
 
 
 class TritonPythonModel:
@@ -19,14 +22,17 @@ class TritonPythonModel:
         directory = arguments.directory
         self.config = config.ModelConfig.load(directory / config.FILE_NAME)
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
-        self.tickets = Tickets.of_this_server(arguments.integer("max_inside"))
+        limits = arguments.integer("max_inside"), arguments.integer("max_wait_seconds")
+        self.tickets = Tickets.of_this_server(*limits)
 
     def execute(self, requests):
         return adapter.respond_to_each(requests, self.preprocess)
 
     def preprocess(self, request):
         adapter.generation_options(request, self.config)  # only checked here; the decoder reads them again
-        ticket = self.tickets.take() if wants_ticket(request) else NO_TICKET
+        # A client that calls this model by itself would not bring the ticket to the decoder.
+        by_ensemble = set(request.requested_output_names()) == FOR_ENSEMBLE
+        ticket = self.tickets.take(adapter.timeout(request)) if by_ensemble else NO_TICKET
         try:
             return self.read(request) | {"TICKET": np.array([ticket], np.int64)}
         except BaseException:
@@ -53,12 +59,3 @@ class TritonPythonModel:
                 f"the prompt has {len(ids)} tokens; this model takes at most {self.config.max_prompt_tokens}"
             )
         return np.array(ids, np.int32)
-
-
-def wants_ticket(request):
-    """Return whether the request comes through the ensemble, which never asks for PROMPT.
-
-    A client that calls this model by itself would never bring the ticket back to the decoder.
-    """
-    wanted = request.requested_output_names()
-    return "TICKET" in wanted and "PROMPT" not in wanted

@@ -8,7 +8,7 @@ import promql_parser
 import pytest
 import yaml
 
-from florence2.engine.metrics import METRICS
+from florence2.engine.metrics import INSIDE
 from florence2.server.installation import Installation
 from florence2.server.launch import SHM_PER_PROCESS, expected_processes
 from florence2.server.supervisor import UNLOAD_SECONDS
@@ -17,7 +17,6 @@ from tests.unit.deploy.conftest import CHART, ROOT
 from tests.unit.deploy.fields import check_fields
 
 EXAMPLES = (None, *sorted(path.stem for path in (CHART / "examples").glob("*.yaml")))
-TRITONS = {"nv_inference_pending_request_count"}  # tests/live/test_replicas.py sees it on the endpoint
 UNITS = {"Mi": 2**20, "Gi": 2**30}
 
 example = pytest.mark.parametrize("example", EXAMPLES)
@@ -172,7 +171,7 @@ def test_services_find_only_the_servers(render, example):
 
 
 def test_scaling_looks_at_metrics_that_exist(render):
-    """The metrics of the decoder and Triton are scraped; the autoscaler uses the one that the adapter derives."""
+    """All requests from preprocess to the answer; the autoscaler's metric is the one that the adapter's rule makes."""
     adapter = yaml.safe_load((CHART.parent / "prometheus-adapter.yaml").read_text())["rules"]["custom"][0]
     (metric,) = the(render("gpu"), "HorizontalPodAutoscaler")["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == adapter["name"]["as"]
@@ -183,7 +182,7 @@ def test_scaling_looks_at_metrics_that_exist(render):
     for query in (filled, trigger["metadata"]["query"], external["external"]["metric"]["query"]):
         promql_parser.parse(query)
         used = set(re.findall(r"\b(\w+)\{", query))
-        assert len(used) == 3 and used <= {metric.name for metric in METRICS} | TRITONS
+        assert used == {INSIDE.name}
 
 
 def test_another_checkpoint_goes_to_another_folder(render):

@@ -28,7 +28,7 @@ class Plan:
 
     beams: int
     tokens: int
-    trouble: str = ""  # add, prefill, step, die, late, gone, unanswerable, cannot be polled
+    trouble: str = ""  # add, prefill, step, die, late, gone, cannot wait, unanswerable, cannot be polled
     outcomes: list = field(default_factory=list)
     polled_after_answer: int = 0
 
@@ -108,7 +108,8 @@ def job_of(plan: Plan) -> Job:
 
     request = Request(plan, [0, 2], GenerationOptions(64, plan.beams, 0, 1.0, True))
     deadline = time.monotonic() + 0.002 if plan.trouble == "late" else float("inf")
-    return Job(request, answer, cancelled, deadline, next_poll=0)
+    start_by = time.monotonic() + 0.05 if plan.trouble == "cannot wait" else float("inf")
+    return Job(request, answer, cancelled, deadline, start_by, next_poll=0)
 
 
 def wait_for_answers(plans):
@@ -211,7 +212,7 @@ def test_a_stop_does_not_wait_for_a_long_step(monkeypatch):
     assert len(plan.outcomes) == 1
 
 
-@pytest.mark.parametrize("trouble", ["late", "gone", "too long"])
+@pytest.mark.parametrize("trouble", ["late", "gone", "too long", "cannot wait"])
 def test_time_runs_out_even_while_a_step_hangs(trouble):
     """The client gets an error in time; the rows are freed when the step is over."""
     engine, running, release = Engine(), threading.Event(), threading.Event()
@@ -222,7 +223,7 @@ def test_time_runs_out_even_while_a_step_hangs(trouble):
     submit(worker, plan)
     wait_for_answers([plan])
     assert running.is_set() and not release.is_set()
-    assert type(plan.outcomes[0]) is (Cancelled if trouble == "gone" else DeadlineExceeded)
+    assert type(plan.outcomes[0]) is {"gone": Cancelled, "cannot wait": QueueFull}.get(trouble, DeadlineExceeded)
     release.set()
     neighbor = Plan(ROWS, 3)
     submit(worker, neighbor)
@@ -246,6 +247,20 @@ def test_a_full_queue_refuses_even_while_a_step_runs():
     release.set()
     wait_for_answers([first, *crowd])
     worker.stop()
+
+
+def test_a_request_that_waits_too_long_for_rows_is_refused():
+    """A live one of the same age goes on."""
+    engine = Engine()
+    step = engine.step
+    engine.step = lambda: (time.sleep(0.001), step())[1]
+    worker = Worker(engine)
+    live, waiting = Plan(ROWS, 300, "cannot wait"), Plan(1, 3, "cannot wait")
+    submit(worker, live)
+    submit(worker, waiting)
+    wait_for_answers([live, waiting])
+    worker.stop()
+    assert live.outcomes == [live.expected()] and [type(outcome) for outcome in waiting.outcomes] == [QueueFull]
 
 
 def test_no_request_stays_longer_than_the_server_allows():

@@ -13,7 +13,7 @@ import pytest
 
 from florence2.errors import QueueFull
 from florence2.triton import admission
-from florence2.triton.admission import LONGEST_LIFE, SHORTEST_LIFE, Tickets
+from florence2.triton.admission import FIRST_LIFE, LONGEST_PACE, NO_TICKET, SHORTEST_LIFE, Tickets
 
 
 class Clock:
@@ -35,8 +35,8 @@ def three(tmp_path: Path, clock: Clock) -> Tickets:
 
 @pytest.fixture
 def decoder(tmp_path: Path, clock: Clock, three: Tickets) -> Tickets:
-    """Return tickets in the same file, opened by a process that only gives back."""
-    return Tickets(tmp_path / "tickets", 0, clock)
+    """Return tickets in the same file, opened by a process that sets no limit."""
+    return Tickets(tmp_path / "tickets", clock=clock)
 
 
 def refused(of: Tickets) -> bool:
@@ -50,62 +50,103 @@ def refused(of: Tickets) -> bool:
 def test_one_too_many_is_refused_until_one_leaves(three, decoder):
     """Requests on their way count, as do those that the decoder holds."""
     numbers = [three.take() for _ in range(3)]
-    assert decoder.arrive(numbers[0]) == 0
+    assert decoder.enter(numbers[0]).age == 0
     with pytest.raises(QueueFull, match=r"queue is full \(3 requests are in it\); try again later"):
         three.take()
     decoder.give_back(numbers[0])
     assert three.take() not in numbers
-    assert refused(three) and three.look().refused == 2
+    assert refused(three) and three.look().refused_full == 2
 
 
 def test_a_request_brings_its_age(three, decoder, clock):
     """So that its time limit counts from its ticket."""
     number = three.take()
     clock.now += 7.5
-    assert decoder.arrive(number) == 7.5
+    assert decoder.enter(number).age == 7.5
 
 
-def test_an_unknown_ticket_does_nothing(three, decoder):
-    """Forged, or ended by age in the meantime: the request goes on without one."""
+def test_a_request_without_a_valid_ticket_gets_one_in_the_decoder(three, decoder):
+    """Left out, forged, or replaced in the meantime: it counts as inside, so that no client goes round the limit."""
     number = three.take()
-    assert decoder.arrive(number + 1) == 0
     decoder.give_back(number + 1)
-    assert [ticket.number for ticket in three.look().tickets] == [number]
+    entries = [decoder.enter(NO_TICKET), decoder.enter(number + 1)]
+    assert len({number, NO_TICKET, number + 1, *(entry.ticket for entry in entries)}) == 5
+    assert [entry.age for entry in entries] == [0, 0]
+    with pytest.raises(QueueFull):
+        decoder.enter(NO_TICKET)
+    decoder.give_back(entries[0].ticket)
+    assert not refused(three)
 
 
-def test_a_lost_ticket_expires_by_age(three, decoder, clock):
-    """One that was lost between the two processes; a ticket that the decoder holds never expires."""
+def test_a_lost_ticket_is_replaced(three, decoder, clock):
+    """One that was lost between the two processes; a ticket that the decoder holds is never replaced."""
     kept, *_lost = (three.take() for _ in range(3))
-    decoder.arrive(kept)
-    clock.now += SHORTEST_LIFE - 1
+    decoder.enter(kept)
+    clock.now += SHORTEST_LIFE + 100  # the slowest way that was seen is 0 seconds
+    assert not refused(three)
+    assert len(three.look().tickets) == 3 and kept in [ticket.number for ticket in three.look().tickets]
+
+
+def test_no_ticket_is_lost_before_one_has_arrived(three, clock):
+    """The encoder may take long for its first image."""
+    for _ in range(3):
+        three.take()
+    clock.now += FIRST_LIFE - 1
     assert refused(three)
     clock.now += 1
     assert not refused(three)
-    assert len(three.look().tickets) == 2 and kept in [ticket.number for ticket in three.look().tickets]
 
 
 def test_the_life_of_a_ticket_follows_the_encoder(three, decoder, clock):
-    """Where the way took 100 seconds, no ticket expires after 80. A slow way is forgotten in time."""
+    """Where the way took 100 seconds, no ticket is overdue after 80. A slow way is forgotten in time."""
     slow = three.take()
     clock.now += 100
-    decoder.arrive(slow)
+    decoder.enter(slow)
     decoder.give_back(slow)
     numbers = [three.take() for _ in range(3)]
     clock.now += 80
     assert refused(three)
     for number in numbers:
-        decoder.arrive(number)
+        decoder.enter(number)
+        decoder.give_back(number)
     clock.now += 3600
-    assert three.look().life(clock.now) == SHORTEST_LIFE
+    three.take()
+    clock.now += SHORTEST_LIFE
+    assert three.look().working(clock.now) == 0
 
 
 def test_a_hanging_encoder_gets_fewer_and_fewer(three, clock):
-    """Each time that tickets expire in vain their life doubles, so few images pile up before an encoder that hangs."""
+    """A ticket that is replaced in vain slows the next one, so few images pile up before an encoder that hangs."""
     let_in = 0
     for _ in range(3600):
         let_in += not refused(three)
         clock.now += 1
-    assert let_in <= 3 * (6 + 3600 / LONGEST_LIFE)
+    assert let_in <= 3 + 6 + 3600 / LONGEST_PACE
+
+
+def test_abandoned_tickets_cost_others_seconds(tmp_path, clock):
+    """A client takes 128 tickets at once and brings none; the first request after that frees them all."""
+    of = Tickets(tmp_path / "tickets", 128, clock, max_wait=60)
+    way = 0.2
+
+    def ask() -> bool:
+        if refused(of):
+            return False
+        number = of.look().tickets[-1].number
+        clock.now += way
+        of.enter(number)
+        of.give_back(number, answered=True)
+        return True
+
+    assert ask()
+    for _ in range(10):
+        while not refused(of):
+            pass
+        flooded = clock.now
+        while not ask():
+            clock.now += 0.1
+        assert clock.now - flooded <= SHORTEST_LIFE + way + 0.2
+        assert not of.look().tickets
 
 
 def test_a_busy_server_is_never_overrun(tmp_path, clock):
@@ -120,14 +161,12 @@ def test_a_busy_server_is_never_overrun(tmp_path, clock):
             clock.now += seconds_each * chance.expovariate(3)
             while queue and done <= clock.now:
                 number = queue.pop(0)
-                of.arrive(number)
-                of.give_back(number)
+                of.give_back(of.enter(number).ticket)
                 done = max(done, clock.now) + seconds_each
             if not refused(of):
                 number = of.look().tickets[-1].number
                 if chance.random() < 0.3:
-                    of.arrive(number)
-                    of.give_back(number)
+                    of.give_back(of.enter(number).ticket)
                 else:
                     queue.append(number)
             assert len(queue) <= limit
@@ -136,7 +175,7 @@ def test_a_busy_server_is_never_overrun(tmp_path, clock):
 def test_a_dead_decoder_holds_nothing(three):
     """Its process is gone, or it is a zombie that its parent has not waited for."""
     numbers = [three.take() for _ in range(3)]
-    dead = multiprocessing.get_context("fork").Process(target=lambda: [three.arrive(number) for number in numbers])
+    dead = multiprocessing.get_context("fork").Process(target=lambda: [three.enter(number) for number in numbers])
     dead.start()
     dead.join()
     assert not refused(three)
@@ -171,7 +210,6 @@ def test_processes_and_threads_share_one_count(tmp_path):
     assert [process.exitcode for process in others] == [0, 0, 0]
     of = Tickets(path, limit)
     assert len(of.look().tickets) <= limit
-    assert of.look().life(0.0) >= SHORTEST_LIFE
 
 
 def test_each_run_of_a_server_has_its_own(monkeypatch, tmp_path):
@@ -183,9 +221,9 @@ def test_each_run_of_a_server_has_its_own(monkeypatch, tmp_path):
 
 
 def test_the_metrics_count_the_requests_inside(three, decoder):
-    """On their way and held; refused ones since the last call."""
+    """On their way and held; the expected wait; refused ones since the last call."""
     numbers = [three.take() for _ in range(3)]
-    decoder.arrive(numbers[0])
+    decoder.enter(numbers[0])
     assert refused(three)
-    assert [value for _, value in decoder.samples()] == [2, 1, 1]
-    assert [value for _, value in decoder.samples()] == [2, 1, 0]
+    assert [value for _, value in decoder.samples()] == [2, 1, 0, 1, 0]
+    assert [value for _, value in decoder.samples()] == [2, 1, 0, 0, 0]

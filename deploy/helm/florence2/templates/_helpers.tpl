@@ -66,8 +66,3 @@ exec:
   command: [florence2, health, --model, {{ .Values.server.name }}_ensemble, --timeout, {{ .Values.probes.timeoutSeconds | quote }}]
 timeoutSeconds: {{ add .Values.probes.timeoutSeconds 10 }}
 {{- end }}
-
-{{/* Requests in the pods: in front of the encoder, waiting for rows, and in the batch. LABELS select, BY groups. */}}
-{{- define "florence2.requests" -}}
-sum(florence2_waiting_requests{ {{- .labels -}} }) + sum(florence2_live_requests{ {{- .labels -}} }) + sum(nv_inference_pending_request_count{model=~"{{ .name }}_(preprocess|vision)",{{ .labels }}})
-{{- end }}
