@@ -22,7 +22,7 @@ from florence2_client.cli.arguments import (
     task_name,
 )
 from florence2_client.cli.console import complain
-from florence2_client.cli.journal import Journal, write_coco, write_csv, write_yolo
+from florence2_client.cli.journal import Journal, tasks_with_objects, write_coco, write_csv, write_yolo
 from florence2_client.cli.sending import Batch, input_of
 from florence2_client.cli.sources import (
     ImagePaths,
@@ -64,8 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="FILE.jsonl", help="answers, one JSON line each; - prints them"
     )
-    parser.add_argument("--coco", type=Path, metavar="FILE.json", help="all objects as COCO detection")
-    parser.add_argument("--yolo", type=Path, metavar="DIR", help="all objects as YOLO label files")
+    parser.add_argument("--coco", type=Path, metavar="FILE.json", help="objects as COCO detection")
+    parser.add_argument("--yolo", type=Path, metavar="DIR", help="objects as YOLO label files")
+    parser.add_argument(
+        "--all-objects", action="store_true",
+        help="put the objects of all tasks into --coco and --yolo, although several may find the same ones\n"
+        "(default: those of the first task that finds any)",
+    )  # fmt: skip
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="all text answers")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="images with the answers drawn on them")
     parser.add_argument("--retry-errors", action="store_true", help="send again what had an error in an earlier run")
@@ -113,11 +118,18 @@ def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> 
         complain(f"note: skipped {skipped}")
     with Journal(out, batch.is_stale, echo) as journal:
         code = batch.run(journal)
-        for write, target in (
-            (write_coco, options.coco), (write_yolo, options.yolo), (write_csv, options.csv),
-        ):  # fmt: skip
-            if target:
-                write(out, target)
+        if options.coco or options.yolo:
+            found = tasks_with_objects(out, [task for task, _ in options.tasks])
+            kept = found if options.all_objects else found[:1]
+            if options.coco:
+                write_coco(out, options.coco, kept)
+            if options.yolo:
+                write_yolo(out, options.yolo, kept)
+            if left := found[len(kept) :]:
+                only = f"COCO and YOLO files have the objects of {kept[0]} only, not those of {', '.join(left)}"
+                complain(f"note: {only}, which may be the same ones; --all-objects adds them")
+        if options.csv and (left_out := write_csv(out, options.csv)):
+            complain(f"note: {options.csv} has the text answers only, without {left_out}")
     return code
 
 

@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from typing import Any, TextIO, TypeAlias
 
 from florence2.answers import TextAnswer
 from florence2.errors import Florence2Error, InvalidImage, InvalidRequest
+from florence2.tasks import TASKS
 from florence2_client.cli.sources import naming, output_path
 from florence2_client.objects import coco_annotation, coco_categories, coco_image, plain_text, yolo_lines
 from florence2_client.result import Result
@@ -190,13 +192,21 @@ def entries(path: Path) -> Iterator[Entry]:
 # ---- files made from a journal, line by line, so that memory stays flat
 
 
-def write_coco(journal: Path, target: Path) -> None:
-    """Write one data set of the objects of all tasks; images without any are listed too."""
+def tasks_with_objects(journal: Path, first: Iterable[str]) -> list[str]:
+    """Return the tasks that located something: those in `first`, then the others in the order of their lines."""
+    located = dict.fromkeys(first, False)
+    for entry, result in _answered(journal):
+        located[entry.key[1]] = located.get(entry.key[1], False) or bool(result.objects)
+    return [task for task, any_objects in located.items() if any_objects]
+
+
+def write_coco(journal: Path, target: Path, tasks: Collection[str]) -> None:
+    """Write one data set of the objects that these tasks found; images without any are listed too."""
     images: dict[str, tuple[int, tuple[int, int]]] = {}
     categories: dict[str, int] = {}
     for entry, result in _answered(journal):
         images.setdefault(entry.key[0], (len(images) + 1, result.image_size))
-        for label in result.labels:
+        for label in result.labels if entry.key[1] in tasks else ():
             categories.setdefault(label, len(categories) + 1)
     with _replacing(target) as file:
         file.write('{"images": [\n')
@@ -205,6 +215,7 @@ def write_coco(journal: Path, target: Path) -> None:
         annotations = (
             coco_annotation(found, images[entry.key[0]][0], categories[found.label])
             for entry, result in _answered(journal)
+            if entry.key[1] in tasks
             for found in result.objects
         )
         _write_items(file, ({"id": number} | annotation for number, annotation in enumerate(annotations, 1)))
@@ -213,35 +224,44 @@ def write_coco(journal: Path, target: Path) -> None:
         file.write("\n]}\n")
 
 
-def write_yolo(journal: Path, folder: Path) -> None:
-    """Write a label file per image, and `classes.txt` with one label per line, in the order of their numbers."""
+def write_yolo(journal: Path, folder: Path, tasks: Collection[str]) -> None:
+    """Write the objects that these tasks found: a label file per image, and `classes.txt` with a label per line."""
     classes: dict[str, int] = {}
     images_by_path: dict[Path, str] = {}
     for entry, result in _answered(journal):
         path = output_path(folder, entry.key[0], ".txt")
         if images_by_path.setdefault(path, entry.key[0]) != entry.key[0]:
             raise InvalidRequest(f"{images_by_path[path]} and {entry.key[0]} would share the label file {path}")
-        for label in result.labels:
+        for label in result.labels if entry.key[1] in tasks else ():
             classes.setdefault(label, len(classes))
     for path in images_by_path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     for entry, result in _answered(journal):
-        with open(output_path(folder, entry.key[0], ".txt"), "a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in yolo_lines(result.objects, classes, result.image_size))
+        if entry.key[1] in tasks:
+            with open(output_path(folder, entry.key[0], ".txt"), "a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in yolo_lines(result.objects, classes, result.image_size))
     with _replacing(folder / "classes.txt") as file:
         file.writelines(f"{' '.join(label.split())}\n" for label in classes)
 
 
-def write_csv(journal: Path, target: Path) -> None:
-    """Write a row per text answer: image, task, the text of the request, the answer."""
+def write_csv(journal: Path, target: Path) -> str:
+    """Write a row per text answer: image, task, the text of the request, the answer. Return what is left out."""
+    left_out: Counter[str] = Counter()
     with _replacing(target) as file:
         rows = csv.writer(file)
         rows.writerow(["image", "task", "asked", "answer"])
-        for entry, result in _answered(journal):
-            if isinstance(result.answer, TextAnswer):
-                image, task, asked = entry.key
-                rows.writerow([image, task, asked or "", plain_text(result.answer.text)])
+        for entry in entries(journal):
+            image, task, asked = entry.key
+            name = TASKS[task].name if task in TASKS else task
+            if entry.result is None:
+                left_out["errors"] += 1
+            elif isinstance(entry.result.answer, TextAnswer):
+                rows.writerow([image, task, asked or "", plain_text(entry.result.answer.text)])
+                left_out[f"locations of {name}"] += len(entry.result.objects)
+            else:
+                left_out[f"answers of {name}"] += 1
+    return ", ".join(f"{what} ({count:,})" for what, count in left_out.items() if count)
 
 
 def _answered(journal: Path) -> Iterator[tuple[Entry, Result[Any]]]:

@@ -22,6 +22,9 @@ from florence2_client.cli.journal import Journal, entries
 ANSWERS = {
     "<CAPTION>": "a dog, sleeping",
     "<OD>": {"bboxes": [[10, 20, 30, 40]], "labels": ["dog"], "scores": [0.5]},
+    "<DENSE_REGION_CAPTION>": {"bboxes": [[10, 20, 30, 41]], "labels": ["a dog"], "scores": [0.5]},
+    "<REGION_PROPOSAL>": {"bboxes": [[11, 20, 30, 40]], "labels": [""], "scores": [0.5]},
+    "<REFERRING_EXPRESSION_SEGMENTATION>": {"polygons": [[[0, 0, 10, 0, 10, 10]]], "labels": [""]},
     "<REGION_TO_SEGMENTATION>": {"polygons": [[[0, 0, 10, 0, 10, 10]]], "labels": [""]},
     "<OPEN_VOCABULARY_DETECTION>": {"bboxes": [], "bboxes_labels": [], "polygons": [], "polygons_labels": []},
     "<DocVQA>What?": "42",
@@ -276,6 +279,54 @@ def test_other_formats_are_made_from_all_lines(server, folder):
     assert sorted((row["image"], row["answer"]) for row in rows) == [
         ("images/0.png", "a dog, sleeping"), ("images/1.png", "a dog, sleeping"),
     ]  # fmt: skip
+
+
+BOX_TASKS = ["dense_region_caption", "od", "region_proposal"]
+
+
+@pytest.mark.parametrize(("first", "label"), [("od", "dog"), ("dense_region_caption", "a dog")])
+def test_an_object_is_in_a_data_set_once(server, folder, capsys, first, label):
+    """Several box tasks find the same dog. Those of the first task count, and the user is told."""
+    tasks = ",".join([first, "caption", *(task for task in BOX_TASKS if task != first)])
+    arguments = ["--tasks", tasks, "--coco", "coco.json", "--yolo", "labels"]
+    assert batch(*arguments, sources=["images/0.png", "images/1.png"]) == 0
+    coco = json.loads(Path("coco.json").read_text())
+    assert [note["image_id"] for note in coco["annotations"]] == [1, 2]
+    assert [category["name"] for category in coco["categories"]] == [label]
+    assert Path("labels/classes.txt").read_text() == f"{label}\n"
+    assert len(Path("labels/images/0.txt").read_text().splitlines()) == 1
+    note = next(line for line in capsys.readouterr().err.splitlines() if "--all-objects" in line)
+    assert f"objects of <{first.upper()}> only" in note and "<REGION_PROPOSAL>" in note
+
+
+def test_objects_of_all_tasks_are_written_if_asked_for(server, folder, capsys):
+    """Each of the three box tasks adds its own."""
+    arguments = ["--tasks", ",".join(BOX_TASKS), "--coco", "coco.json", "--yolo", "labels", "--all-objects"]
+    assert batch(*arguments, sources=["images/0.png"]) == 0
+    assert len(json.loads(Path("coco.json").read_text())["annotations"]) == 3
+    assert len(Path("labels/images/0.txt").read_text().splitlines()) == 3
+    assert "--all-objects" not in capsys.readouterr().err
+
+
+def test_a_task_that_finds_nothing_gives_way_to_the_next(server, folder):
+    """The first task is the first that located anything; different texts of one task are one task."""
+    tasks = "<OPEN_VOCABULARY_DETECTION>a cat,<REFERRING_EXPRESSION_SEGMENTATION>a hat"
+    tasks += ",<REFERRING_EXPRESSION_SEGMENTATION>a shoe"
+    assert batch("--tasks", tasks, "--coco", "coco.json", "--yolo", "labels", sources=["images/0.png"]) == 0
+    names = [category["name"] for category in json.loads(Path("coco.json").read_text())["categories"]]
+    assert sorted(names) == sorted(Path("labels/classes.txt").read_text().splitlines()) == ["a hat", "a shoe"]
+
+
+def test_csv_reports_what_it_leaves_out(server, folder, capsys):
+    """It has only text: boxes, outlines and errors are counted."""
+    Path("images/1.png").write_bytes(b"bad")
+    sources = ["images/0.png", "images/1.png", "images/2.png"]
+    assert batch("--tasks", "caption,od", "--csv", "words.csv", sources=sources) == 2
+    note = "note: words.csv has the text answers only, without "
+    [left_out] = [line.partition(note)[2] for line in capsys.readouterr().err.splitlines() if note in line]
+    assert sorted(left_out.split(", ")) == ["answers of od (2)", "errors (1)"]
+    assert batch("--tasks", "caption", "--csv", "captions.csv", sources=["images/0.png"], out="captions.jsonl") == 0
+    assert "text answers only" not in capsys.readouterr().err
 
 
 def test_label_files_do_not_mix_images(server, folder, capsys):
