@@ -22,6 +22,7 @@ from PIL import ExifTags, IcnsImagePlugin, IcoImagePlugin, Image, ImageCms, Unid
 
 from florence2.config import ImageConfig
 from florence2.errors import InvalidImage
+from florence2.formats import found_format, is_camera_raw
 
 # EPS would run Ghostscript; IPTC and BLP wrap a second image whose size their own header does not state.
 Image.init()
@@ -84,8 +85,8 @@ def _from_base64(text: bytes) -> bytes:
         raise InvalidImage("the image's base64 text is damaged or incomplete") from error
 
 
-def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the first frame in RGB: rotated as EXIF says, transparency over white, deep gray scaled to 8 bits.
+def decode_image(data: bytes, max_pixels: int, frame: int = 0) -> Image.Image:
+    """Return one frame in RGB: rotated as EXIF says, transparency over white, deep gray scaled to 8 bits.
 
     The size in the header is checked before anything is decoded, with a lower limit for formats that are slow or take
     much memory; Pillow's own limit of 179 million pixels also applies. Raise InvalidImage if the image cannot be
@@ -98,6 +99,9 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
             file = _BoundedFile(data)
             _check_icon(file, max_pixels)
             with Image.open(file, formats=_FORMATS) as image:
+                if is_camera_raw(image):
+                    raise InvalidImage("the image is a camera's raw file; convert it to JPEG or PNG first")
+                image.seek(frame)
                 _check_size(image, data, max_pixels)
                 image.load()
                 try:  # Pillow rotates TIFF while loading
@@ -110,6 +114,8 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     except InvalidImage:
         raise
     except UnidentifiedImageError as error:
+        if kind := found_format(data):
+            raise InvalidImage(f"the image cannot be read: it is {kind}") from error
         raise InvalidImage("the image is damaged or not in a format that can be read") from error
     except Image.DecompressionBombError as error:
         raise InvalidImage("the image has too many pixels") from error

@@ -37,6 +37,7 @@ from florence2.errors import (
 )
 from florence2_client.async_client import AsyncClient
 from florence2_client.client import Client
+from florence2_client.documents import pages
 from florence2_client.drawing import draw
 from florence2_client.exchange import Question, Reply
 from florence2_client.objects import Found
@@ -69,5 +70,6 @@ __all__ = [
     "Unavailable",
     "UnmarkedPrompt",
     "draw",
+    "pages",
     "parse_task",
 ]

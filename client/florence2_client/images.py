@@ -8,39 +8,98 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import reprlib
+import threading
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image
 
 from florence2.config import ImageConfig
 from florence2.errors import InvalidImage, InvalidOption
+from florence2.formats import HEIC, PDF, found_format
 from florence2.images import decode_image, encoded_image
+from florence2_client.download import download, shortened
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, Any]"
+
+class BinaryFile(Protocol):
+    """A file that is open for reading bytes, such as `open(path, "rb")` or `io.BytesIO`."""
+
+    def read(self) -> bytes:
+        """Return the rest of the file."""
+
+
+class Array(Protocol):
+    """What numpy can make an array of, such as a torch tensor on the CPU."""
+
+    def __array__(self, dtype: Any = None) -> np.ndarray[Any, Any]:
+        """Return the array."""
+
+
+ImageLike: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | np.ndarray[Any, Any] | Array"
+)
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,19})://")
+BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
+LONGER_THAN_ANY_PATH = 4096
+
+_open_files = threading.Lock()  # an open file has one position, which threads would move under each other
 
 
 def encoded_bytes(image: ImageLike) -> bytes:
-    """Return the encoded bytes of a path, bytes, a PIL image or a uint8 array [H, W], [H, W, 3] or [H, W, 4].
+    """Return the encoded bytes of an image, which may be given as
 
-    Raise InvalidImage if there is nothing to send. Whether the bytes are an image is for the server to decide.
+    - the path of a file, an `https:`, `http:`, `file:` or `data:` URL, or base64 text;
+    - encoded bytes, or a file that is open for reading bytes, whose position stays where it is;
+    - a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4] of numpy or torch.
+
+    A HEIC photo is converted to JPEG. Raise InvalidImage if there is nothing to send. Whether other bytes are an image
+    is for the server to decide.
     """
     if isinstance(image, Image.Image):
         return _encode(image)
-    if isinstance(image, np.ndarray):
+    if not isinstance(image, (bytes, bytearray, memoryview)) and hasattr(image, "__array__"):
         return _encode(_from_array(image))
-    data = bytes(image) if isinstance(image, (bytes, bytearray, memoryview)) else _read(image)
+    data = read_bytes(image)
+    try:
+        plain = encoded_image(data)
+    except InvalidImage:
+        return data  # the server says what is wrong with it
+    kind = found_format(plain)
+    if kind == PDF:
+        raise InvalidImage("this is a PDF document; florence2_client.pages(...) yields its pages as images")
+    return _from_heic(plain) if kind == HEIC else data
+
+
+def read_bytes(source: ImageLike) -> bytes:
+    """Return the bytes of a path, URL, base64 text, bytes or an open file. Raise InvalidImage if there are none."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    elif isinstance(source, str):
+        data = _from_text(source)
+    elif isinstance(source, os.PathLike):
+        data = _from_path(source)
+    elif hasattr(source, "read"):
+        data = _from_file(source)
+    else:
+        raise InvalidImage(
+            "an image is a path, a URL, base64 text, bytes, an open file, a PIL image or a uint8 array, "
+            f"not a value of type {type(source).__name__}"
+        )
     if not data:
         raise InvalidImage("the image is empty (0 bytes)")
     return data
 
 
-def decoded_image(image: ImageLike) -> Image.Image:
+def decoded_image(image: ImageLike, frame: int = 0) -> Image.Image:
     """Return the image in RGB and upright, as the server sees it. Raise InvalidImage if it cannot be decoded."""
-    decoded = decode_image(encoded_image(encoded_bytes(image)), ImageConfig.max_pixels)
+    decoded = decode_image(encoded_image(encoded_bytes(image)), ImageConfig.max_pixels, frame)
     # Drop EXIF and XMP, or a viewer would rotate the image again. The color profile still applies.
     decoded.info = {name: value for name, value in decoded.info.items() if name == "icc_profile"}
     return decoded
@@ -52,32 +111,98 @@ def scaled_down(image: ImageLike, max_side: int) -> tuple[bytes, tuple[float, fl
     Return the encoded bytes, the scale of x and y, and the original (width, height), upright.
     """
     if isinstance(max_side, bool) or not isinstance(max_side, int) or max_side < 1:
-        raise InvalidOption(f"max_side must be a whole number of pixels above 0, not {max_side!r}")
+        raise InvalidOption(f"max_side must be a whole number of pixels above 0, not {reprlib.repr(max_side)}")
     small = decoded_image(image)
     size = small.size
     if max(size) <= max_side:
         return encoded_bytes(image), (1.0, 1.0), size
     small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue(), (small.width / size[0], small.height / size[1]), size
+    return _jpeg(small), (small.width / size[0], small.height / size[1]), size
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
-    if not isinstance(path, (str, os.PathLike)):
-        raise InvalidImage(f"an image is a path, bytes, a PIL image or an array, not {type(path).__name__}")
+def _from_text(text: str) -> bytes:
+    """Return the encoded bytes that a path, URL or base64 text stands for."""
+    if text[:5].lower() == "data:":
+        return encoded_image(text.encode("utf-8", "replace"))
+    if scheme := SCHEME.match(text):
+        if scheme[1].lower() in ("http", "https"):
+            return download(text)
+        if scheme[1].lower() == "file":
+            return _from_path(url2pathname(urlsplit(text).path))
+        raise InvalidImage(f"{shortened(text)} cannot be fetched; only http:// and https:// URLs are")
+    try:
+        return _from_path(text)
+    except InvalidImage as no_file:
+        if not BASE64.fullmatch(text):
+            raise
+        try:
+            data = encoded_image(text.encode())
+            Image.open(io.BytesIO(data)).close()  # reads no more than the header
+            return data
+        except Exception as error:  # whatever Pillow makes of bytes that are no image
+            if len(text) < LONGER_THAN_ANY_PATH:
+                raise no_file from None
+            message = "the text is neither the path of a file, nor a URL, nor an image in base64"
+            raise InvalidImage(message) from error
+
+
+def _from_path(path: str | os.PathLike[str]) -> bytes:
+    name = shortened(os.fspath(path))
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise InvalidImage(f"there is no file {os.fspath(path)}") from error
+        raise InvalidImage(f"there is no file {name}") from error
     except IsADirectoryError as error:
-        raise InvalidImage(f"{os.fspath(path)} is a directory, not an image") from error
+        raise InvalidImage(f"{name} is a directory, not an image") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidImage(f"{os.fspath(path)!r} cannot be read: {reason}") from error
+        raise InvalidImage(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+def _from_file(file: Any) -> bytes:
+    """Read a file from its position, or from its start if that is at the end, as after writing it."""
+    try:
+        with _open_files:
+            start = file.tell() if file.seekable() else None
+            data = file.read()
+            if start is not None:
+                if not data:
+                    file.seek(0)
+                    data = file.read()
+                file.seek(start)
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # ValueError: it is closed
+        raise InvalidImage(f"the open file cannot be read: {error}") from error
+    if isinstance(data, str):
+        raise InvalidImage("the file is open for reading text; open it with mode 'rb'")
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise InvalidImage(f"read() of the open file returned a value of type {type(data).__name__}, not bytes")
+    return bytes(data)
+
+
+def _from_heic(data: bytes) -> bytes:
+    try:
+        import pi_heif
+    except ImportError as error:
+        remedy = "needs the package pi-heif: pip install 'florence2-triton[heif]'"
+        raise InvalidImage(f"the image is a HEIC photo, which {remedy}") from error
+    try:
+        heic = pi_heif.open_heif(io.BytesIO(data))
+        width, height = heic.size
+        if width * height > ImageConfig.max_pixels:
+            limit = f"at most {ImageConfig.max_pixels:,} are accepted"
+            raise InvalidImage(f"the image has {width} x {height} pixels; {limit}")
+        return _jpeg(heic.to_pillow().convert("RGB"))
+    except InvalidImage:
+        raise
+    except Exception as error:  # libheif's own, and what Pillow makes of its pixels
+        raise InvalidImage("the HEIC photo is damaged or incomplete") from error
+
+
+def _from_array(source: Any) -> Image.Image:
+    try:
+        array = np.asarray(source)
+    except Exception as error:  # a tensor on a GPU, or one that needs a gradient
+        kind = type(source).__name__
+        raise InvalidImage(f"the {kind} cannot be read as an array of numpy; is it on another device?") from error
     gray = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if gray.dtype != np.uint8 or not (gray.ndim == 2 or (gray.ndim == 3 and gray.shape[2] in (3, 4))):
         raise InvalidImage(
@@ -102,4 +227,11 @@ def _encode(image: Image.Image) -> bytes:
             kept.save(buffer, "PNG", compress_level=1, exif=b"")
     except (OSError, SyntaxError, ValueError) as error:  # a lazily opened file is decoded only here
         raise InvalidImage(f"the image cannot be read: {error}") from error
+    return buffer.getvalue()
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    """Return a JPEG with next to no loss, in an RGB image's own color profile."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

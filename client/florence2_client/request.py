@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import re
+import reprlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
@@ -71,8 +71,9 @@ def build_request(
     InvalidImage, InvalidPrompt or InvalidOption on a value that has no tensor. Whether values make sense is for the
     server to decide.
     """
-    if timeout is not None and not (math.isfinite(timeout) and 0 < timeout <= LONGEST_TIMEOUT):
-        raise InvalidOption(f"timeout must be above 0 and at most {LONGEST_TIMEOUT} seconds, not {timeout}")
+    if timeout is not None and not (isinstance(timeout, (int, float, np.number)) and 0 < timeout <= LONGEST_TIMEOUT):
+        limits = f"above 0 and at most {LONGEST_TIMEOUT} seconds"
+        raise InvalidOption(f"timeout must be {limits}, not {reprlib.repr(timeout)}")
     parsed = parse_task(task)
     if parsed.note:
         warnings.warn(parsed.note, UnmarkedPrompt, stacklevel=2)
@@ -100,9 +101,11 @@ def build_request(
 def _region_text(region: Sequence[float] | np.ndarray[Any, Any]) -> str:
     """Return four numbers in any sequence as `x1,y1,x2,y2`."""
     try:
+        if isinstance(region, (bytes, Mapping)):
+            raise TypeError("a sequence, but not of numbers")
         x1, y1, x2, y2 = (float(number) for number in region)
-    except (TypeError, ValueError) as error:
-        raise InvalidPrompt(f"a region is four numbers x1, y1, x2, y2, not {region!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidPrompt(f"a region is four numbers x1, y1, x2, y2, not {reprlib.repr(region)}") from error
     return f"{x1!r},{y1!r},{x2!r},{y2!r}"
 
 
@@ -141,4 +144,4 @@ def _option_tensor(option: Option, value: Any) -> np.ndarray[Any, Any]:
         return np.array([number], dtype=np.int32)
     except (TypeError, ValueError, OverflowError) as error:
         kind = "a number" if option.type == "FP32" else "a 32-bit integer"
-        raise InvalidOption(f"{option.keyword} must be {kind}, not {value!r}") from error
+        raise InvalidOption(f"{option.keyword} must be {kind}, not {reprlib.repr(value)}") from error
