@@ -30,6 +30,7 @@ from florence2.server.streaming import write_streaming_models
 from florence2.triton.admission import PATH_VARIABLE
 
 WATCH_SECONDS = 0.5
+TRITON = "tritonserver"
 
 
 class ServerDied(ServerError):
@@ -135,11 +136,18 @@ class EmbeddedServer:
         """
         while (code := self._process.poll()) is None:
             dead = [model for process, model in self._models.items() if not is_alive(process)]
-            if dead:
+            if dead and self._triton_runs():  # otherwise its models died with it, and the supervisor ends soon
                 self._stop_at_once = True
                 raise ServerDied(f"a process of {dead[0]} died")
             time.sleep(WATCH_SECONDS)
         raise ServerDied(f"tritonserver stopped by itself: {_describe_exit(code)}")
+
+    def _triton_runs(self) -> bool:
+        try:
+            children = psutil.Process(self._process.pid).children()
+            return any(child.name() == TRITON and child.status() != psutil.STATUS_ZOMBIE for child in children)
+        except psutil.Error:
+            return False
 
     def _relay_log(self) -> None:
         """Read to the end, whatever `report` does: a full pipe would block tritonserver."""
@@ -156,6 +164,8 @@ class EmbeddedServer:
             code = self._process.poll()
             if code is not None:
                 self._reader.join()
+                if self._log.listening:  # a request can end it before we notice that it is ready
+                    raise ServerDied(f"tritonserver stopped by itself: {_describe_exit(code)}")
                 reasons = self._log.failures or self._log.errors[-1:]
                 raise ServerError(
                     "; ".join(reasons)

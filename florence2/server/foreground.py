@@ -1,30 +1,33 @@
-"""serve: run an embedded server in the foreground until Ctrl-C or SIGTERM, and restart it when it dies."""
+"""serve: run an embedded server in the foreground until Ctrl-C or SIGTERM, and restart it whenever it dies."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
-from collections import deque
-from collections.abc import Iterator
 from types import FrameType
 
-from florence2.errors import ServerError
 from florence2.server.embedded import EmbeddedServer, ServerDied
 from florence2.server.options import ServingOptions
 
-MOST_DEATHS = 5
-DEATHS_SECONDS = 300.0
+DEATHS_SECONDS = 300
+LONGEST_PAUSE = 32  # seconds before a restart
 
 
 def serve(options: ServingOptions) -> int:
     """Serve until a signal and return 0. Call it in the main thread, the one that gets signals.
 
-    When tritonserver or a model's process dies, the server starts again on the same ports. Raise ServerError if it
-    cannot start, and after MOST_DEATHS deaths within DEATHS_SECONDS.
+    When tritonserver or a model's process dies, the server starts again on the same ports, after pauses of 0, 1, 2, 4
+    and at last LONGEST_PAUSE seconds if it dies often: clients can crash Triton 2.51, so a number of deaths is no
+    reason to give up. Raise ServerError if it does not become ready.
     """
-    deaths: deque[float] = deque(maxlen=MOST_DEATHS)
-    with contextlib.suppress(KeyboardInterrupt), _sigterm_interrupts():
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # SIGTERM acts like Ctrl-C. In a shell's background job Ctrl-C is ignored unless it has a handler of ours.
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    deaths: list[float] = []
+    try:
         while True:
             try:
                 _print(f"Starting Triton Inference Server with {options.repository}")
@@ -40,14 +43,17 @@ def serve(options: ServingOptions) -> int:
                         _print("\nStopping when running requests are answered. Ctrl-C again stops at once.")
                         raise
             except ServerDied as death:
-                deaths.append(time.monotonic())
-                if len(deaths) == MOST_DEATHS and deaths[-1] - deaths[0] < DEATHS_SECONDS:
-                    raise ServerError(
-                        f"{death}; that was the {MOST_DEATHS}th time within {DEATHS_SECONDS / 60:.0f} minutes, "
-                        "so the server is not started again"
-                    ) from death
-                _print(f"{death}. Starting again")
-    return 0
+                now = time.monotonic()
+                deaths = [*(earlier for earlier in deaths if now - earlier < DEATHS_SECONDS), now]
+                pause = min(2 ** len(deaths) // 4, LONGEST_PAUSE)
+                often = f" in {pause} s, as it died {len(deaths)} times within {DEATHS_SECONDS // 60} minutes"
+                _print(f"{death}. Starting again{often if pause else ''}")
+                time.sleep(pause)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _print(line: str) -> None:
@@ -56,18 +62,3 @@ def _print(line: str) -> None:
 
 def _print_indented(line: str) -> None:
     _print(f"  {line}")
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Make SIGTERM act like Ctrl-C, and make Ctrl-C work in a shell's background job, which ignores it at first."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 HEAD = re.compile(r"(?P<level>[IWEF])\d{4} [\d:.]+ +\d+ \S+:\d+\] *(?P<message>.*)")
 LOADING = re.compile(r"loading: (?P<model>.+):\d+$")
 LOADED = re.compile(r"successfully loaded '(?P<model>.+)'$")
+LISTENING = re.compile(r"Started (HTTP|GRPCInference)Service at ")
 FAILED = re.compile(r"failed to load '(?P<model>.+?)' version \d+: (?:Internal: )?(?P<reason>.*)", re.DOTALL)
 POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<model>.+?)': (?P<reason>.*)", re.DOTALL)
 
@@ -38,7 +39,8 @@ class LogReader:
     """Reads the log and collects why models could not be loaded."""
 
     failures: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)  # only the last one
+    listening: bool = False  # clients can send requests
 
     def read(self, line: str) -> str | None:
         """Return what to show of a line, or None for nothing."""
@@ -46,13 +48,17 @@ class LogReader:
         head = HEAD.match(line)
         if head is None:
             return None if NOISE.match(line) else line
-        message = _unquote(head["message"])
+        message = head["message"]
+        if len(message) > 1 and message[0] == message[-1] == '"':
+            escapes = {"n": "\n", "t": "\t", "r": "\r"}
+            message = re.sub(r"\\(.)", lambda match: escapes.get(match[1], match[1]), message[1:-1])
         if head["level"] != "I":
             return self._read_problem(message)
         if match := LOADING.match(message):
             return f"{match['model']}: loading"
         if match := LOADED.match(message):
             return f"{match['model']}: ready"
+        self.listening = self.listening or LISTENING.match(message) is not None
         return None
 
     def _read_problem(self, message: str) -> str | None:
@@ -60,17 +66,10 @@ class LogReader:
             return None
         match = FAILED.match(message) or POLL_FAILED.match(message)
         if match is None:
-            self.errors.append(message)
+            self.errors[:] = [message]
             return message
         reason, _, traceback = match["reason"].partition("\n\nAt:\n")
         if DEAD_STUB.match(reason):
             reason = "its process died, perhaps because memory ran out"
         self.failures.append(f"{match['model']} cannot be loaded: {' '.join(reason.split())}")
         return f"{match['model']}: failed\n{traceback}".rstrip()
-
-
-def _unquote(message: str) -> str:
-    if len(message) < 2 or not (message[0] == message[-1] == '"'):
-        return message
-    escapes = {"n": "\n", "t": "\t", "r": "\r"}
-    return re.sub(r"\\(.)", lambda match: escapes.get(match[1], match[1]), message[1:-1])

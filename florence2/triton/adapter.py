@@ -6,6 +6,7 @@ At import time only constants of `pb_utils` may be touched: it is incomplete whi
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import time
@@ -19,7 +20,7 @@ import triton_python_backend_utils as pb_utils
 
 from florence2 import errors
 from florence2.config import ModelConfig
-from florence2.contract import OPTIONS, GenerationOptions
+from florence2.contract import INPUTS, OPTIONS, GenerationOptions
 from florence2.engine.metrics import Kind, Metric, Sample, Series
 from florence2.prompts import MAX_CHARACTERS
 from florence2.triton.admission import NO_TICKET, Tickets
@@ -112,6 +113,17 @@ def generation_options(request: Any, config: ModelConfig, *, greedy: bool = Fals
             )
         given["num_beams"] = 1
     return config.generation_options(**given)
+
+
+def require_no_parameters(request: Any) -> None:
+    """Raise InvalidRequest on a parameter. Triton's `generate` makes one of every key that names no input."""
+    for name in json.loads(request.parameters() or "{}"):
+        if name in ("id", "stream") or name.startswith("triton_"):  # Triton's own
+            continue
+        inputs = [tensor.name for tensor in INPUTS]
+        close = difflib.get_close_matches(name[:40].upper().replace("-", "_"), inputs, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the inputs are {', '.join(inputs)}"
+        raise errors.InvalidRequest(f"there is no input {name[:40]!r}; {hint}")
 
 
 def strings(*values: str) -> np.ndarray:

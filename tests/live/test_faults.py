@@ -6,6 +6,7 @@ First what must not harm it, then what kills it, and at last its end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
 import threading
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from florence2.errors import QueueFull, Unavailable
 from florence2.triton.admission import Tickets
@@ -163,6 +166,25 @@ def test_clients_that_leave_give_their_slots_back(serving):
     asyncio.run(run())
     assert all_have_left(serving, 30)
     assert check_health(serving.http_url).alive
+
+
+def test_requests_that_crash_triton_are_survived(serving):
+    """A client sends them without pause, also while the server starts, and the log names what died and of what."""
+    with triton.InferenceServerClient(serving.grpc_url.removeprefix("grpc://")) as client:
+        tensors = request(good(random.Random(0)), "<CAPTION>")
+        inputs = [triton.InferInput(name, [1], "BYTES") for name in tensors]
+        for made, values in zip(inputs, tensors.values(), strict=True):
+            made.set_data_from_numpy(values)
+        classes = [triton.InferRequestedOutput("RESULT", class_count=1)]
+        end = time.monotonic() + BACK
+        while sum("killed by SIGFPE" in line for line in serving.lines) < 3 and time.monotonic() < end:
+            with contextlib.suppress(InferenceServerException):
+                client.infer("florence2_ensemble", inputs, outputs=classes, client_timeout=10)
+    deaths = [line for line in serving.lines if "Starting again" in line]
+    assert len(deaths) == 3
+    assert all(line.startswith("tritonserver stopped by itself: killed by SIGFPE") for line in deaths)
+    with Client(serving.grpc_url, retry_for=BACK) as client:
+        assert client.run(good(random.Random(0)), "od", max_new_tokens=4).text
 
 
 def test_a_killed_decoder_comes_back(serving):

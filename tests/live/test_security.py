@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import io
@@ -143,6 +144,36 @@ def test_other_users_of_the_machine_see_neither_images_nor_files(server):
     assert {path.stat().st_mode & 0o777 for path in regions} == {0o600}
     assert server._folder.stat().st_mode & 0o777 == 0o700
     assert server.http_url.startswith("http://127.0.0.1:") and server.grpc_url.startswith("grpc://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    "key,hint",
+    [
+        ("num_beams", "NUM_BEAMS"),
+        ("max-new-tokens", "MAX_NEW_TOKENS"),
+        ("Text", "TEXT"),
+        ("x" * 9999, "the inputs are"),
+    ],
+)
+def test_unknown_keys_of_generate_are_refused(server, key, hint):
+    """Triton makes parameters of them, which would be ignored, and passes them on with the request."""
+    image = base64.b64encode(png()).decode()
+    status, reply = generate(server, image, **{key: 1})
+    assert status == 400 and "there is no input" in reply["error"] and hint in reply["error"]
+    assert len(reply["error"]) < 500
+    assert generate(server, image, id="7", stream=False, TEXT="")[0] == 200
+
+
+@pytest.mark.parametrize("headers", [JSON, FORM], ids=["json", "form"])
+@pytest.mark.parametrize("name", ["TEXT", "TASK"])
+@pytest.mark.parametrize("text", ["1" * 99_990 + "x,1,1,1", "1" * 19_990 + "x,1,1,1", "1" * 10_000_000])
+def test_long_texts_are_refused_at_once(server, headers, name, text):
+    """A region of many digits once took minutes, in which the server answered no one."""
+    image = base64.b64encode(png()).decode()
+    start = time.monotonic()
+    status, reply = generate(server, image, headers, **({"TASK": "<REGION_TO_CATEGORY>"} | {name: text}))
+    assert status == 400 and "INVALID_PROMPT" in reply["error"]
+    assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize("headers", [JSON, FORM], ids=["json", "form"])

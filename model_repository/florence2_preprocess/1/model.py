@@ -29,6 +29,7 @@ class TritonPythonModel:
         return adapter.respond_to_each(requests, self.preprocess)
 
     def preprocess(self, request):
+        adapter.require_no_parameters(request)
         adapter.generation_options(request, self.config)  # only checked here; the decoder reads them again
         # A client that calls this model by itself would not bring the ticket to the decoder.
         by_ensemble = set(request.requested_output_names()) == FOR_ENSEMBLE

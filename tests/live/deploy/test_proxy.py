@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import json
 import os
 import shutil
 import socket
@@ -106,6 +108,23 @@ def test_without_the_key_nothing_is_told(proxy: str, headers: dict[str, str]):
 def test_nothing_but_the_ensembles_is_reached(proxy: str, method: str, path: str):
     """The internet loads no models, registers no memory and reaches no internal model, with the key or without."""
     assert status(proxy, method, path, KEY, b"{}" if method == "POST" else None) == 404
+
+
+@pytest.mark.parametrize("name", ["classification", "\\u0063lassification", "classif\\u0069cation"])
+def test_requests_that_crash_triton_are_refused(proxy: str, name: str):
+    """However the parameter is spelled; the word in a text is no reason to refuse it."""
+    image = {
+        "name": "IMAGE",
+        "shape": [1],
+        "datatype": "BYTES",
+        "data": [base64.b64encode(IMAGE.read_bytes()).decode()],
+    }
+    task = {"name": "TASK", "shape": [1], "datatype": "BYTES", "data": ['a "classification" of birds']}
+    body = {"inputs": [image, task], "outputs": [{"name": "RESULT"}]}
+    assert status(proxy, "POST", f"{ENSEMBLE}/infer", KEY, json.dumps(body).encode()) == 200
+    crash = json.dumps(body | {"outputs": [{"name": "RESULT", "parameters": {"NAME": 1}}]}).replace("NAME", name)
+    assert status(proxy, "POST", f"{ENSEMBLE}/infer", KEY, crash.encode()) == 400
+    assert status(proxy, "GET", "/v2/health/ready", KEY) == 200
 
 
 def test_large_bodies_are_refused(proxy: str, server):

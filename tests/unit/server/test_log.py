@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from florence2.server.log import LogReader
@@ -63,3 +65,24 @@ def test_failures_are_collected_and_their_consequences_are_not():
     log.read(f"E{HEAD}\"Invalid argument: ensemble 'e' depends on 'decoder' which has no loaded version. Model ...\"")
     assert log.failures == ["decoder cannot be loaded: failed to read text proto from /r/config.pbtxt"]
     assert log.errors == []
+
+
+@pytest.mark.parametrize("service", ["HTTPService at 127.0.0.1:8000", "GRPCInferenceService at 127.0.0.1:8001"])
+def test_the_log_tells_when_clients_can_send_requests(service):
+    """Later deaths may be the doing of a client."""
+    log = LogReader()
+    log.read(f"I{HEAD}\"successfully loaded 'florence2_decoder'\"")
+    assert not log.listening
+    log.read(f'I{HEAD}"Started {service}"')
+    assert log.listening
+
+
+@pytest.mark.parametrize(
+    "line", ["1 " * 1_000_000, "a:1:" * 500_000, "loading: " + ":1" * 1_000_000, "(1): " * 400_000]
+)
+@pytest.mark.parametrize("head", ["", f"I{HEAD}", f'E{HEAD}"', f"E{HEAD}failed to load '", "  ", "E1122 1:1 1 "])
+def test_no_line_takes_long(line, head):
+    """The patterns are linear, whatever a model prints."""
+    start = time.thread_time()
+    LogReader().read(head + line)
+    assert time.thread_time() - start < 1
