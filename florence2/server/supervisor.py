@@ -53,7 +53,10 @@ def run(command: list[str], folder: Path, shm_prefix: str, stop_seconds: float) 
     try:
         # EmbeddedServer never writes to our standard input, so it becomes readable only when it closes.
         while server.poll() is None and not terminations and not select.select([0], [], [], POLL_SECONDS)[0]:
-            _restrict_shared_memory(shm_prefix)
+            # Keep other users out of the shared memory, where Triton would let them read clients' images.
+            for region in SHARED_MEMORY.glob(f"{shm_prefix}*"):
+                with contextlib.suppress(FileNotFoundError):
+                    region.chmod(0o600)
         server.terminate()
         _wait_until(lambda: server.poll() is not None or len(terminations) > 1, stop_seconds)
         server.kill()
@@ -71,13 +74,6 @@ def _prepare(libc: ctypes.CDLL) -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (STACK if hard == resource.RLIM_INFINITY else min(STACK, hard), hard))
-
-
-def _restrict_shared_memory(shm_prefix: str) -> None:
-    """Keep other users out of the shared memory, where Triton would let them read clients' images."""
-    for region in SHARED_MEMORY.glob(f"{shm_prefix}*"):
-        with contextlib.suppress(FileNotFoundError):
-            region.chmod(0o600)
 
 
 def remove_leftovers(folder: Path, shm_prefix: str) -> None:
