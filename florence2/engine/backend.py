@@ -21,6 +21,10 @@ from florence2.engine.bart import LanguageModel
 from florence2.engine.beam import Candidate, Search
 
 
+class DeviceLost(Exception):
+    """The device fails on everything until the process ends, as CUDA does after an illegal memory access."""
+
+
 @dataclass(frozen=True)
 class Span:
     """One live request's share of a step."""
@@ -92,6 +96,9 @@ class Backend(ABC):
             For each search the candidates that its `advance` takes, best first: one for a greedy search, 2K for a beam
             search. If the numbers of a request are not finite, the score of its first candidate is NaN.
         """
+
+    def check_device(self) -> None:  # noqa: B027
+        """Raise DeviceLost if nothing can be computed any more. The worker asks after a step that failed."""
 
     @abstractmethod
     def clear(self, rows: range) -> None:

@@ -22,6 +22,7 @@ from florence2.engine.linear import LayerType, Linear, Projection, layer_type, p
 from florence2.errors import InvalidRequest
 
 POSITION_OFFSET = 2  # BART keeps two rows before position 0
+HIGHEST_FLOAT16 = torch.finfo(torch.float16).max - 1000
 # Weights that are equal to the embedding, `shared.weight`, unless a checkpoint names them.
 DECODER_EMBEDDING, HEAD = "decoder.embed_tokens.weight", "lm_head.weight"
 
@@ -159,7 +160,10 @@ class EncoderLayer(PackedLayer):
         queries, keys, values = (part.transpose(0, 1)[None] for part in self.project(x))
         attended = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[0]
         x = self.self_norm(x + self.self_out(attended.transpose(0, 1).flatten(1)))
-        return self.feed_forward(x)
+        x = self.feed_forward(x)
+        if x.dtype == torch.float16:  # as transformers does
+            x = x.clamp(-HIGHEST_FLOAT16, HIGHEST_FLOAT16)
+        return x
 
 
 class TextEncoder:
@@ -191,11 +195,8 @@ class TextEncoder:
         for layer in self._layers:
             x = layer(x)
             yield
-        if not bool(x.isfinite().all()):  # the slot's next owner would read and mask them, and -inf + NaN is NaN
+        found = [project(x).unflatten(-1, (2, heads, -1)).permute(1, 2, 0, 3) for heads, project in self._cross]
+        # What is not finite must not be written: the slot's next owner would read and mask it, and -inf + NaN is NaN.
+        if not bool(torch.stack([numbers.isfinite().all() for numbers in (x, *found)]).all()):
             raise InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range")
-        return (self._keys_and_values(x, *cross) for cross in self._cross)
-
-    @staticmethod
-    def _keys_and_values(encoded: Tensor, heads: int, project: Projection) -> tuple[Tensor, Tensor]:
-        keys, values = project(encoded).chunk(2, -1)
-        return keys.unflatten(-1, (heads, -1)).transpose(0, 1), values.unflatten(-1, (heads, -1)).transpose(0, 1)
+        return ((keys, values) for keys, values in found)

@@ -7,12 +7,14 @@ canceled request, a stop.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 
 from florence2.engine import metrics
+from florence2.engine.backend import DeviceLost
 from florence2.engine.engine import Engine
 from florence2.engine.metrics import Recorder, Sample
 from florence2.engine.sender import Job, Sender
@@ -74,12 +76,15 @@ class Worker:
                 self._receive()
                 self._end_late_jobs()
                 self._step()
-        except BaseException:  # every job needs an answer, even if the thread is being torn down
+        except BaseException as error:  # every job needs an answer, even if the thread is being torn down
             self.sender.close(
                 "the decoder stopped working and must be restarted; see the server's log",
                 InternalError("the decoder stopped working; see the server's log"),
             )
             log.exception("the engine thread died")
+            if isinstance(error, DeviceLost):  # a new process may find the device well again; a server restarts it
+                self.sender.stop(STOP_SECONDS)
+                os._exit(1)
 
     def _receive(self) -> None:
         """Add all new jobs; wait for the first one when there is nothing else to do."""
@@ -113,6 +118,7 @@ class Worker:
         except Exception:  # out of memory, for example: answer the batch and continue with the waiting requests
             log.exception("a decoder step failed")
             failed = True
+            self.engine.backend.check_device()
             # With no live request, a waiting one is the cause, and the next step would fail again: dismiss them all.
             done = self.engine.fail_live() or self.engine.scheduler.dismiss_waiting(
                 InternalError("the decoder failed on this request; see the server's log")

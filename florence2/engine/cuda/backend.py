@@ -8,7 +8,10 @@ R rows of a step, V rows of the embedding.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from florence2.config import ModelConfig
-from florence2.engine.backend import Backend, Span, bytes_per_row
+from florence2.engine.backend import Backend, DeviceLost, Span, bytes_per_row
 from florence2.engine.bart import LanguageModel, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.cuda.step import PaddedDecoder, PaddedStep, bucket
 from florence2.engine.scoring import candidates
+
+log = logging.getLogger(__name__)
 
 ENCODER_BUCKET = 64  # positions: base's images and usual prompts have 580 to 640
 WARM_UP = 3  # runs before a capture, in which libraries allocate what a graph may not
@@ -59,14 +64,27 @@ class CudaBackend(Backend):
     def clear(self, rows: range) -> None:
         self.cache.clear(rows)
 
+    def check_device(self) -> None:
+        if self.cache.device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self.cache.device)
+            except RuntimeError as error:
+                raise DeviceLost(f"{self.cache.device} fails on everything") from error
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Make the cache's device the current one: captures and replays run on that, and each thread has its own."""
+        device = self.cache.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
     def logits(self, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
         """Return float32 logits [R, V] of what follows each row's last token, both in the order of the spans' rows."""
-        step = self._step_for(spans)
-        step.fill(tokens, spans)  # before a capture, whose warm-up may decode these tokens more than once
-        if step not in self._runs:
-            self._runs[step] = self._capture(step)
         rows = [row for span in spans for row in span.rows]
-        return self._runs[step]()[torch.tensor(rows, device=self.cache.device)]
+        with self._on_device():
+            step = self._step_for(spans)
+            step.fill(tokens, spans)  # before a capture, whose warm-up may decode these tokens more than once
+            if step not in self._runs:
+                self._runs[step] = self._capture(step)
+            return self._runs[step]()[torch.tensor(rows, device=self.cache.device)]
 
     def _step_for(self, spans: Sequence[Span]) -> PaddedStep:
         limit = self.cache.positions
@@ -84,15 +102,22 @@ class CudaBackend(Backend):
         """Return a call that runs the step on what it is filled with, and returns the logits of all its rows."""
         if self.cache.device.type != "cuda":
             return lambda: self._decoder.decode(step)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._decoder.decode(step)
-        torch.cuda.current_stream().wait_stream(stream)
+        own, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self._decoder.decode(step)
+        try:
+            stream.wait_stream(own)
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    self._decoder.decode(step)
+            own.wait_stream(stream)
+            # thread_local: what other threads do on the device meanwhile does not break the capture.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                logits = self._decoder.decode(step)
+        except RuntimeError:
+            log.exception("a step could not be captured as a graph; it runs without one, which is slower")
+            torch.cuda.set_stream(own)  # or the thread would stay on the capture's stream
+            self.check_device()
+            return lambda: self._decoder.decode(step)
 
         def replay() -> Tensor:
             graph.replay()

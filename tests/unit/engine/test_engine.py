@@ -99,6 +99,18 @@ def test_numbers_out_of_range_leave_nothing_behind(make_engine, make_request, re
     assert [answer.tokens for answer in engine.generate(requests)] == [answer.tokens for answer in expected]
 
 
+def test_keys_out_of_range_leave_nothing_behind(config, make_request):
+    """The encoder's numbers are finite, and float16 has no room for what the decoder makes of them."""
+    model = LanguageModel(config, precision="float16").half().eval().requires_grad_(False)
+    model.decoder.layers[-1].encoder_attn.k_proj.weight.normal_(std=3e4)
+    engine = Engine(CudaBackend(model, config, 4), config)
+    sequence = engine.add(make_request(1))
+    while not engine.scheduler.idle:
+        engine.step()
+    assert isinstance(sequence.outcome, InvalidRequest)
+    assert not engine.backend.cache.cross_keys.any() and not engine.backend.cache.cross_values.any()
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_a_lower_precision_scores_alike(config, make_request, precision):
     """The first choice of tokens costs about as much as in float32; a batch changes nothing."""

@@ -1,10 +1,12 @@
 """Every job gets exactly one answer: in the ordinary way, late, cancelled, refused, failed, or when the engine dies."""
 
+import os
 import threading
 import time
 
 import pytest
 
+from florence2.engine.backend import DeviceLost
 from florence2.engine.beam import Generation
 from florence2.engine.sender import Job
 from florence2.engine.worker import Worker
@@ -185,6 +187,23 @@ def test_a_dead_engine_answers_all_and_refuses_the_rest(worker, engine, make_req
         for _ in range(100):
             worker.submit(Client(make_request(2)).job)
             time.sleep(0.01)
+
+
+def test_a_lost_device_ends_the_process_after_all_are_answered(worker, engine, make_request, monkeypatch):
+    """Every later step would fail too; a new process may find the device well again."""
+
+    def lost():
+        raise DeviceLost
+
+    ended = []
+    monkeypatch.setattr(os, "_exit", lambda code: ended.append((code, len(victim.outcomes))))
+    monkeypatch.setattr(engine.backend, "step", lambda *args: 1 / 0)
+    monkeypatch.setattr(engine.backend, "check_device", lost)
+    victim = Client(make_request(1))
+    worker.submit(victim.job)
+    assert isinstance(victim.wait(), InternalError)
+    worker._thread.join(10)
+    assert ended == [(1, 1)]
 
 
 def test_stop_answers_all_that_are_left(engine, make_request, monkeypatch):
