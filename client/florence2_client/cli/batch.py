@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> 
     classes = options.yolo / "classes.txt" if options.yolo else None
     outputs = [path for path in (out, options.coco, options.csv, classes) if path]
     for path in outputs:
-        require_writable(path, [*sources.paths, *sources.lists])
+        require_writable(path, [*sources.files, *sources.lists])
     if len({os.path.realpath(path) for path in outputs}) < len(outputs):
         raise InvalidRequest("--out, --coco and --csv must be different files")
     if options.yolo:

@@ -26,8 +26,10 @@ from florence2_client.cli.arguments import (
     wants_json,
 )
 from florence2_client.cli.console import answer_lines, growing_text, json_line, summary_line
-from florence2_client.cli.sources import write_image
+from florence2_client.cli.sources import page_names, write_image
 from florence2_client.client import Client
+from florence2_client.documents import pages
+from florence2_client.images import ImageLike
 from florence2_client.result import Result
 
 EXAMPLES = """\
@@ -38,6 +40,7 @@ examples:
   florence2 run street.jpg --task region_to_category --text 34,160,597,371
   florence2 run street.jpg --task caption | jq -r .answer
   florence2 run street.jpg --task more_detailed_caption --stream
+  florence2 run contract.pdf --task ocr                          (each page)
   cat street.jpg | florence2 run - --task ocr --url http://gpu-box:8000
   florence2 run form.png --task "<DocVQA>What is the date?"      (a fine-tune's own prompt)
 
@@ -71,32 +74,46 @@ def run(options: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):  # without a file to compare, there is none to lose
             if os.path.samestat(os.stat(photo), os.stat(options.draw)):
                 raise InvalidRequest(f"--draw {options.draw} would overwrite the image itself; choose another name")
-    is_url = re.match(r"[A-Za-z]+://|data:", options.image)
-    image = _standard_input() if options.image == "-" else options.image if is_url else Path(options.image)
-    start = time.perf_counter()
+    names = page_names(options.image)
     with Client(**connection(options), retry_for=0) as client:
-        request = (image, options.task, options.text)
-        if options.stream:
-            result = _follow(client.stream(*request, **generation(options)), wants_json(options))
+        if len(names) == 1 and names[0] == options.image:
+            is_url = re.match(r"[A-Za-z]+://|data:", options.image)
+            piped = options.image == "-"
+            _show(client, options, _standard_input() if piped else options.image if is_url else Path(options.image))
         else:
-            result = client.run(*request, **generation(options))
+            for number, image in enumerate(pages(Path(options.image)), 1):
+                _show(client, options, image, number)
+    return 0
+
+
+def _show(client: Client, options: argparse.Namespace, image: ImageLike, page: int | None = None) -> None:
+    """Print the answer for an image, or for a page of a document, and draw it."""
+    start = time.perf_counter()
+    more = {"page": page} if page else {}
+    request = (image, options.task, options.text)
+    if page and not wants_json(options):
+        print(f"page {page}:")
+    if options.stream:
+        result = _follow(client.stream(*request, **generation(options)), wants_json(options), more)
+    else:
+        result = client.run(*request, **generation(options))
     milliseconds = (time.perf_counter() - start) * 1000
     if not wants_json(options):
         lines = [] if options.stream else answer_lines(result.answer, result.image_size)
         print(*lines, "", summary_line(result, milliseconds), sep="\n")
     elif not options.stream:
-        print(json_line(result.to_dict()))
+        print(json_line(more | result.to_dict()))
     if options.draw:
-        write_image(result.draw(image), options.draw)
-    return 0
+        target = options.draw.with_stem(f"{options.draw.stem}-{page}") if page else options.draw
+        write_image(result.draw(image), target)
 
 
-def _follow(results: Iterable[Result[Answer]], as_json: bool) -> Result[Answer]:
+def _follow(results: Iterable[Result[Answer]], as_json: bool, more: dict[str, int]) -> Result[Answer]:
     """Print what is new in each result, or each result as a JSON line; return the last one."""
     shown = ""
     for result in results:
         if as_json:
-            print(json_line(result.to_dict()), flush=True)
+            print(json_line(more | result.to_dict()), flush=True)
             continue
         text = growing_text(result)
         print(text[len(shown) :], end="", flush=True)

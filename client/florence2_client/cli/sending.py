@@ -17,14 +17,15 @@ from typing import Any
 
 from PIL import Image
 
-from florence2.errors import ConnectionFailed, Florence2Error, InvalidRequest, ModelNotFound
+from florence2.errors import ConnectionFailed, Florence2Error, InvalidImage, InvalidRequest, ModelNotFound
 from florence2.prompts import build_prompt
 from florence2.tasks import TASKS, TaskInput
 from florence2_client.async_client import AsyncClient
 from florence2_client.cli.arguments import connection, generation, in_flags
 from florence2_client.cli.console import Progress, complain, retries_shown
 from florence2_client.cli.journal import Entry, Journal, Key
-from florence2_client.cli.sources import naming, output_path, write_image
+from florence2_client.cli.sources import file_of, naming, output_path, write_image
+from florence2_client.documents import pages
 from florence2_client.exchange import Question, Reply
 from florence2_client.tasks import Prompt
 
@@ -57,6 +58,8 @@ class Batch:
         self._mistakes = 0
         self._progress = Progress(0, 0)
         self._drawing: set[asyncio.Task[None]] = set()
+        self._pages: Iterator[tuple[int, Image.Image]] = iter(())
+        self._page: tuple[str, int, Image.Image] | None = None  # the latest one, with its document and number
 
     def is_stale(self, entry: Entry) -> bool:
         """Return whether a line of the journal is to be replaced by this run.
@@ -89,7 +92,7 @@ class Batch:
     def _stamp(self, path: str) -> list[int] | None:
         """Return what tells whether a file has changed; None, and the reason noted, if it cannot be opened."""
         try:
-            with open(path, "rb") as file:
+            with open(file_of(path)[0], "rb") as file:
                 found = os.fstat(file.fileno())
                 return [found.st_size, found.st_mtime_ns]
         except OSError as error:
@@ -138,12 +141,31 @@ class Batch:
                     if path in self._journal.unreadable and key not in self._journal.failed:
                         self._progress.step()
                 elif stamp := stamp or self._stamp(path):
-                    yield Question(Path(path), Prompt(task), text, key=(key, stamp))
+                    try:
+                        image = self._image(path)
+                    except InvalidImage as problem:  # of a page
+                        self._settle(Reply(Question(path, task, text, key=(key, stamp)), None, problem))
+                    else:
+                        yield Question(image, Prompt(task), text, key=(key, stamp))
                 else:
                     error = self._absent[path]
                     missing = isinstance(error, FileNotFoundError)
                     self._say(f"there is no file {path}" if missing else f"{path} cannot be read: {error.strerror}")
                     break
+
+    def _image(self, path: str) -> Path | Image.Image:
+        """Return an image as it is sent: a file, or a page of a document. Pages come in order, several times each."""
+        file, number = file_of(path)
+        if number is None:
+            return Path(file)
+        if self._page is None or self._page[:2] != (file, number):
+            if self._page is None or self._page[0] != file or self._page[1] > number:
+                self._pages = enumerate(pages(Path(file)), 1)
+            page = next((image for index, image in self._pages if index == number), None)
+            if page is None:
+                raise InvalidImage(f"there is no page {number} in {file}")
+            self._page = (file, number, page)
+        return self._page[2]
 
     async def _send_all(self) -> None:
         given = generation(self._options)
@@ -190,7 +212,7 @@ class Batch:
             with naming(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(f".{target.name}.part.jpg")
-                write_image(reply.unwrap().draw(path), part)
+                write_image(reply.unwrap().draw(reply.question.image), part)
                 os.replace(part, target)  # and not the file that a link points to
 
         await asyncio.to_thread(draw)

@@ -8,21 +8,32 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import importlib.util
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path, PurePath
 
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from florence2.errors import InvalidRequest
+from florence2_client.documents import OVERVIEW
 
 Image.init()
 SUFFIXES = frozenset(Image.registered_extensions()) - {".eps", ".ps", ".pdf", ".h5", ".hdf", ".grib", ".mpg", ".mpeg"}
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+NEW_SUBFILE_TYPE = 254  # a tag of TIFF
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+# Formats that need an extra: suffixes, its package, its name.
+EXTRAS = ((HEIC_SUFFIXES, "pi_heif", "heif"), (frozenset({".pdf"}), "pypdfium2", "pdf"))
+SUFFIXES |= {suffix for suffixes, package, _ in EXTRAS for suffix in suffixes if importlib.util.find_spec(package)}
+REMEDIES = {
+    suffix: f"needs: pip install 'florence2-triton[{name}]'" for suffixes, _, name in EXTRAS for suffix in suffixes
+}
 DRAWINGS_MARK = ".florence2-drawings"
 MARK_TEXT = "florence2 batch writes drawings to this folder, and reads no images from it.\n"
 MOST_NAMES = 3  # of skipped files of one kind
@@ -32,7 +43,8 @@ class ImagePaths:
     """Each image once, in the order of the sources and by name within a directory.
 
     A source is a directory (with everything below it), a glob, an image, a text file with one path per line, or - for
-    such lines on standard input. `skipped` holds the files that are no images, and folders that were left out.
+    such lines on standard input. Each page of a document is an image, such as `scan.pdf#1`. `skipped` holds the files
+    that are no images, and folders that were left out.
     """
 
     def __init__(self, sources: Iterable[str]) -> None:
@@ -40,7 +52,8 @@ class ImagePaths:
         self.skipped: list[str] = []
         self.lists: list[str] = []
         self._has_mark = cache(lambda folder: os.path.exists(os.path.join(folder, DRAWINGS_MARK)))
-        self.paths = list(dict.fromkeys(path for source in sources for path in self._paths(source)))
+        self.files = list(dict.fromkeys(path for source in sources for path in self._paths(source)))
+        self.paths = [name for file in self.files for name in page_names(file)]
         if not self.paths:
             raise InvalidRequest(f"there is no image in the given sources{self.skipped_line('; skipped ')}")
 
@@ -56,7 +69,7 @@ class ImagePaths:
                 parts.append(f"{kind}, a folder that cannot be read or holds drawings of an earlier run")
                 continue
             some = ", ".join(names[:MOST_NAMES]) + ", …" * (len(names) > MOST_NAMES)
-            remedy = "; HEIC needs: pip install 'florence2-triton[heif]'" if kind in HEIC_SUFFIXES else ""
+            remedy = f"; {REMEDIES[kind]}" if kind in REMEDIES else ""
             what = f"{kind} file" if kind else "file without a suffix"
             parts.append(f"{len(names)} {what}{'s' * (len(names) > 1)} ({some}{remedy})")
         return before + ", ".join(parts) if parts else ""
@@ -111,6 +124,36 @@ class ImagePaths:
         return marked is not None
 
 
+def page_names(file: str) -> list[str]:
+    """Return `scan.pdf#1`, `scan.pdf#2`, ... for a PDF or a TIFF of several pages, and only the file for anything else.
+
+    That includes what cannot be read, of which the request tells more.
+    """
+    suffix = os.path.splitext(file)[1].lower()
+    count = 1
+    with contextlib.suppress(OSError, ValueError, RuntimeError, EOFError, SyntaxError):
+        if suffix == ".pdf" and ".pdf" in SUFFIXES:
+            import pypdfium2
+
+            document = pypdfium2.PdfDocument(file)
+            count = len(document)
+            document.close()
+        elif suffix in TIFF_SUFFIXES:
+            with Image.open(file) as image:
+                count = 0
+                for frame in ImageSequence.Iterator(image):
+                    count += not getattr(frame, "tag_v2", {}).get(NEW_SUBFILE_TYPE, 0) & OVERVIEW
+    if count == 1 and suffix != ".pdf":
+        return [file]
+    return [f"{file}#{number}" for number in range(1, count + 1)]
+
+
+def file_of(name: str) -> tuple[str, int | None]:
+    """Return the file of an image, and the number of its page if it is one of a document."""
+    document = re.fullmatch(r"(.+\.(?:pdf|tiff?))#([1-9][0-9]*)", name, re.IGNORECASE | re.DOTALL)
+    return (document[1], int(document[2])) if document and not os.path.exists(name) else (name, None)
+
+
 def _listed(lines: Iterable[str]) -> Iterator[str]:
     return (line.strip() for line in lines if line.strip())
 
@@ -127,7 +170,9 @@ def output_path(folder: Path, image: str, suffix: str) -> Path:
     """
     path = PurePath(os.path.normpath(image))
     inside = path.parts[bool(path.anchor) :]
-    return folder.joinpath(*("_up" if part == ".." else part for part in inside)).with_suffix(suffix)
+    target = folder.joinpath(*("_up" if part == ".." else part for part in inside))
+    page = f"-{target.suffix.rpartition('#')[2]}" if "#" in target.suffix else ""
+    return target.with_name(f"{target.stem}{page}{suffix}")
 
 
 def require_distinct(paths: Iterable[str], folder: Path, what: str, suffix: str | None = None) -> None:

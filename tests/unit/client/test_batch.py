@@ -550,6 +550,25 @@ def test_answers_of_early_versions_are_kept(server, folder):
     assert len(server.asked) == asked
 
 
+def test_each_page_is_an_image(server, folder):
+    """With answers, drawings and label files of its own; a resumed run sends only what is missing."""
+    pytest.importorskip("pypdfium2")
+    sources = ["scan.pdf", "scan2.tif"]
+    for name in sources:
+        first, *rest = [Image.new("RGB", (40, 50), color) for color in ("red", "green", "blue")]
+        first.save(name, save_all=True, append_images=rest)
+    more = ["--draw", "drawn", "--yolo", "labels"]
+    assert batch("--tasks", "caption,od", *more, sources=sources) == 0
+    names = {f"{file}#{number}" for file in sources for number in (1, 2, 3)}
+    assert {line["image"] for line in lines()} == names and len(lines()) == 12
+    assert len(list(Path("drawn").glob("*.jpg"))) == 12 and len(list(Path("labels").glob("scan*.txt"))) == 6
+    kept = Path("out.jsonl").read_text().splitlines(keepends=True)
+    Path("out.jsonl").write_text("".join(line for line in kept if "#2" not in line))
+    asked = len(server.images_asked())
+    assert batch("--tasks", "caption,od", *more, sources=sources) == 0
+    assert len(server.images_asked()) == asked + 4
+
+
 # ---- where the answers go
 
 

@@ -287,6 +287,16 @@ def test_the_image_is_not_overwritten_by_its_drawing(server, image, tmp_path, ca
     assert Path(image).read_bytes() == content and server.asked == []
 
 
+def test_a_document_is_answered_page_by_page(server, image, tmp_path, capsys):
+    """Each with a line and a drawing of its own."""
+    sheet = Image.open(image)
+    sheet.save(tmp_path / "scan.tif", save_all=True, append_images=[sheet])
+    drawn = tmp_path / "found.png"
+    assert cli.main(["run", str(tmp_path / "scan.tif"), "--task", "od", "--draw", str(drawn)]) == 0
+    assert [json.loads(line)["page"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
+    assert {path.name for path in tmp_path.glob("found*")} == {"found-1.png", "found-2.png"}
+
+
 def test_free_prompt_is_announced(server, image, capsys, monkeypatch):
     """Once, and the answer follows."""
     monkeypatch.setitem(ANSWERS, "Which season is it?", "summer")
@@ -461,7 +471,7 @@ def test_ctrl_c_leaves_no_traceback_at_any_moment(tmp_path, seconds):
     code += f"signal.signal = lambda *two: (old(*two), open({str(loaded)!r}, 'w').close())[0]\n"
     command = [sys.executable, "-c", f"{code}sys.exit(command.main())"]
     process = subprocess.Popen(
-        [*command, "run", "-", "--task", "od", "--url", "grpc://10.255.255.1:1"],
+        [*command, "run", "-", "--task", "od", "--url", "grpc://127.0.0.1:1"],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip

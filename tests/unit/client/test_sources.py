@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from florence2.errors import InvalidRequest
-from florence2_client.cli.sources import ImagePaths, image_paths, output_path
+from florence2_client.cli.sources import SUFFIXES, ImagePaths, file_of, image_paths, output_path
 
 
 @pytest.fixture
@@ -65,16 +66,33 @@ def test_outputs_stay_in_their_folder(image, expected):
     assert output_path(Path("out"), image, ".txt") == Path(expected)
 
 
-def test_skipped_files_are_counted_and_named(folder):
+def test_skipped_files_are_counted_and_named(folder, monkeypatch):
     """By kind, with a few names, each once; hidden files are none of a user's business."""
+    monkeypatch.setattr("florence2_client.cli.sources.SUFFIXES", SUFFIXES - {".heic"})
     for number in range(5):
         (folder / f"images/{number}.HEIC").touch()
     found = ImagePaths(["images", "images/*"])
     assert found.skipped_line() == (
-        "5 .heic files (0.HEIC, 1.HEIC, 2.HEIC, …; HEIC needs: pip install 'florence2-triton[heif]'), "
+        "5 .heic files (0.HEIC, 1.HEIC, 2.HEIC, …; needs: pip install 'florence2-triton[heif]'), "
         "1 .md file (notes.md), 1 file without a suffix (odd)"
     )
     (folder / "other").mkdir()
     (folder / "other/x.heic").touch()
     with pytest.raises(InvalidRequest, match=r"no image in the given sources; skipped 1 .heic file \(x.heic"):
         image_paths(["other"])
+
+
+def test_each_page_of_a_document_is_an_image(tmp_path, monkeypatch):
+    """A PDF has pages even if it is one; a TIFF of one page, and what cannot be read, stay files."""
+    pytest.importorskip("pypdfium2")
+    monkeypatch.chdir(tmp_path)
+    sheet = Image.new("RGB", (30, 20))
+    sheet.save("one.tif")
+    sheet.save("two.tif", save_all=True, append_images=[sheet])
+    sheet.save("one.pdf")
+    (tmp_path / "damaged.tif").write_bytes(b"II*\0")
+    assert image_paths(["."]) == ["./damaged.tif", "./one.pdf#1", "./one.tif", "./two.tif#1", "./two.tif#2"]
+    assert file_of("./two.tif#2") == ("./two.tif", 2)
+    (tmp_path / "odd.tif#1").touch()
+    assert file_of("odd.tif#1") == ("odd.tif#1", None) and file_of("a.png#1") == ("a.png#1", None)
+    assert output_path(Path("out"), "two.tif#2", ".txt") != output_path(Path("out"), "two.tif#1", ".txt")
