@@ -36,6 +36,7 @@ MEMORY = 120.0  # seconds of work over which the rate of answers is measured; ol
 
 SHORTEST_LIFE = 2.0  # seconds on the way after which a ticket may be overdue
 FIRST_LIFE = 30.0  # while no request has reached the decoder yet
+LONGEST_LIFE = 600.0  # however slow a way was: a client can bring a ticket as late as it likes
 LIFE = 3  # times the slowest way through the encoder
 HALF_LIFE = 60.0  # seconds after which a slow way counts half
 SHORTEST_PACE, LONGEST_PACE = 0.1, 5.0  # seconds between two overdue tickets that are replaced
@@ -78,7 +79,7 @@ class Book:
         The encoder is first come, first served, so no request on its way is much older than those that arrived last.
         """
         life = max(SHORTEST_LIFE, LIFE * self.slowest_way(now)) if self.slowest else FIRST_LIFE
-        return not ticket.holder and now - ticket.taken >= life
+        return not ticket.holder and now - ticket.taken >= min(life, LONGEST_LIFE)
 
     def working(self, now: float) -> int:
         """Return how many requests are inside, without those that are probably lost."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -71,20 +70,17 @@ class CudaBackend(Backend):
             except RuntimeError as error:
                 raise DeviceLost(f"{self.cache.device} fails on everything") from error
 
-    def _on_device(self) -> AbstractContextManager[Any]:
-        """Make the cache's device the current one: captures and replays run on that, and each thread has its own."""
-        device = self.cache.device
-        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
     def logits(self, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
         """Return float32 logits [R, V] of what follows each row's last token, both in the order of the spans' rows."""
         rows = [row for span in spans for row in span.rows]
-        with self._on_device():
+        device = self.cache.device
+        # Captures and replays run on the current device, and each thread has its own.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             step = self._step_for(spans)
             step.fill(tokens, spans)  # before a capture, whose warm-up may decode these tokens more than once
             if step not in self._runs:
                 self._runs[step] = self._capture(step)
-            return self._runs[step]()[torch.tensor(rows, device=self.cache.device)]
+            return self._runs[step]()[torch.tensor(rows, device=device)]
 
     def _step_for(self, spans: Sequence[Span]) -> PaddedStep:
         limit = self.cache.positions

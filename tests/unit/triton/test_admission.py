@@ -13,7 +13,7 @@ import pytest
 
 from florence2.errors import QueueFull
 from florence2.triton import admission
-from florence2.triton.admission import FIRST_LIFE, LONGEST_PACE, NO_TICKET, SHORTEST_LIFE, Tickets
+from florence2.triton.admission import FIRST_LIFE, LONGEST_LIFE, LONGEST_PACE, NO_TICKET, SHORTEST_LIFE, Tickets
 
 
 class Clock:
@@ -113,6 +113,17 @@ def test_the_life_of_a_ticket_follows_the_encoder(three, decoder, clock):
     three.take()
     clock.now += SHORTEST_LIFE
     assert three.look().working(clock.now) == 0
+
+
+def test_a_ticket_that_is_brought_late_on_purpose_keeps_none_out_for_long(three, decoder, clock):
+    """An hour on the way says nothing about the encoder."""
+    late = three.take()
+    clock.now += 3600
+    decoder.give_back(decoder.enter(late).ticket)
+    for _ in range(3):
+        three.take()
+    clock.now += LONGEST_LIFE
+    assert not refused(three)
 
 
 def test_a_hanging_encoder_gets_fewer_and_fewer(three, clock):
