@@ -111,8 +111,8 @@ def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> 
     if options.yolo:
         require_distinct(sources.paths, options.yolo, "label file", ".txt")
     if options.draw:
-        require_distinct(sources.paths, options.draw, "drawing")
         require_own_folder(options.draw, sources.paths)
+        require_distinct(sources.paths, options.draw, "drawing")
     sources.skipped = [path for path in sources.skipped if Path(path) not in outputs]
     if skipped := sources.skipped_line():
         complain(f"note: skipped {skipped}")

@@ -66,7 +66,7 @@ class ImagePaths:
         parts = []
         for kind, names in kinds.items():
             if kind.endswith(os.sep):
-                parts.append(f"{kind}, a folder that cannot be read or holds drawings of an earlier run")
+                parts.append(f"{kind} ({'drawings' if self._has_mark(Path(kind)) else 'cannot be read'})")
                 continue
             some = ", ".join(names[:MOST_NAMES]) + ", …" * (len(names) > MOST_NAMES)
             remedy = f"; {REMEDIES[kind]}" if kind in REMEDIES else ""
