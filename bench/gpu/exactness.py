@@ -12,7 +12,7 @@ from transformers import AutoProcessor, Florence2ForConditionalGeneration
 from bench.decode import random_weights
 from bench.gpu.harness import EagerBackend, Report, arguments, engine_of, geometry, random_request, reference_answers
 from florence2.config import ModelConfig
-from florence2.engine.beam import Generation
+from florence2.engine.beam import Candidate, Generation
 from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
@@ -79,8 +79,8 @@ def against_transformers(report: Report, options: argparse.Namespace) -> None:
 
 
 def graphs_against_eager(report: Report, options: argparse.Namespace) -> None:
-    """Compare logits bit for bit over many changes of buckets, and answers in a batch with those of single requests."""
-    config, logged = geometry(options), dict[str, list[torch.Tensor]]()
+    """Compare candidates bit for bit over many changes of shape, and answers in a batch with those of single ones."""
+    config, logged = geometry(options), dict[str, list[list[list[Candidate]]]]()
     weights, limit = random_weights(config), 24 if options.small else 80  # 80 is more than a bucket of 64
     requests = [
         random_request(config, seed, num_beams=beams, max_new_tokens=limit - seed)
@@ -91,16 +91,16 @@ def graphs_against_eager(report: Report, options: argparse.Namespace) -> None:
         engine = engine_of(weights, config, options, backend=backend)
         made, logged[name] = engine.backend, []
         assert isinstance(made, CudaBackend)
-        logits = made.logits
+        step = made.step
 
-        def record(tokens, spans, logits=logits, log=logged[name]):  # type: ignore[no-untyped-def]
-            found = logits(tokens, spans)
-            log.append(found.clone())
+        def record(searches, spans, step=step, log=logged[name]):  # type: ignore[no-untyped-def]
+            found = step(searches, spans)
+            log.append(found)
             return found
 
-        made.logits = record  # type: ignore[method-assign]
+        made.step = record  # type: ignore[method-assign]
         answers[name] = [answer.tokens for answer in in_waves(engine, requests)]
-    different = sum(not torch.equal(*pair) for pair in zip(logged["eager"], logged["graph"], strict=False))
+    different = sum(one != other for one, other in zip(logged["eager"], logged["graph"], strict=False))
     report("graph_steps_that_differ_from_eager", f"{different} of {len(logged['eager'])}")
     report("graph_answers_equal_eager", answers["eager"] == answers["graph"])
     single = [engine_of(weights, config, options).generate([request])[0].tokens for request in requests]

@@ -103,8 +103,8 @@ def memory_mib(device: str) -> dict[str, int]:
 class EagerBackend(CudaBackend):
     """The same padded steps, never captured."""
 
-    def _capture(self, step: PaddedStep) -> Callable[[], Tensor]:
-        return lambda: self._decoder.decode(step)
+    def _capture(self, step: PaddedStep) -> Callable[[], None]:
+        return lambda: step.choose(self.decoder.decode(step))
 
 
 def engine_of(

@@ -33,16 +33,16 @@ class TimedBackend(CudaBackend):
     """Notes how long each capture takes."""
 
     def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
         self.captures: dict[str, int] = {}
+        super().__init__(*arguments)
 
-    def _capture(self, step: PaddedStep) -> Callable[[], Tensor]:
+    def _capture(self, step: PaddedStep) -> Callable[[], None]:
         torch.cuda.synchronize()
         started = time.perf_counter()
         run = super()._capture(step)
         torch.cuda.synchronize()
-        name = f"{step.rows} rows, {step.length} and {step.encoder_length} positions"
-        self.captures[name] = round((time.perf_counter() - started) * 1e3)
+        shape = ", ".join(f"{size} {name}" for name, size in step.shape._asdict().items())
+        self.captures[shape] = round((time.perf_counter() - started) * 1e3)
         return run
 
 

@@ -45,8 +45,8 @@ class Backend(ABC):
     - rows 0 … `rows` - 1 hold self-attention keys and values, one row for each live hypothesis;
     - slots 0 … `rows` - 1 hold cross-attention keys and values, one slot for each live request.
 
-    The results of a row depend on that row and its slot only, never on the other rows of a step. One thread calls all
-    methods.
+    The results of a row depend on that row and its slot only, not on the other rows of a step, except that a GPU may
+    round differently for another number of rows. One thread calls all methods.
 
     Attributes:
         rows: the number of rows, and of slots.

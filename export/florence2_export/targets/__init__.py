@@ -19,6 +19,7 @@ from florence2_export import repository
 TARGETS = ("cpu", "gpu")
 ACCELERATORS = ("cuda", "tensorrt")
 OPENVINO_HINT = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}  # of int8: for all that is not quantized
+GPU_ROWS = 96  # 32 requests of 3 beams, if kv_cache_mib allows it
 # Processes that decode images in front of a GPU: two of them handle 65 to 95 images a second.
 MOST_PREPROCESSES = 8
 
@@ -63,6 +64,8 @@ def fit(stage: Path, name: str, target: str, precision: str, accelerator: str | 
         if target == "cpu":
             for group in config.instance_group:
                 group.kind = ModelInstanceGroup.KIND_CPU
+        if role == "decoder" and target == "gpu":
+            config.parameters["rows"].string_value = str(GPU_ROWS)
         if role == "preprocess" and target == "gpu":
             config.instance_group[0].count = max(2, min(usable_cores() // 2, MOST_PREPROCESSES))
         if role == "vision":

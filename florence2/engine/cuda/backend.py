@@ -1,40 +1,45 @@
-"""The backend for CUDA: one padded step for every combination of buckets, captured as a graph and replayed.
+"""The backend for CUDA: one padded step for every shape, captured as a graph and replayed.
 
 A step of base is about 600 small kernels, and launching them one by one would take longer than running them. On a CPU,
 in tests, the same steps run without graphs.
-
-R rows of a step, V rows of the embedding.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from florence2.config import ModelConfig
 from florence2.engine.backend import Backend, DeviceLost, Span, bytes_per_row
 from florence2.engine.bart import LanguageModel, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
-from florence2.engine.cuda.step import PaddedDecoder, PaddedStep, bucket
-from florence2.engine.scoring import candidates
+from florence2.engine.cuda.step import PaddedDecoder, PaddedStep, Shape
+
+ENCODER_BUCKET = 64  # positions: base's images and usual prompts have 580 to 640
+MINIMUM_ROWS = 8  # and slots: fewer are hardly faster
+MINIMUM_LENGTH = 64  # decoder positions
+MINIMUM_RULES = 16  # tokens that a rule names for one row
+WARM_UP = 2  # runs before a capture, in which libraries allocate what a graph may not
+# How long another thread may keep the interpreter. Python's default, 5 ms, is longer than a step.
+SWITCH_SECONDS = 0.0005
 
 log = logging.getLogger(__name__)
 
-ENCODER_BUCKET = 64  # positions: base's images and usual prompts have 580 to 640
-WARM_UP = 3  # runs before a capture, in which libraries allocate what a graph may not
-
 
 class CudaBackend(Backend):
-    """Decode with one graph for each combination of buckets, captured when it is first needed.
+    """Decode with one graph for each shape: the usual ones are captured at once, others when they are first needed.
 
-    Rows and decoder positions come in powers of two, encoder positions in multiples of ENCODER_BUCKET.
+    Rows, slots, beams, decoder positions and tokens of rules come in powers of two, encoder positions in multiples of
+    ENCODER_BUCKET. cuBLAS may choose other kernels for other numbers of rows, so on a GPU the last bits of a request's
+    numbers can depend on how many others there are.
     """
 
     def __init__(self, model: LanguageModel, config: ModelConfig, rows: int) -> None:
@@ -43,9 +48,15 @@ class CudaBackend(Backend):
         self.cache = PaddedCache(config.text, rows, dtype, model.device)
         self._known_tokens = config.tokens.known
         self._encoder = TextEncoder(model)
-        self._decoder = PaddedDecoder(model)
-        self._steps: dict[tuple[int, int, int], PaddedStep] = {}
-        self._runs: dict[PaddedStep, Callable[[], Tensor]] = {}
+        self.decoder = PaddedDecoder(model)
+        self._steps: dict[Shape, PaddedStep] = {}
+        self._runs: dict[PaddedStep, Callable[[], None]] = {}
+        self._stream: torch.cuda.Stream | None = None  # one for all captures, since a pool's memory belongs to a stream
+        self._pool: Any = None  # torch.cuda.graph_pool_handle
+        if model.device.type == "cuda":
+            sys.setswitchinterval(SWITCH_SECONDS)
+            with torch.inference_mode():
+                self._capture_usual_shapes(config)
 
     @classmethod
     def cache_dtype(cls, model: LanguageModel) -> torch.dtype:
@@ -57,8 +68,14 @@ class CudaBackend(Backend):
             self.cache.write_encoder(layer, slot, keys, values)
 
     def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
-        tokens = [token for search in searches for token in search.last_tokens]
-        return candidates(searches, self.logits(tokens, spans), self._known_tokens)
+        with self._on_device():
+            step = self.filled_step(searches, spans)
+            step.inputs.upload()
+            if step not in self._runs:
+                self._runs[step] = self._capture(step)
+                step.inputs.upload()  # the warm-up ran without moves
+            self._runs[step]()
+            return step.candidates(searches, spans)
 
     def clear(self, rows: range) -> None:
         self.cache.clear(rows)
@@ -70,53 +87,82 @@ class CudaBackend(Backend):
             except RuntimeError as error:
                 raise DeviceLost(f"{self.cache.device} fails on everything") from error
 
-    def logits(self, tokens: Sequence[int], spans: Sequence[Span]) -> Tensor:
-        """Return float32 logits [R, V] of what follows each row's last token, both in the order of the spans' rows."""
-        rows = [row for span in spans for row in span.rows]
-        device = self.cache.device
-        # Captures and replays run on the current device, and each thread has its own.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            step = self._step_for(spans)
-            step.fill(tokens, spans)  # before a capture, whose warm-up may decode these tokens more than once
-            if step not in self._runs:
-                self._runs[step] = self._capture(step)
-            return self._runs[step]()[torch.tensor(rows, device=device)]
+    def filled_step(self, searches: Sequence[Search], spans: Sequence[Span]) -> PaddedStep:
+        """Return the smallest step that holds these requests, filled with them but not uploaded."""
+        limit, constraints = self.cache.positions, [rule for search in searches for rule in search.constraints()]
+        step = self._step_of(
+            Shape(
+                rows=_bucket(spans[-1].rows.stop, self.rows, MINIMUM_ROWS),
+                slots=_bucket(1 + max(span.slot for span in spans), self.rows, MINIMUM_ROWS),
+                beams=_bucket(max(len(span.rows) for span in spans), self.rows),
+                length=_bucket(max(span.position for span in spans) + 1, limit, MINIMUM_LENGTH),
+                encoder_length=self._encoder_bucket(max(span.encoder_length for span in spans)),
+                rules=_bucket(max(max(len(each.banned), len(each.penalized)) for each in constraints), limit + 1,
+                              MINIMUM_RULES),
+            )
+        )  # fmt: skip
+        step.fill(searches, spans)
+        return step
 
-    def _step_for(self, spans: Sequence[Span]) -> PaddedStep:
-        limit = self.cache.positions
-        encoder_length = max(span.encoder_length for span in spans)
-        sizes = (
-            min(self.rows, 1 << (spans[-1].rows.stop - 1).bit_length()),
-            bucket(max(span.position for span in spans) + 1, limit),
-            min(limit, -(-encoder_length // ENCODER_BUCKET) * ENCODER_BUCKET),
-        )
-        if sizes not in self._steps:
-            self._steps[sizes] = PaddedStep(self.cache, *sizes)
-        return self._steps[sizes]
+    def _step_of(self, shape: Shape) -> PaddedStep:
+        if shape not in self._steps:
+            self._steps[shape] = PaddedStep(self.cache, self.decoder.vocabulary, self._known_tokens, shape)
+        return self._steps[shape]
 
-    def _capture(self, step: PaddedStep) -> Callable[[], Tensor]:
-        """Return a call that runs the step on what it is filled with, and returns the logits of all its rows."""
+    def _encoder_bucket(self, length: int) -> int:
+        return min(self.cache.positions, -(-length // ENCODER_BUCKET) * ENCODER_BUCKET)
+
+    def _on_device(self) -> contextlib.AbstractContextManager[None]:
+        """Make the cache's device the current one: each thread begins with device 0."""
+        return torch.cuda.device(self.cache.device) if self.cache.device.type == "cuda" else contextlib.nullcontext()
+
+    def _capture_usual_shapes(self, config: ModelConfig) -> None:
+        """Capture short answers to short prompts, from the largest step down, so that all share its memory."""
+        encoder_length = self._encoder_bucket(config.image.tokens + ENCODER_BUCKET // 2)
+        powers = range(self.rows.bit_length() + 1)
+        for rows in sorted({_bucket(1 << power, self.rows, MINIMUM_ROWS) for power in powers}, reverse=True):
+            for beams in {1, config.generation.num_beams}:
+                slots = _bucket(max(1, rows // beams), self.rows, MINIMUM_ROWS)
+                width = _bucket(beams, self.rows)
+                step = self._step_of(Shape(rows, slots, width, MINIMUM_LENGTH, encoder_length, MINIMUM_RULES))
+                with self._on_device():
+                    step.inputs.upload()
+                    self._runs[step] = self._capture(step)
+
+    def _capture(self, step: PaddedStep) -> Callable[[], None]:
+        """Return a call that runs the step on what was uploaded."""
+
+        def run() -> None:
+            step.choose(self.decoder.decode(step))
+
         if self.cache.device.type != "cuda":
-            return lambda: self._decoder.decode(step)
-        own, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-        graph = torch.cuda.CUDAGraph()
+            return run
+        parents = step.inputs.device["parents"]
+        parents.copy_(torch.arange(len(parents)))  # moving beams twice is not moving them once
+        own = torch.cuda.current_stream()
         try:
-            stream.wait_stream(own)
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    self._decoder.decode(step)
-            own.wait_stream(stream)
-            # thread_local: what other threads do on the device meanwhile does not break the capture.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                logits = self._decoder.decode(step)
+            return self._captured(run)
         except RuntimeError:
             log.exception("a step could not be captured as a graph; it runs without one, which is slower")
             torch.cuda.set_stream(own)  # or the thread would stay on the capture's stream
             self.check_device()
-            return lambda: self._decoder.decode(step)
+            return run
 
-        def replay() -> Tensor:
-            graph.replay()
-            return logits
+    def _captured(self, run: Callable[[], None]) -> Callable[[], None]:
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UP):
+                run()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: other threads may call CUDA meanwhile, as torch's and Triton's own do.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            run()
+        return graph.replay
 
-        return replay
+
+def _bucket(count: int, limit: int, least: int = 1) -> int:
+    """Return the next power of two, at least `least` and at most `limit`."""
+    return min(limit, max(least, 1 << max(0, count - 1).bit_length()))

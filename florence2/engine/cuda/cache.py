@@ -5,8 +5,6 @@ L layers, R rows, H heads, T positions, E size of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -31,12 +29,6 @@ class PaddedCache:
         """Write a request's cross-attention keys and values, [H, S, E] each with S <= T."""
         self.cross_keys[layer, slot, :, : keys.shape[1]] = keys
         self.cross_values[layer, slot, :, : values.shape[1]] = values
-
-    def copy_rows(self, moves: Sequence[tuple[int, int]], positions: slice) -> None:
-        """Copy from row to row; all are read before any is written."""
-        read, written = torch.tensor(moves, device=self.device).T
-        for cache in (self.self_keys, self.self_values):
-            cache[:, written, :, positions] = cache[:, read, :, positions]
 
     def clear(self, rows: range) -> None:
         """Zero the rows' keys and values."""

@@ -1,87 +1,223 @@
-"""A decoding step of static shapes: padded rows, attention over as many positions as a bucket has, and the layers.
+"""A decoding step of static shapes, from tokens to candidates, so that a graph of it can be captured and replayed.
 
-R rows of a step, D d_model, H heads, E size of a head, S positions, V rows of the embedding.
+One copy brings all inputs to the device, and one brings the candidates back. The beams of a request share their slot's
+keys and values: cross-attention groups queries by slot and gathers nothing.
+
+R rows, C slots, K beams of a request at most, T decoder and S encoder positions, M tokens of a rule at most: these are
+the step's shape. L layers, D d_model, H heads, E size of a head, V rows of the embedding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from florence2.engine.backend import Span
 from florence2.engine.bart import DecoderLayer, LanguageModel, PackedLayer
+from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.linear import pack
 
-MINIMUM_BUCKET = 64  # positions
+GROUP = 128  # log-probs of which only the largest is looked at first
+SMALL = 4096  # so few log-probs are searched at once
 
 
-def bucket(length: int, limit: int) -> int:
-    """Return the next power of two, at least MINIMUM_BUCKET and at most `limit`."""
-    return min(limit, max(MINIMUM_BUCKET, 1 << (length - 1).bit_length()))
+class Shape(NamedTuple):
+    """What a step is padded to. Each number is a bucket that holds what the live requests need."""
+
+    rows: int
+    slots: int
+    beams: int
+    length: int
+    encoder_length: int
+    rules: int
+
+
+class Inputs:
+    """Named integers and floats in one block each on the host and on the device; views of both, by name."""
+
+    def __init__(self, sizes: dict[str, int], floats: Sequence[str], device: torch.device) -> None:
+        block = torch.zeros(sum(sizes.values()), dtype=torch.int32)
+        self._host = block.pin_memory() if device.type == "cuda" else block
+        self._device = torch.zeros_like(block, device=device)
+        self.host: dict[str, NDArray[np.int32 | np.float32]] = {}
+        self.device: dict[str, Tensor] = {}
+        for name, host, here in zip(sizes, *(part.split([*sizes.values()]) for part in (self._host, self._device)),
+                                    strict=True):  # fmt: skip
+            numbers = torch.float32 if name in floats else torch.int32
+            self.host[name], self.device[name] = host.view(numbers).numpy(), here.view(numbers)
+
+    def upload(self) -> None:
+        """Copy the host's block to the device."""
+        self._device.copy_(self._host, non_blocking=True)
 
 
 class PaddedStep:
-    """Rows 0 to `rows` of the cache, live or not, over as many positions as the buckets have.
+    """Rows 0 to R and slots 0 to C of the cache, live or not.
 
-    Its tensors keep their addresses and shapes whatever it is filled with, so that a graph of it can be replayed.
+    Its tensors keep their addresses and shapes whatever it is filled with.
     """
 
-    def __init__(self, cache: PaddedCache, rows: int, length: int, encoder_length: int) -> None:
-        self.cache, self.rows, self.length, self.encoder_length = cache, rows, length, encoder_length
-        self.tokens, self.positions, self._slots, self._encoder_lengths = torch.zeros(
-            (4, rows), dtype=torch.long, device=cache.device
-        )
+    def __init__(self, cache: PaddedCache, vocabulary: int, known_tokens: int, shape: Shape) -> None:
+        self.cache, self.shape = cache, shape
+        self._vocabulary, self._known_tokens = vocabulary, known_tokens
+        rows, slots, beams, _, _, rules = shape
+        by_row = ("tokens", "positions", "parents", "forced", "greedy", "places", "scores", "penalties")
+        sizes = dict.fromkeys(by_row, rows) | {
+            "banned": rows * rules,
+            "penalized": rows * rules,
+            "encoder_lengths": slots,
+            "groups": slots * beams,
+        }
+        self.inputs = Inputs(sizes, ("scores", "penalties"), cache.device)
         self._row_index = torch.arange(rows, device=cache.device)
+        self._best = torch.zeros(3, rows, 2 * beams, device=cache.device)
+        best = torch.zeros(3, rows, 2 * beams)
+        self._best_on_host = best.pin_memory() if cache.device.type == "cuda" else best
+        self._masks: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self.fill([], [])
 
-    def fill(self, tokens: Sequence[int], spans: Sequence[Span]) -> None:
-        """Set the tokens to decode, in the order of the spans' rows, and carry out the spans' moves.
+    def fill(self, searches: Sequence[Search], spans: Sequence[Span]) -> None:
+        """Write the requests' tokens, rules, places and moves to the host's block.
 
         Rows that are not live decode token 0 at position 0, and nothing reads the result.
         """
-        values = torch.zeros((4, self.rows), dtype=torch.long)
-        values[3] = 1
-        first = 0
-        for span in spans:
-            rows = slice(span.rows.start, span.rows.stop)
-            values[0, rows] = torch.tensor(tokens[first : first + len(span.rows)])
-            values[1, rows], values[2, rows], values[3, rows] = span.position, span.slot, span.encoder_length
-            first += len(span.rows)
-            if span.moves:
-                self.cache.copy_rows(span.moves, slice(span.kept, span.position))
-        buffers = (self.tokens, self.positions, self._slots, self._encoder_lengths)
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.copy_(value)
+        host, (rows, _, beams, _, _, rules) = self.inputs.host, self.shape
+        for name in ("tokens", "positions", "greedy", "places", "scores", "groups"):
+            host[name][:] = 0
+        host["parents"][:] = np.arange(rows)
+        for name in ("forced", "banned", "penalized"):
+            host[name][:] = self._vocabulary  # no token
+        host["penalties"][:] = host["encoder_lengths"][:] = 1
+        for search, span in zip(searches, spans, strict=True):
+            own, first = slice(span.rows.start, span.rows.stop), span.slot * beams
+            host["tokens"][own] = search.last_tokens
+            host["positions"][own] = span.position
+            host["scores"][own] = [hypothesis.score for hypothesis in search.running]
+            host["greedy"][own] = len(span.rows) == 1
+            host["encoder_lengths"][span.slot] = span.encoder_length
+            host["groups"][first : first + len(span.rows)] = span.rows
+            host["places"][own] = range(first, first + len(span.rows))
+            for source, target in span.moves:
+                host["parents"][target] = source
+            for row, constraint in zip(span.rows, search.constraints(), strict=True):
+                if constraint.forced is not None:
+                    host["forced"][row] = constraint.forced
+                for name, tokens in ("banned", constraint.banned), ("penalized", list(constraint.penalized)):
+                    host[name][row * rules : row * rules + len(tokens)] = tokens
+                host["penalties"][row] = constraint.penalty
+
+    def begin(self) -> None:
+        """Compute what all layers share: which positions each row and each slot attends to."""
+        shape, inputs = self.shape, self.inputs.device
+        self._masks = (
+            _below(inputs["positions"] + 1, shape.length),
+            _below(inputs["encoder_lengths"], shape.encoder_length),
+        )
 
     def attend_to_self(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Write the new keys and values and attend to each row's own: [R, H, E] three times -> [R, H, E]."""
-        cached_keys, cached_values = self.cache.self_keys[layer], self.cache.self_values[layer]
-        cached_keys[self._row_index, :, self.positions] = keys
-        cached_values[self._row_index, :, self.positions] = values
-        seen = _below(self.positions + 1, self.length)
-        part = (slice(self.rows), slice(None), slice(self.length))
-        return _attend(queries, cached_keys[part], cached_values[part], seen)
+        """Move beams, write the new keys and values, attend to each row's own: [R, H, E] three times -> [R, H, E]."""
+        positions = self.inputs.device["positions"].long()
+
+        def updated(cached: Tensor, new: Tensor) -> Tensor:
+            part = cached[layer, : self.shape.rows, :, : self.shape.length]
+            if self.shape.beams > 1:
+                part.copy_(part.index_select(0, self.inputs.device["parents"]))
+            part[self._row_index, :, positions] = new
+            return part
+
+        keys, values = updated(self.cache.self_keys, keys), updated(self.cache.self_values, values)
+        return _attend(queries.unsqueeze(2), keys, values, self._masks[0]).squeeze(2)
 
     def attend_to_encoder(self, layer: int, queries: Tensor) -> Tensor:
         """Attend to the keys and values of each row's slot: [R, H, E] -> [R, H, E]."""
+        _, slots, beams, _, encoder_length, _ = self.shape
+        grouped = queries.index_select(0, self.inputs.device["groups"]).unflatten(0, (slots, beams))
         keys, values = (
-            cached[layer, :, :, : self.encoder_length].index_select(0, self._slots)
-            for cached in (self.cache.cross_keys, self.cache.cross_values)
+            cached[layer, :slots, :, :encoder_length] for cached in (self.cache.cross_keys, self.cache.cross_values)
         )
-        return _attend(queries, keys, values, _below(self._encoder_lengths, self.encoder_length))
+        attended = _attend(grouped.transpose(1, 2), keys, values, self._masks[1])  # [C, H, K, E]
+        return attended.transpose(1, 2).flatten(0, 1).index_select(0, self.inputs.device["places"])
+
+    def choose(self, logits: Tensor) -> None:
+        """Find the best 2K continuations of every row, with transformers' arithmetic and order of the rules.
+
+        logits: float32 [R, V]. A request's best are among those of its rows. Greedy rows are ranked by what the rules
+        leave of their logits, rows of a beam search by their sums of log-probs.
+        """
+        inputs, rows, size = self.inputs.device, self.shape.rows, self._vocabulary
+        greedy = inputs["greedy"][:, None] > 0
+        scores = F.pad(torch.where(greedy, logits, logits.log_softmax(-1)), (0, 1))  # the last column is no token
+        penalized = inputs["penalized"].long().view(rows, -1)
+        chosen, penalties = scores.gather(1, penalized), inputs["penalties"][:, None]
+        scores = scores.scatter(1, penalized, torch.where(chosen < 0, chosen * penalties, chosen / penalties))
+        scores = scores.scatter(1, inputs["banned"].long().view(rows, -1), -math.inf)[:, :size]
+        forced = inputs["forced"][:, None]
+        only = torch.where(torch.arange(size, device=logits.device) == forced, 0.0, -math.inf)
+        scores = torch.where(forced < size, only, scores)
+        log_probs = torch.where(greedy, scores.log_softmax(-1), scores)
+        ranked = torch.where(greedy, scores, scores + inputs["scores"][:, None])
+        best, tokens = top_of_rows(ranked[:, : self._known_tokens], 2 * self.shape.beams)
+        torch.stack([best, tokens.float(), log_probs.gather(1, tokens)], out=self._best)
+
+    def candidates(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
+        """Bring the best continuations to the host, and return those of each search, best first."""
+        self._best_on_host.copy_(self._best)
+        sums, tokens, log_probs = self._best_on_host.numpy()
+        return [
+            _of_search(search, *(part[span.rows.start : span.rows.stop] for part in (sums, tokens, log_probs)))
+            for search, span in zip(searches, spans, strict=True)
+        ]
+
+
+def _of_search(search: Search, sums: NDArray[np.float32], tokens: NDArray[np.float32],
+               log_probs: NDArray[np.float32]) -> list[Candidate]:  # fmt: skip
+    """Return a search's candidates from the best continuations of its rows, [K, 2K at most] each, best first."""
+    if len(sums) == 1:
+        log_prob = float(log_probs[0, 0])
+        return [Candidate(search.running[0].score + log_prob, 0, int(tokens[0, 0]), log_prob)]
+    order = np.argsort(-sums, axis=None, kind="stable")[: 2 * len(sums)]  # equal sums in the order of rows and tokens
+    if np.isnan(sums).any():  # argsort puts them last
+        order[0] = np.isnan(sums).argmax()
+    best = zip(*(part.ravel()[order].tolist() for part in (sums, tokens, log_probs)), strict=True)
+    return [
+        Candidate(score, place // sums.shape[1], int(token), log_prob)
+        for place, (score, token, log_prob) in zip(order.tolist(), best, strict=True)
+    ]
+
+
+def top_of_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` highest scores of each row and their places: [R, V] -> [R, count] twice.
+
+    They lie in the `count` groups whose highest scores are highest, so that only those are searched.
+    """
+    rows, size = scores.shape
+    groups = -(-size // GROUP)
+    if size < SMALL or groups <= count:
+        best = scores.topk(count)
+        return best.values, best.indices
+    padded = F.pad(scores, (0, groups * GROUP - size), value=-math.inf).view(rows, groups, GROUP)
+    found = padded.amax(-1).topk(count).indices.sort(-1).values  # in order, so that the first of equal scores wins
+    few = padded.gather(1, found[:, :, None].expand(-1, -1, GROUP)).flatten(1)
+    best = few.topk(count)
+    return best.values, found.gather(1, best.indices // GROUP) * GROUP + best.indices % GROUP
 
 
 def _below(lengths: Tensor, size: int) -> Tensor:
-    """Return which positions are below each row's length: [R] -> [R, 1, 1, size]."""
+    """Return which positions are below each length: [N] -> [N, 1, 1, size]."""
     return (torch.arange(size, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-    """Return attention over the seen positions: [R, H, E] over [R, H, S, E] -> [R, H, E]."""
-    return F.scaled_dot_product_attention(queries.unsqueeze(2), keys, values, attn_mask=seen, scale=1.0).squeeze(2)
+    """Return attention over the seen positions: [N, H, K, E] over [N, H, S, E] -> [N, H, K, E]."""
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=1.0)
 
 
 class PaddedLayer(PackedLayer):
@@ -112,11 +248,13 @@ class PaddedDecoder:
         self._model = model
         self._layers = [PaddedLayer(layer) for layer in model.decoder.take_layers()]
         self._head = pack(model.take_head())
+        self.vocabulary = model.shared.num_embeddings
 
     def decode(self, step: PaddedStep) -> Tensor:
         """Return the float32 logits [R, V] of the tokens that follow the step's."""
-        model = self._model
-        x = model.decoder.embed(model.embed(step.tokens, model.decoder.embed_tokens), step.positions)
+        model, inputs = self._model, step.inputs.device
+        step.begin()
+        x = model.decoder.embed(model.embed(inputs["tokens"], model.decoder.embed_tokens), inputs["positions"])
         for index, layer in enumerate(self._layers):
             x = layer(x, step, index)
         return self._head(x).float()

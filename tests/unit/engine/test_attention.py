@@ -9,16 +9,28 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from florence2.config import TextConfig
 from florence2.engine.backend import Span
+from florence2.engine.beam import Constraint, Hypothesis
 from florence2.engine.cpu.backend import batch_of
 from florence2.engine.cpu.cache import PackedCache
 from florence2.engine.cpu.kernels.attention import attend_to_encoder, attend_to_self
 from florence2.engine.cpu.kernels.layout import LANES, Scratch
 from florence2.engine.cuda.cache import PaddedCache
-from florence2.engine.cuda.step import PaddedStep, bucket
+from florence2.engine.cuda.step import PaddedStep, Shape
 
 TEXT = TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=300, scale_embedding=False)
 ROWS, LAYER = 12, 1
 CPU = torch.device("cpu")
+
+
+class AnyToken:
+    """A search with these last tokens and no rules."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.last_tokens = tokens
+        self.running = [Hypothesis((), (), 0.0)] * len(tokens)
+
+    def constraints(self) -> list[Constraint]:
+        return [Constraint(None, [])] * len(self.last_tokens)
 
 
 def random_spans(chance: random.Random) -> list[Span]:
@@ -41,8 +53,10 @@ def expected(queries, keys, values):
 def padded_attention(cache, spans, queries, keys, values):
     """Return what each live row gets from itself and from the encoder, [R, H, E] each."""
     places = [row for span in spans for row in span.rows]
-    step = PaddedStep(cache, ROWS, bucket(max(span.position for span in spans) + 1, 300), 300)
-    step.fill([0] * len(places), spans)
+    step = PaddedStep(cache, 40, 40, Shape(ROWS, ROWS, beams=8, length=300, encoder_length=300, rules=16))
+    step.fill([AnyToken([0] * len(span.rows)) for span in spans], spans)
+    step.inputs.upload()
+    step.begin()
     given = torch.randn(3, ROWS, 4, 4)
     given[:, places] = torch.stack([queries, keys, values])
     return step.attend_to_self(LAYER, *given)[places], step.attend_to_encoder(LAYER, given[0])[places]
@@ -90,9 +104,3 @@ def test_every_row_sees_its_own_past_and_its_request_s_encoder(seed, attend):
         torch.testing.assert_close(to_self[i], expected(queries[i], past_keys[past], past_values[past]))
         own = (span.slot, slice(None), slice(span.encoder_length))
         torch.testing.assert_close(to_encoder[i], expected(queries[i], encoder_keys[own], encoder_values[own]))
-
-
-@pytest.mark.parametrize(("length", "size"), [(1, 64), (64, 64), (65, 128), (300, 300), (257, 300)])
-def test_buckets(length, size):
-    """Powers of two from 64 on, and never more than there are."""
-    assert bucket(length, 300) == size

@@ -10,12 +10,12 @@ import torch
 from bench.decode import random_weights
 from florence2.config import ModelConfig, TextConfig
 from florence2.engine.backend import Backend, Span
-from florence2.engine.beam import Constraint, Hypothesis
 from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.cpu.cache import PackedCache
 from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.weights import build_language_model
 from florence2_export.language import language_tensors
+from tests.unit.engine.test_attention import AnyToken
 
 # No size is a multiple of a vector's: 5 heads of 13, an inner width of 51.
 ODD = TextConfig(75, 65, 1, 2, 2, 5, 51, 51, max_positions=45, scale_embedding=True)
@@ -57,23 +57,15 @@ def build(
     return made
 
 
-class AnyToken:
-    """A search with these last tokens and no rules."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.last_tokens = tokens
-        self.running = [Hypothesis((), (), 0.0)] * len(tokens)
-
-    def constraints(self) -> list[Constraint]:
-        return [Constraint(None, [])] * len(self.last_tokens)
-
-
 @torch.inference_mode()
 def logits(backend: CpuBackend | CudaBackend, spans: list[Span] = SPANS, tokens: list[int] = TOKENS) -> torch.Tensor:
-    if isinstance(backend, CudaBackend):
-        return backend.logits(tokens, spans)
     left = iter(tokens)
-    backend.step([AnyToken(list(itertools.islice(left, len(span.rows)))) for span in spans], spans)
+    searches = [AnyToken(list(itertools.islice(left, len(span.rows)))) for span in spans]
+    if isinstance(backend, CudaBackend):
+        step = backend.filled_step(searches, spans)
+        step.inputs.upload()
+        return backend.decoder.decode(step)[[row for span in spans for row in span.rows]]
+    backend.step(searches, spans)
     return torch.from_numpy(backend.scratch.logits[: len(tokens), :75].copy())
 
 

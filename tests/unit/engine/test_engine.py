@@ -31,7 +31,7 @@ def test_padded_steps_come_in_few_shapes(make_engine, requests):
     """A capture takes seconds, so lengths must not each have one."""
     engine = make_engine(rows=8, backend=CudaBackend)
     engine.generate(requests * 3)
-    assert len(engine.backend._steps) <= 4  # 1, 2, 4 or 8 rows; one bucket of positions
+    assert len(engine.backend._steps) <= 4  # 1, 2, 4 or 8 beams; one bucket of rows and of positions
 
 
 def test_live_requests_get_a_token_between_the_pieces_of_a_prefill(make_engine, config, make_request):

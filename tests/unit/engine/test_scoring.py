@@ -8,10 +8,14 @@ import torch
 
 from florence2.engine import scoring
 from florence2.engine.backend import Span
-from florence2.engine.beam import Constraint, Hypothesis
+from florence2.engine.beam import Candidate, Constraint, Hypothesis
 from florence2.engine.cpu.backend import batch_of
 from florence2.engine.cpu.kernels.choice import choose
 from florence2.engine.cpu.kernels.layout import Scratch
+from florence2.engine.cuda.cache import PaddedCache
+from florence2.engine.cuda.step import PaddedStep, Shape, top_of_rows
+from tests.unit.engine import torch_choice
+from tests.unit.engine.test_attention import TEXT
 
 
 class Search:
@@ -76,7 +80,7 @@ def test_it_chooses_what_torch_does(seed):
     searches = [Search(random, known) for _ in range(random.integers(1, 6))]
     rows = sum(len(search.running) for search in searches)
     logits = random.integers(0, random.integers(2, 300), (rows, vocabulary)).astype(np.float32) / 8
-    expected = scoring.candidates(searches, torch.from_numpy(logits.copy()), known)
+    expected = torch_choice.candidates(searches, torch.from_numpy(logits.copy()), known)
     for best, ours, search in zip(expected, compiled_candidates(searches, logits, known), searches, strict=True):
         assert [beam * vocabulary + token for _, beam, token, _ in best] == [place for _, place, _ in ours]
         assert [log_prob for *_, log_prob in ours] == pytest.approx(
@@ -84,6 +88,62 @@ def test_it_chooses_what_torch_does(seed):
         )
         if len(search.running) > 1:
             assert [score for score, *_ in ours] == pytest.approx([candidate.score for candidate in best], abs=1e-5)
+
+
+def padded_candidates(searches: list[Search], logits: np.ndarray, known: int) -> list[list[Candidate]]:
+    """Return what a padded step chooses, with requests in rows apart from each other."""
+    spans, row = [], 1
+    for slot, search in enumerate(searches):
+        spans.append(Span(range(row, row + len(search.running)), slot, 0, 1))
+        row += len(search.running) + slot % 2
+    shape = Shape(row, len(searches), max(len(search.running) for search in searches), 1, 1, rules=20)
+    vocabulary = logits.shape[1]
+    step = PaddedStep(PaddedCache(TEXT, row, torch.float32, torch.device("cpu")), vocabulary, known, shape)
+    step.fill(searches, spans)
+    step.inputs.upload()
+    padded = torch.zeros(row, vocabulary)
+    padded[[row for span in spans for row in span.rows]] = torch.from_numpy(logits.copy())
+    step.choose(padded)
+    return step.candidates(searches, spans)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_padded_step_chooses_what_torch_does(seed):
+    """Different logits and scores: how equal ones are ordered depends on the device."""
+    random = np.random.default_rng(seed)
+    vocabulary = int(random.integers(130, 6000))
+    known = vocabulary - int(random.integers(7))
+    searches = [Search(random, known) for _ in range(random.integers(1, 6))]
+    for search in searches:
+        search.running = [Hypothesis((7,), (), float(random.standard_normal())) for _ in search.running]
+    rows = sum(len(search.running) for search in searches)
+    logits = random.standard_normal((rows, vocabulary), np.float32) * 3
+    expected = torch_choice.candidates(searches, torch.from_numpy(logits.copy()), known)
+    for best, ours in zip(expected, padded_candidates(searches, logits, known), strict=True):
+        finite = [candidate for candidate in best if np.isfinite(candidate.log_prob)]  # the rest has no order
+        assert [each[1:3] for each in ours[: len(finite)]] == [each[1:3] for each in finite]
+        for field in ("log_prob", "score"):
+            ours_by_field, theirs = ([getattr(each, field) for each in part] for part in (ours[: len(finite)], finite))
+            assert ours_by_field == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize(("size", "count"), [(100, 6), (5000, 6), (5000, 32), (51_289, 10)])
+def test_the_top_of_rows_is_torchs(size, count):
+    """Most scores are equal, within a group and across groups."""
+    scores = torch.from_numpy(np.random.default_rng(size).integers(0, 500, (4, size)).astype(np.float32))
+    values, places = top_of_rows(scores, count)
+    assert torch.equal(values, scores.topk(count).values) and torch.equal(scores.gather(1, places), values)
+    assert all(len(set(row)) == count for row in places.tolist())
+
+
+@pytest.mark.parametrize("beam", [0, 1, 2])
+def test_a_padded_step_reports_nan_in_a_beam(beam):
+    random = np.random.default_rng(0)
+    searches = [search for _ in range(99) if len((search := Search(random, 500)).running) == 3][:2]
+    logits = random.standard_normal((6, 500)).astype(np.float32)
+    logits[beam, 77] = np.nan
+    ill, healthy = padded_candidates(searches, logits, 500)
+    assert np.isnan(ill[0].score) and not np.isnan(healthy[0].score)
 
 
 @pytest.mark.parametrize("beam", [0, 1, 2])

@@ -85,8 +85,9 @@ def test_a_gpu_gets_cuda_unless_tensorrt_is_asked_for(tmp_path, precision, accel
     assert config.HasField("dynamic_batching") and not config.response_cache.enable
     assert [sample.batch_size for sample in config.model_warmup] == [1, config.max_batch_size]
     assert [list(sample.inputs["PIXELS"].dims) for sample in config.model_warmup] == [DIMS["PIXELS"]] * 2
-    (group,) = repository.read_config(tmp_path / "florence2_decoder").instance_group
-    assert group.kind == ModelInstanceGroup.KIND_AUTO
+    decoder = repository.read_config(tmp_path / "florence2_decoder")
+    assert [group.kind for group in decoder.instance_group] == [ModelInstanceGroup.KIND_AUTO]
+    assert decoder.parameters["rows"].string_value == "96"
 
 
 def test_the_file_decides_what_tensorrt_computes_in_float32(tmp_path):
