@@ -46,3 +46,15 @@ def test_the_map_names_what_is_there():
     assert [name for name in named if not (ROOT / name).exists()] == []
     folders = {path.parent.name for path in ROOT.glob("*/*.*") if path.parent.suffix != ".egg-info"} - {"build"}
     assert {name for name in folders if not name.startswith(".")} - {name.split("/")[0] for name in named} == set()
+
+
+def test_the_path_of_a_request_names_files_that_exist():
+    """The table in docs/architecture.md; a second file lies in the folder of the first."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ \| (.*?) \|", text, re.M)
+    assert len(rows) > 10
+    for row in rows:
+        first, *others = re.findall(r"`([^`]+)`", row)
+        assert (ROOT / first).is_file(), first
+        for other in others:
+            assert ((ROOT / first).parent / other).is_file(), other
