@@ -180,7 +180,7 @@ def _read_json(address: Address, method: str, path: str, timeout: float) -> Any:
             return json.loads(content)
     except ValueError:
         status = 502
-    raise refusal(status, content)
+    raise refusal(address, status, content)
 
 
 def _ready(index: Iterable[dict[str, Any]]) -> list[str]:

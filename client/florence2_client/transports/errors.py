@@ -19,6 +19,8 @@ from florence2.errors import (
     ModelNotFound,
     Unavailable,
 )
+from florence2_client.transports import Address
+from florence2_client.transports.listener import wrong_listener
 
 BY_STATUS: dict[str, type[Florence2Error]] = {
     "INVALID_ARGUMENT": InvalidRequest,
@@ -50,6 +52,9 @@ NO_CONNECTION = re.compile(
     "recvmsg|broken pipe",
     re.IGNORECASE,
 )
+# What another gRPC server says to a request for Triton.
+NOT_TRITON = re.compile("method not found|unknown (service|method)", re.IGNORECASE)
+REFUSED, UNKNOWN, TIMED_OUT = "connection refused", "unknown host", "timed out"
 # What Triton writes before the message of a model.
 PREFIXES = re.compile(
     r"^(\[request id: [^\]]*\] "
@@ -75,21 +80,28 @@ def deadline_exceeded(timeout: float) -> DeadlineExceeded:
     return DeadlineExceeded(f"no answer within {timeout:g} seconds")
 
 
-def connection_failed(address: object, reason: object) -> ConnectionFailed:
-    """Return the error for an address where no server answers, or none that speaks the protocol."""
+def connection_failed(address: Address, reason: object) -> ConnectionFailed:
+    """Return the error for an address where no server answers, or none that speaks the protocol.
+
+    Unless nothing listens, this asks the port what it speaks, which takes up to a few seconds.
+    """
+    words = _short(str(reason))
+    if words not in (REFUSED, UNKNOWN, TIMED_OUT) and not address.others and (found := wrong_listener(address)):
+        return ConnectionFailed(f"no answer from {address}: {found}")
     return ConnectionFailed(
-        f"no answer from {address} ({_short(str(reason))}); is the server running? Start it with `florence2 serve`"
+        f"no answer from {address} ({words}); is the server running? Start it with `florence2 serve`"
     )
 
 
 def _short(reason: str) -> str:
     """Sum up the chains of causes that gRPC and the system report in a few plain words."""
     for signs, words in (
-        ("refused", "connection refused"),
-        ("not known|resolving|resolution|name not found", "unknown host"),
+        ("refused", REFUSED),
+        ("not known|resolving|resolution|name not found", UNKNOWN),
         (r"HTTP/2|Expected HTTP|[\x00-\x08]", "that port speaks another protocol"),
         ("certificate", "its certificate is not trusted"),
-        ("timed out|timeout", "timed out"),
+        ("socket closed|reset by peer|disconnected", "the connection was closed"),
+        ("timed out|timeout", TIMED_OUT),
     ):
         if re.search(signs, reason, re.IGNORECASE):
             return words

@@ -5,6 +5,7 @@ Requests rotate over all servers that the address names, with one connection to 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import queue
@@ -17,15 +18,17 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from florence2.errors import Cancelled, Florence2Error
+from florence2.errors import Cancelled, ConnectionFailed, Florence2Error
 from florence2_client.request import Tensors
 from florence2_client.transports import Address, Outputs, triton_timeout
 from florence2_client.transports.errors import (
     NO_CONNECTION,
+    NOT_TRITON,
     connection_failed,
     deadline_exceeded,
     server_error,
 )
+from florence2_client.transports.listener import PORTS
 
 CHANNEL = [
     ("grpc.max_send_message_length", -1),
@@ -96,7 +99,7 @@ class AsyncGrpcTransport:
         try:
             result = await self._client.infer(**_call(self._address, model, tensors, timeout))
         except InferenceServerException as error:
-            raise translated(self._address, error, timeout) from error
+            raise await asyncio.to_thread(translated, self._address, error, timeout) from error
         return _outputs(result)
 
     async def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
@@ -116,7 +119,7 @@ class AsyncGrpcTransport:
             if timeout is not None and time.monotonic() - started >= timeout:
                 raise deadline_exceeded(timeout) from error
             named = InferenceServerException(error.details(), str(error.code()))  # as tritonclient does elsewhere
-            raise translated(self._address, named, timeout) from error
+            raise await asyncio.to_thread(translated, self._address, named, timeout) from error
         finally:
             arrivals.cancel()
 
@@ -175,4 +178,6 @@ def translated(address: Address, error: InferenceServerException, timeout: float
         return deadline_exceeded(timeout)
     if status == "UNAVAILABLE" and NO_CONNECTION.search(message):
         return connection_failed(address, message)
+    if status == "UNIMPLEMENTED" and NOT_TRITON.search(message):
+        return ConnectionFailed(f"a gRPC server that is not Triton answers at {address}; {PORTS}")
     return server_error(status, message)

@@ -27,7 +27,7 @@ from tritonclient.utils import (
     triton_to_np_dtype,
 )
 
-from florence2.errors import Cancelled, Florence2Error, InternalError, InvalidOption
+from florence2.errors import Cancelled, ConnectionFailed, Florence2Error, InternalError, InvalidOption
 from florence2_client.request import Tensors
 from florence2_client.transports import Address, Outputs, tls_context, triton_timeout
 from florence2_client.transports.errors import (
@@ -36,10 +36,12 @@ from florence2_client.transports.errors import (
     deadline_exceeded,
     server_error,
 )
+from florence2_client.transports.listener import wrong_listener
 
 CONNECT_SECONDS = 20.0  # as gRPC
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
 EVENT = b"data:"
+NOT_A_ROUTE = (404, 405, 501)  # statuses of servers that know no such path or method
 LONGEST_EVENT = 1 << 22  # bytes of an answer so far
 
 T = TypeVar("T")
@@ -61,7 +63,7 @@ class AsyncHttpTransport:
         async with self._post(path, body, headers, timeout) as response:
             content = await response.read()
             if response.status != 200:
-                raise refusal(response.status, content)
+                raise await asyncio.to_thread(refusal, self._address, response.status, content)
             return decode_response(content, response.headers.get(JSON_LENGTH))
 
     async def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
@@ -69,7 +71,7 @@ class AsyncHttpTransport:
         path = f"models/{quote(model)}/generate_stream"
         async with self._post(path, generate_body(tensors), {}, timeout) as response:
             if response.content_type != "text/event-stream":
-                raise refusal(response.status, await response.read())
+                raise await asyncio.to_thread(refusal, self._address, response.status, await response.read())
             async for line in response.content:
                 outputs = event_outputs(line)
                 if outputs is not None:
@@ -98,10 +100,10 @@ class AsyncHttpTransport:
                 yield response
         except asyncio.TimeoutError as error:
             if timeout is None or isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise connection_failed(self._address, "timed out") from error
+                raise await asyncio.to_thread(connection_failed, self._address, "timed out") from error
             raise deadline_exceeded(timeout) from error
         except (OSError, aiohttp.ClientError) as error:
-            raise connection_failed(self._address, reason(error)) from error
+            raise await asyncio.to_thread(connection_failed, self._address, reason(error)) from error
 
 
 class HttpTransport:
@@ -258,11 +260,13 @@ def event_outputs(line: bytes) -> Outputs | None:
     return {name: np.array(value, dtype=object if isinstance(value, bytes) else None) for name, value in values.items()}
 
 
-def refusal(status: int, content: bytes) -> Florence2Error:
-    """Return the error that a response reports in its JSON."""
+def refusal(address: Address, status: int, content: bytes) -> Florence2Error:
+    """Return the error that a response reports in its JSON, or what else answers at the address."""
     try:
         message = str(json.loads(content)["error"])
     except (ValueError, TypeError, KeyError):
+        if status in NOT_A_ROUTE and (found := wrong_listener(address)):
+            return ConnectionFailed(f"{address} was answered with HTTP status {status}: {found}")
         return InternalError(f"the server responded with HTTP status {status} and no reason")
     return server_error(HTTP_STATUS.get(status, "INTERNAL"), message)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2.errors import DeadlineExceeded, InvalidRequest
+from florence2.errors import ConnectionFailed, DeadlineExceeded, InvalidRequest
 from florence2.tasks import TASKS, Grammar, Task, TaskInput
-from florence2_client import Client, cli
+from florence2_client import Client, UnmarkedPrompt, cli
 
 SIZE = (320, 240)
 KINDS = {
@@ -132,3 +133,37 @@ def test_bench_measures_the_server(url, image, tmp_path, capsys):
         assert 0 < line["milliseconds"]["p50"] <= line["milliseconds"]["p99"] <= line["milliseconds"]["max"]
     assert cli.main([*asked, "--seconds", "0.2", "--concurrency", "1", "--url", url, "--no-json"]) == 0
     assert capsys.readouterr().out.startswith("in flight  answered")
+
+
+def test_wrong_ports_and_protocols_are_named(server, image):
+    """The ports of a real Triton: each URL that does not fit is told apart, and the right one is named."""
+    grpc_port, http_port, metrics_port = server.grpc_url[7:], server.http_url[7:], server.metrics_url[7:].split("/")[0]
+    for url, sentence in [
+        (f"grpc://{http_port}", f"use http://{http_port}"),
+        (f"http://{grpc_port}", f"use grpc://{grpc_port}"),
+        (f"grpcs://{grpc_port}", f"that port does not use TLS; use grpc://{grpc_port}"),
+        (f"https://{http_port}", f"that port does not use TLS; use http://{http_port}"),
+        (f"http://{metrics_port}", "that is the port of Triton's metrics"),
+        (f"grpc://{metrics_port}", "that is the port of Triton's metrics"),
+        (f"http://{http_port}/florence", f"Triton answers there, but not below /florence; use http://{http_port}"),
+    ]:
+        with Client(url, retry_for=0) as wrong, pytest.raises(ConnectionFailed, match=re.escape(sentence)):
+            wrong.run(image, "od", timeout=20)
+
+
+def test_tasks_are_read_by_one_rule(client: Client, image):
+    """Names in any spelling and a fine-tune's tokens are answered; a misspelled name is not sent."""
+    assert client.run(image, "Detailed caption", num_beams=1).task == "<DETAILED_CAPTION>"
+    assert client.run(image, "detect", num_beams=1).task == "<OD>"
+    assert client.run(image, "<GENERATE_TAGS>", max_new_tokens=2, num_beams=1).task == "<GENERATE_TAGS>"
+    with pytest.raises(InvalidRequest, match="did you mean caption"):
+        client.run(image, "captoin")
+    with pytest.warns(UnmarkedPrompt):
+        client.run(image, "What is the text?", max_new_tokens=2, num_beams=1)
+
+
+def test_the_servers_words_name_the_format(client: Client):
+    """An HTML page or a video with the name of an image is called what it is."""
+    for data, kind in [(b"<!doctype html><html>", "an HTML page"), (b"RIFF\0\0\0\0AVI LIST", "a video")]:
+        with pytest.raises(InvalidRequest, match=kind):
+            client.run(data, "od")
