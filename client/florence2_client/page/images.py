@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -29,7 +30,7 @@ class Preview:
 def preview_of(path: str) -> Preview:
     """Return the preview of a file: browsers show neither TIFF nor HEIC, and take long for a large image."""
     try:
-        image = decoded_image(path)
+        image = decoded_image(Path(path))  # a file and nothing else: the page fetches no URLs for visitors
     except InvalidImage as error:
         return Preview(problem=html.escape(str(error)))
     return Preview(data_url(image), *image.size)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -125,21 +126,22 @@ def _cards(
     elif given is not None and not given.strip():
         box = parsed.takes is TaskInput.REGION
         raise InvalidPrompt("draw a box on the image first" if box else "enter a phrase or caption first")
+    file = Path(image)  # and nothing else: the page fetches no URLs for visitors
     start, next_card = time.perf_counter(), 0.0
     if stream:
         greedy: Options = {**options, "num_beams": None}
-        results: Iterator[Result[Any]] = client.stream(image, task, given, **greedy)
+        results: Iterator[Result[Any]] = client.stream(file, task, given, **greedy)
     else:
-        results = iter([client.run(image, task, given, **options)])
+        results = iter([client.run(file, task, given, **options)])
     for result in results:
         seconds = time.perf_counter() - start
         if result.final or seconds >= next_card:
-            yield replace(card_of(task, image, result, seconds), note=parsed.note)
+            yield replace(card_of(task, file, result, seconds), note=parsed.note)
             drawing = time.perf_counter() - start - seconds
             next_card = seconds + drawing + max(PAUSE, drawing)
 
 
-def card_of(task: str, image: str, result: Result[Any], seconds: float) -> Card:
+def card_of(task: str, image: Path, result: Result[Any], seconds: float) -> Card:
     """Return the card of an answer that took so many seconds."""
     answer, objects = result.answer, result.objects
     timing = f"{seconds:.2f} s · {result.num_tokens} tokens · {result.num_tokens / seconds:.0f} tokens/s"

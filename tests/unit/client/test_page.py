@@ -13,11 +13,13 @@ from PIL import Image
 
 from florence2.contract import OPTIONS
 from florence2.errors import InvalidOption
+from florence2_client import Client
 from florence2_client.page.cards import card_html, heading
 from florence2_client.page.images import LARGEST_SIDE, preview_of
 from florence2_client.page.layout import LABELS, Answers
-from florence2_client.page.requests import Card, card_of, given_options
+from florence2_client.page.requests import Card, ask, card_of, given_options
 from florence2_client.result import Result
+from tests.unit.client.test_client_images import HEIC
 
 BOX, LINE = [1.0, 2.0, 30.0, 20.0], [1.0, 2.0, 30.0, 2.0, 30.0, 20.0, 1.0, 20.0]
 
@@ -138,6 +140,23 @@ def test_an_unreadable_file_has_a_sentence_for_a_preview(tmp_path):
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     preview = preview_of(str(path))
     assert preview.image == "" and preview.problem and "<" not in preview.problem
+
+
+def test_a_heic_photo_has_a_preview(tmp_path):
+    pytest.importorskip("pi_heif")
+    path = tmp_path / "photo.heic"
+    path.write_bytes(base64.b64decode(HEIC))
+    preview = preview_of(str(path))
+    assert preview.image and preview.width and not preview.problem
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:1/x.png", "data:image/png;base64,AAAA", "grpc://x", "iVBORw0KGgo="])
+def test_the_page_takes_nothing_but_files(name):
+    """A crafted request cannot make the page fetch a URL, which the client library would do for its own user."""
+    assert preview_of(name).problem.startswith("there is no file")
+    with Client("grpc://127.0.0.1:1", retry_for=0) as client:
+        [(_, card)] = ask(client, name, ["od"], "", "", {})
+    assert card.error.startswith("there is no file")
 
 
 def test_options_are_those_that_were_filled_in():
