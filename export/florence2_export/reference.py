@@ -39,7 +39,11 @@ def reference_features(
     checkpoint: Checkpoint, reference: Florence2ForConditionalGeneration, images: Sequence[Image.Image]
 ) -> NDArray[np.float32]:
     """Return float32 [B, T, D], image by image, made with the checkpoint's own image processor."""
-    processor = CLIPImageProcessorPil.from_pretrained(checkpoint.processor.directory)
+    config = checkpoint.config.image
+    size = {"height": config.height, "width": config.width}  # which the file may say in another form
+    processor = CLIPImageProcessorPil.from_pretrained(
+        checkpoint.processor.directory, size=size, crop_size=size, do_center_crop=False
+    )
     features: list[Tensor] = []
     with torch.inference_mode():
         for image in images:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tokenizers import Tokenizer
 from transformers import Florence2Config
 
@@ -17,6 +19,7 @@ from florence2.errors import CheckpointError
 from florence2_export import generation, layouts
 
 PROCESSOR_HINT = "give the original checkpoint, such as microsoft/Florence-2-base, with --processor"
+LONGEST_PROMPT = 14  # tokens of the longest task that takes no text
 OWN_TOKENIZER = "use the tokenizer.json that was saved with these weights"
 
 
@@ -42,7 +45,7 @@ def read_model_config(
             "the server refuses prompts with them"
         )
     try:
-        return ModelConfig(
+        config = ModelConfig(
             image=image_config(read_image_processor(directory), architecture, notes),
             text=text,
             tokens=tokens,
@@ -55,6 +58,12 @@ def read_model_config(
             f"a setting in the checkpoint's JSON files is missing or invalid ({type(error).__name__}: {error}); "
             "compare them with the files of the original checkpoint"
         ) from error
+    if config.max_prompt_tokens < LONGEST_PROMPT:
+        raise CheckpointError(
+            f"an image takes {config.image.tokens} of the model's {text.max_positions} positions, which leaves no room "
+            "for a prompt; set a smaller size in the image processor"
+        )
+    return config
 
 
 def generation_files(directory: Path, config_file: Mapping[str, Any], microsoft: bool) -> generation.Settings:
@@ -84,14 +93,29 @@ def read_image_processor(directory: Path) -> dict[str, Any]:
 
 def image_config(processor: Mapping[str, Any], architecture: Florence2Config, notes: list[str]) -> ImageConfig:
     """Return the image settings. Raise CheckpointError if they ask for preprocessing that the server does not do."""
-    height, width = int(processor["size"]["height"]), int(processor["size"]["width"])
-    red, green, blue = processor["image_mean"]
-    spread_red, spread_green, spread_blue = processor["image_std"]
+    size = processor["size"]
+    sides = image_sides(size)
+    if sides is None:
+        raise CheckpointError(
+            f"the image processor's size is {size}, but the server needs one height and one width; set both"
+        )
+    height, width = sides
+    keeps_aspect = isinstance(size, int) or (isinstance(size, dict) and "height" not in size)
+    if keeps_aspect:  # in transformers, which makes Florence-2 fail on images that are not square
+        notes.append(f"the image processor's size is {size}; images are resized to {height} x {width}, as Florence-2's")
     unusual = [key for key in ("do_resize", "do_rescale", "do_normalize") if not processor.get(key, True)]
     if abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         unusual.append("rescale_factor")
-    if processor.get("do_center_crop") and processor.get("crop_size") != processor["size"]:
+    if processor.get("do_center_crop") and (keeps_aspect or image_sides(processor.get("crop_size")) != sides):
         unusual.append("do_center_crop")
+    if processor.get("do_pad"):
+        unusual.append("do_pad")
+    mean, std = channels(processor["image_mean"]), channels(processor["image_std"])
+    if not all(math.isfinite(value) for value in mean) or not all(0 < value < math.inf for value in std):
+        unusual.append("image_mean or image_std")
+    resample = processor.get("resample", 3)
+    if resample not in tuple(Image.Resampling):
+        unusual.append("resample")
     if unusual:
         raise CheckpointError(
             f"the image processor's settings differ from Florence-2's in {', '.join(unusual)}, which the server does "
@@ -106,11 +130,29 @@ def image_config(processor: Mapping[str, Any], architecture: Florence2Config, no
     return ImageConfig(
         height=height,
         width=width,
-        mean=(red, green, blue),
-        std=(spread_red, spread_green, spread_blue),
-        resample=int(processor.get("resample", 3)),
+        mean=mean,
+        std=std,
+        resample=int(resample),
         tokens=tokens,
     )
+
+
+def image_sides(size: Any) -> tuple[int, int] | None:
+    """Return height and width from any form that transformers reads, None if it does not say both."""
+    if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
+        size = size["shortest_edge"]
+    if isinstance(size, dict):
+        size = [size.get("height"), size.get("width")]
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        return None
+    return sides[0], sides[1]
+
+
+def channels(value: Any) -> tuple[float, float, float]:
+    """Return a number for each of red, green and blue. One number stands for all three."""
+    red, green, blue = value if isinstance(value, list) else [value] * 3
+    return float(red), float(green), float(blue)
 
 
 def image_tokens(architecture: Florence2Config, height: int, width: int) -> int:
@@ -119,7 +161,7 @@ def image_tokens(architecture: Florence2Config, height: int, width: int) -> int:
     for size, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
         height = (height + 2 * padding - size) // stride + 1
         width = (width + 2 * padding - size) // stride + 1
-    if not 0 < max(height, width) <= vision.max_position_embeddings:
+    if min(height, width) < 1 or max(height, width) > vision.max_position_embeddings:
         raise CheckpointError(
             f"images of {pixels} pixels give a feature map of {height} x {width}, but the checkpoint has "
             f"{vision.max_position_embeddings} image positions per axis; set a size that fits in the image processor"

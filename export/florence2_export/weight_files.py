@@ -48,6 +48,8 @@ def find(directory: Path, names: Iterable[str], notes: list[str] | None = None) 
                 f"shards are missing in {directory}: it holds {len(shards)} files such as {shards[0].name} and no "
                 f"{name}.index.json; download or save the checkpoint again"
             )
+        if counted and notes is not None:
+            notes.append(f"{name}.index.json is missing; the {len(shards)} shards are read without it")
         if counted:
             return shards
     sentence = f"{directory} holds no {' or '.join(names)}"

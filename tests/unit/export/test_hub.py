@@ -48,7 +48,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         kind, _, revision = path.partition("/")
         if revision not in self.REVISIONS:
             return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no such revision"})
-        names = [file.name for file in self.folder.iterdir()]
+        names = [str(file.relative_to(self.folder)) for file in self.folder.rglob("*") if file.is_file()]
         sizes = {name: (self.folder / name).stat().st_size for name in names}
         listing = [{"type": "file", "path": name, "size": sizes[name], "oid": name} for name in names]
         about = {"id": "example/florence-2", "sha": self.REVISIONS[revision], "private": False, "tags": [],
@@ -117,6 +117,23 @@ def test_pickles_are_downloaded_only_if_there_are_no_other_weights(server):
     (server.folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
         read_checkpoint("example/florence-2", revision="tuned")
+
+
+def test_a_checkpoint_may_be_in_a_folder_of_a_repository_and_lack_a_processor(server, demo, checkpoint):
+    """OmniParser's icon_caption is one. Weights are downloaded only from its folder."""
+    folder = server.folder / "icon_caption"
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (server.folder / name).rename(folder / name)
+    (server.folder / "model-of-something-else.safetensors").write_bytes(b"never fetched")
+    read = read_checkpoint("example/florence-2", processor="example/florence-2", subfolder="icon_caption")
+    assert (read.source.name, read.source.revision) == ("example/florence-2/icon_caption", COMMIT)
+    assert (read.processor.name, read.weights.keys()) == ("example/florence-2", checkpoint.weights.keys())
+    assert not any("something-else" in path for path in server.requested)
+    with pytest.raises(CheckpointError, match="add --subfolder icon_caption"):
+        read_checkpoint("example/florence-2")
+    with pytest.raises(CheckpointError, match="has no folder icons"):
+        read_checkpoint("example/florence-2", subfolder="icons")
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,16 @@ def test_a_checkpoint_that_answers_with_nothing_fails_the_language_stage(copy, d
     assert result.tokens().passed
 
 
+def test_features_that_are_not_finite_fail_two_stages(exported, checkpoint, monkeypatch):
+    """Weights may be finite and still overflow. The engine refuses such features, which the report shows."""
+    models = [exported[0] / f"florence2_{role}" / "1" for role in ("vision", "decoder")]
+    shape = (3, checkpoint.config.image.tokens, checkpoint.config.text.d_model)
+    monkeypatch.setattr(parity, "run_vision", lambda *_: np.full(shape, np.nan, np.float32))
+    vision, language = parity.parity_report(checkpoint, models[0] / "model.onnx", models[1])
+    assert not vision.passed and not language.passed
+    assert "the exported model does not answer: IMAGE_FEATURES must be" in str(language)
+
+
 def test_the_checkpoints_minimum_and_penalty_are_exported_and_compared(copy, decoder):
     """generation_config.json sets both defaults, and the reference generates with them."""
     rules = {"repetition_penalty": 1.7, "min_new_tokens": 20, "num_beams": 1, "no_repeat_ngram_size": 0}

@@ -125,7 +125,11 @@ def test_shards_need_no_index_if_all_are_there(copy, checkpoint):
     for place in (1, 2):
         shard = dict(list(weights.items())[place - 1 :: 2])
         save_file(shard, copy.path / f"model-0000{place}-of-00002.safetensors")
-    assert_same_weights(copy.read(), checkpoint)
+    read = copy.read()
+    assert_same_weights(read, checkpoint)
+    assert not read.readable and read.notes == (
+        "model.safetensors.index.json is missing; the 2 shards are read without it",
+    )
     (copy.path / "model-00001-of-00002.safetensors").unlink()
     refuse(copy, "it holds 1 files such as model-00002-of-00002.safetensors and no model.safetensors.index.json")
 

@@ -1,0 +1,80 @@
+"""Test image settings in every form that transformers reads, and those that the server cannot follow."""
+
+import pytest
+import torch
+
+from florence2.errors import CheckpointError
+from florence2_export.parity import draw_images
+from florence2_export.reference import load_reference, reference_features
+
+SQUARE = {"height": 192, "width": 192}
+
+
+def edited(copy, **settings):
+    copy.edit("processor_config.json", lambda config: config["image_processor"].update(settings))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("settings", "noted"),
+    [
+        ({"size": 192}, True),
+        ({"size": 192, "crop_size": 192}, True),
+        ({"size": {"shortest_edge": 192}}, True),
+        ({"size": [192, 192]}, False),
+        ({"size": SQUARE, "crop_size": 192, "do_center_crop": True}, False),
+        ({"crop_size": None}, False),
+    ],
+    ids=str,
+)
+def test_a_size_in_any_form_is_the_same_size(copy, checkpoint, settings, noted):
+    """One integer keeps the aspect in transformers, which Florence-2 can follow only for square images."""
+    read = edited(copy, **settings).read()
+    assert read.config.image == checkpoint.config.image
+    assert [f"images are resized to {192} x {192}" in note for note in read.notes] == [True] * noted
+    images, reference = draw_images(read.config.image, 1), load_reference(checkpoint)
+    theirs = torch.from_numpy(reference_features(checkpoint, reference, images))
+    assert torch.equal(torch.from_numpy(reference_features(read, reference, images)), theirs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"size": "large"}, "size is large, but the server needs one height and one width"),
+        ({"size": {"longest_edge": 192}}, "needs one height and one width"),
+        ({"size": {"height": 192}}, "needs one height and one width"),
+        ({"size": {"height": 192, "width": 0}}, "needs one height and one width"),
+        ({"size": [192]}, "needs one height and one width"),
+        ({"size": 192.5}, "needs one height and one width"),
+        ({"size": 768}, "images of 768 x 768 pixels give a feature map of 24 x 24"),
+        ({"size": 192, "crop_size": 192, "do_center_crop": True}, "differ from Florence-2's in do_center_crop"),
+        ({"crop_size": {"height": 96, "width": 96}, "do_center_crop": True}, "in do_center_crop"),
+        ({"do_pad": True}, "in do_pad"),
+        ({"image_std": 0}, "in image_mean or image_std"),
+        ({"image_mean": [0.5, 0.5]}, "missing or invalid"),
+        ({"resample": "bicubic"}, "in resample"),
+        ({"resample": 17}, "in resample"),
+        ({"rescale_factor": 1.0}, "in rescale_factor"),
+    ],
+    ids=str,
+)
+def test_settings_that_the_server_cannot_follow_are_refused(copy, settings, words):
+    """The sentence says what was found."""
+    with pytest.raises(CheckpointError) as caught:
+        edited(copy, **settings).read()
+    assert words in str(caught.value)
+
+
+def test_one_number_normalizes_all_channels(copy):
+    """transformers reads a mean and a spread in this form, too."""
+    image = edited(copy, image_mean=0.5, image_std=0.25).read().config.image
+    assert (image.mean, image.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_positions_must_leave_room_for_a_prompt(copy):
+    """Base has 1024 positions, of which an image takes 577."""
+    name = "embed_positions.weight"
+    copy.edit("config.json", lambda config: config["text_config"].update(max_position_embeddings=40))
+    copy.reweigh(lambda weights: weights.update({key: weights[key][:42] for key in weights if key.endswith(name)}))
+    with pytest.raises(CheckpointError, match="an image takes 37 of the model's 40 positions, which leaves no room"):
+        copy.read()
