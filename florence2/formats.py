@@ -79,7 +79,7 @@ def found_format(data: bytes) -> str | None:
     head = data[:HEAD]
     if not data.strip(b"\0"):
         return "nothing but zero bytes" if data else "empty (0 bytes)"
-    if b"%PDF-" in head[:1024]:
+    if head.lstrip(b"\xef\xbb\xbf\0 \t\r\n").startswith(b"%PDF-"):
         return PDF
     if head[4:8] == b"ftyp":
         brands = head[8 : int.from_bytes(head[:4], "big")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import reprlib
 import threading
@@ -76,14 +77,14 @@ def _pdf_pages(data: bytes, dpi: float) -> Iterator[Image.Image]:
 
 
 def _tiff_pages(data: bytes) -> Iterator[Image.Image]:
-    frame = 0
-    while True:
-        with Image.open(io.BytesIO(data)) as image:
-            try:
+    frames = []
+    try:
+        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+            for frame in itertools.count():
                 image.seek(frame)
-            except EOFError:
-                return
-            is_page = not getattr(image, "tag_v2", {}).get(254, 0) & OVERVIEW
-        if is_page:
-            yield decoded_image(data, frame)
-        frame += 1
+                if not getattr(image, "tag_v2", {}).get(254, 0) & OVERVIEW:
+                    frames.append(frame)
+    except Exception:  # EOFError after the last page; what Pillow makes of a damaged file is named when it is decoded
+        frames = frames or [0]
+    for frame in frames:
+        yield decoded_image(data, frame)

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, TiffImagePlugin
 
 from florence2.errors import InvalidImage, InvalidOption, InvalidPrompt
 from florence2_client import Client, download, pages
@@ -340,6 +340,26 @@ def test_the_pages_of_a_tiff():
     found = list(pages(buffer))
     assert [page.size for page in found] == [(8, 8), (9, 8), (10, 8)]
     assert [page.getpixel((0, 0)) for page in found] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def test_a_tiff_that_cannot_be_read_is_refused():
+    buffer = io.BytesIO()
+    first, second = Image.new("RGB", (400, 400), "red"), Image.effect_noise((400, 400), 99)
+    first.save(buffer, "TIFF", save_all=True, append_images=[second], compression="tiff_lzw")
+    for data in (b"II*\0", b"MM\0*" + b"x" * 100, buffer.getvalue()[:200]):
+        with pytest.raises(InvalidImage):
+            list(pages(data))
+
+
+def test_a_smaller_copy_in_a_tiff_is_no_page():
+    overview = TiffImagePlugin.ImageFileDirectory_v2()
+    overview[254] = 1  # NewSubfileType
+    buffer = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(buffer, True) as writer:
+        Image.new("RGB", (80, 80)).save(writer, "TIFF")
+        writer.newFrame()
+        Image.new("RGB", (8, 8)).save(writer, "TIFF", tiffinfo=overview)
+    assert [page.size for page in pages(buffer.getvalue())] == [(80, 80)]
 
 
 def test_any_other_image_is_one_page():
