@@ -94,9 +94,10 @@ async def next_to(serving: Serving, misbehave: Misbehave | None, each: int, seco
         urls = serving.http_url, serving.grpc_url
         crowd = [asyncio.create_task(misbehave(*urls)) for _ in range(each)] if misbehave else []
         await asyncio.sleep(seconds)
-        for client in crowd:
-            client.cancel()
-        await asyncio.gather(*crowd, return_exceptions=True)
+        while not all(client.done() for client in crowd):
+            for client in crowd:
+                client.cancel()
+            await asyncio.wait(crowd, timeout=1.0)  # again: before Python 3.12, `wait_for` may lose a cancellation
     return load
 
 
