@@ -67,6 +67,16 @@ def test_outlines_of_open_vocabulary_detection_are_kept():
     assert detections.mask[0, 2, 2] and detections.mask[1, 12, 18] and not detections.mask[1, 18, 12]
 
 
+def test_reversed_corners_are_detections():
+    """supervision rejects boxes of a negative size; the mask of a box fills it."""
+    answer = {"bboxes": [[20.5, 15.5, 10.5, 5.5]], "bboxes_labels": ["cat"], "polygons": [[[1, 1, 3, 1, 3, 3]]]}
+    values = {"text": "", "finish_reason": "stop", "num_tokens": 1, "score": 0.0, "image_size": [30, 30]}
+    values |= {"task": "<OPEN_VOCABULARY_DETECTION>", "answer": answer | {"polygons_labels": ["hat"]}}
+    detections = Result.from_dict(values).to_supervision()
+    assert detections.xyxy[0].tolist() == [10.5, 5.5, 20.5, 15.5]
+    assert detections.mask[0, 10, 15] and not detections.mask[0, 20, 15]
+
+
 def test_answers_without_a_place_have_no_detections():
     """A caption is an empty set of detections, not an error."""
     assert len(supervision_detections([], (10, 10))) == 0
