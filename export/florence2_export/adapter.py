@@ -8,17 +8,18 @@ PEFT's own merge rounds to the stored precision and writes a change of one copy 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from florence2.config import read_json
 from florence2.errors import CheckpointError
-from florence2_export import lora, weight_files
+from florence2_export import lora, settings, weight_files
 from florence2_export.hub import Source, fetch
 from florence2_export.layouts import EMBEDDING, TIED, UNTIED
 from florence2_export.lora import CONFIG, REMEDY, Changes
@@ -26,7 +27,6 @@ from florence2_export.lora import CONFIG, REMEDY, Changes
 FILES = tuple(
     "adapter_model.safetensors adapter_model.bin adapter_model.pt model.safetensors pytorch_model.bin".split()
 )
-OTHER_FILE = re.compile(r"(?!optimizer|scheduler|scaler|rng_state|training_args).+\.(safetensors|bin|pth?)")
 # Settings that change no more than the tensors and their names show. An adapter that sets any other is refused.
 HARMLESS = frozenset(
     "alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config "
@@ -47,6 +47,46 @@ class Adapter:
     config: Mapping[str, Any]
     files: list[Path]
     changes: Changes
+
+    def notes(self, base: Source) -> Iterator[str]:
+        """Yield what the user of a checkpoint should know about this adapter, one sentence each."""
+        name, trained_on = self.source.name, self.config.get("base_model_name_or_path")
+        revision, changed = self.config.get("revision"), self.changes.names & set(TIED)
+        if trained_on and Path(trained_on).name != base.name.rpartition("/")[2]:
+            yield f"the adapter {name} says that it was trained on {trained_on}"
+        if revision and revision != base.revision:
+            yield f"the adapter {name} says that it was trained on revision {revision}"
+        if (self.source.directory / "generation_config.json").exists():
+            yield f"generation_config.json of the adapter {name} takes precedence over the checkpoint's"
+        if self.changes.quantized:
+            yield (
+                f"the adapter {name} holds a quantized base model, which is left out; "
+                f"{base.name} is used instead: {self.changes.quantized} tensors"
+            )
+        if self.config.get("ensure_weight_tying") and changed == {EMBEDDING} and not self.changes.tokens:
+            yield (
+                f"the adapter {name} sets ensure_weight_tying, but peft does not tie `shared`, "
+                "so only the prompt's embedding changes"
+            )
+        if changed and changed.isdisjoint((EMBEDDING, *UNTIED)):
+            yield f"the adapter {name} changes the encoder's copy of the embedding, which the model never uses"
+
+    def count_tokens(self, own: Tokenizer, base: Tokenizer | None, notes: list[str]) -> int:
+        """Return how many rows the adapter's own tokenizer needs in the embedding, and note which tokens it adds.
+
+        Raise CheckpointError if it contradicts the checkpoint's, `base`.
+        """
+        ids, known = own.get_vocab(), base.get_vocab() if base else {}
+        for token, id in known.items():
+            if ids.get(token) != id and token != "<image>":
+                raise CheckpointError(
+                    f"the tokenizer of the adapter {self.source.name} has {token} as {ids.get(token)}, but the "
+                    f"checkpoint's has it as {id}; export the checkpoint that it was trained on"
+                )
+        added = sorted(ids.keys() - known.keys(), key=lambda token: ids[token]) if base else []
+        if added:
+            notes.append(f"the adapter adds {len(added)} tokens: {', '.join(added[:5])}")
+        return settings.known_tokens(own)
 
     def merge(self, weights: Mapping[str, Tensor], tokens: int = 0) -> dict[str, Tensor]:
         """Return the weights with all changes in them, and each of TIED under its name.
@@ -126,19 +166,32 @@ def tied_to(name: str, weights: Mapping[str, Tensor], besides: Container[str]) -
     return [name, *copies]
 
 
-def read_adapter(source: str) -> Adapter:
+def read_adapter(source: str, notes: list[str]) -> Adapter:
     """Read the adapter in a directory or on the hub. Raise CheckpointError if it is not a plain LoRA."""
     found = fetch(source, None, "adapter_model.safetensors", "adapter_model.bin")
     nested = sorted(path.parent.name for path in found.directory.glob(f"*/{CONFIG}"))
     if nested and not (found.directory / CONFIG).exists():
         raise CheckpointError(f"{found.name} holds adapters in folders ({', '.join(nested)}); give one of them")
     config = read_config(found)
-    others = [path for path in sorted(found.directory.iterdir()) if OTHER_FILE.fullmatch(path.name)]
-    files = weight_files.find(found.directory, (*FILES, others[0].name) if len(others) == 1 else FILES)
-    changes = read_changes(weight_files.read(files), config, found.name)
+    files = weight_files.find(found.directory, FILES, notes)
+    changes = read_changes(weight_files.read(files, notes), config, found.name)
     if not changes.names:
         raise CheckpointError(f"the adapter {found.name} is empty; save it again with peft")
     return Adapter(found, config, files, changes)
+
+
+def read_unmerged(found: Source, files: list[Path], weights: Mapping[str, Tensor]) -> Adapter | None:
+    """Return the adapter whose layers are still in a checkpoint's weights, together with these, or None."""
+    added = [name for name in weights if lora.is_added(name)]
+    if not added:
+        return None
+    if any("lora_" in name for name in added) and not (found.directory / CONFIG).exists():
+        raise CheckpointError(
+            f"{found.name} holds LoRA layers that were never merged, such as {added[0]}, but no {CONFIG} with their "
+            "scale; add this file, or save the checkpoint after peft's merge_and_unload()"
+        )
+    config = read_config(found) if (found.directory / CONFIG).exists() else {}
+    return Adapter(found, config, files, read_changes(weights, config, found.name))
 
 
 def read_changes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> Changes:

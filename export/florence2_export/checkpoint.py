@@ -18,7 +18,7 @@ from transformers import Florence2Config
 from florence2.config import ModelConfig, read_json
 from florence2.errors import CheckpointError
 from florence2_export import layouts, settings, weight_files, weight_names
-from florence2_export.adapter import Adapter, read_adapter
+from florence2_export.adapter import Adapter, read_adapter, read_unmerged
 from florence2_export.architecture import as_floats, check_weights, read_architecture, refuse_quantized
 from florence2_export.hub import Source, fetch
 from florence2_export.layouts import EMBEDDING, TIED, UNTIED
@@ -62,36 +62,31 @@ def read_checkpoint(
     """
     found = fetch(source, revision, "model*.safetensors", "pytorch_model*.bin", subfolder)
     config_file = read_config_file(found)
-    lora = read_adapter(adapter) if adapter is not None else None
     notes: list[str] = []
-    inputs = found
-    if processor is not None:
-        inputs = fetch(processor)
-        notes.append(f"the tokenizer and the image settings are those of {inputs.name}")
+    lora = read_adapter(adapter, notes) if adapter is not None else None
+    words, images = choose_inputs(found, processor, lora, notes)
     before = len(notes)
     files = weight_files.find(found.directory, FILES, notes)
-    stored = weight_files.read(files, notes)
-    refuse_quantized(stored, config_file)
-    weights = as_floats(weight_names.bare(stored, notes), notes)
-    readable = len(notes) == before and lora is None and files[0].suffix == ".safetensors"
-    microsoft = layouts.is_microsoft(set(weights))
-    if microsoft:
-        weights = layouts.native_weights(weights)
-    weights = settle_embedding(weights)
+    weights, microsoft, unmerged = read_weights(found, config_file, files, notes)
+    readable = len(notes) == before and not microsoft and lora is None and files[0].suffix == ".safetensors"
+    tokenizer = read_tokenizer(words.directory, microsoft or words is not found, settings.PROCESSOR_HINT)
     if lora:
-        base = lora.config.get("base_model_name_or_path")
-        notes.append(f"the adapter {lora.source.name} says that it was trained on {base}")
-        weights = settle_embedding(lora.merge(weights))
+        tokens = 0
+        if words is lora.source:
+            base = read_tokenizer(found.directory, microsoft, settings.PROCESSOR_HINT) if has_tokenizer(found) else None
+            tokens = lora.count_tokens(tokenizer, base, notes)
+        notes.extend(lora.notes(found))
+        weights = settle_embedding(lora.merge(weights, tokens))
+    if (found.directory / ADAPTER_CONFIG).exists() and not unmerged and not (lora and lora.source == found):
+        notes.append(f"{found.name} also holds an adapter, which is not merged; to merge it, add --adapter {source}")
     architecture = read_architecture(config_file, weights[EMBEDDING].shape[0], notes)
     check_weights(weights, architecture, notes)
-    tokenizer = read_tokenizer(
-        inputs.directory, complete=microsoft or inputs is not found, hint=settings.PROCESSOR_HINT
-    )
-    generate = settings.generation_files(found.directory, config_file, microsoft)
-    config = settings.read_model_config(inputs.directory, found.name, architecture, tokenizer, generate, notes)
+    adapted = lora.source.directory if lora else None
+    generate = settings.generation_files(found.directory, config_file, microsoft, adapted)
+    config = settings.read_model_config(images.directory, found.name, architecture, tokenizer, generate, notes)
     return Checkpoint(
         source=found,
-        processor=inputs,
+        processor=images,
         files=files,
         adapter=lora,
         config=config,
@@ -102,6 +97,46 @@ def read_checkpoint(
         readable=readable and not microsoft,
         notes=tuple(notes),
     )
+
+
+def choose_inputs(
+    found: Source, processor: str | None, lora: Adapter | None, notes: list[str]
+) -> tuple[Source, Source]:
+    """Return where the tokenizer and the image settings come from: `processor`, the adapter, or the checkpoint."""
+    if processor is not None:
+        inputs = fetch(processor)
+        notes.append(f"the tokenizer and the image settings are those of {inputs.name}")
+        return inputs, inputs
+    words = images = found
+    own = lora.source if lora and lora.source != found else None
+    if own and has_tokenizer(own):
+        words = own
+        notes.append(f"the tokenizer is that of the adapter {words.name}")
+    if own and settings.has_image_processor(own.directory):
+        images = own
+        notes.append(f"the image settings are those of the adapter {images.name}")
+    return words, images
+
+
+def has_tokenizer(found: Source) -> bool:
+    """Return whether there are files of a tokenizer."""
+    return any((found.directory / name).exists() for name in ("tokenizer.json", "vocab.json"))
+
+
+def read_weights(
+    found: Source, config_file: Mapping[str, Any], files: list[Path], notes: list[str]
+) -> tuple[dict[str, Tensor], bool, bool]:
+    """Return the weights, whether they had Microsoft's names, and whether there were LoRA layers, merged now."""
+    stored = weight_files.read(files, notes)
+    refuse_quantized(stored, config_file)
+    weights = as_floats(weight_names.bare(stored, notes), notes)
+    unmerged = read_unmerged(found, files, weights)
+    if unmerged:
+        changes = unmerged.changes
+        notes.append(f"the LoRA layers in {files[0].name} are merged: {len(changes.low_rank)} in all")
+        return settle_embedding(unmerged.merge(settle_embedding(changes.weights))), changes.microsoft, True
+    microsoft = layouts.is_microsoft(set(weights))
+    return settle_embedding(layouts.native_weights(weights) if microsoft else weights), microsoft, False
 
 
 def read_config_file(found: Source) -> dict[str, Any]:

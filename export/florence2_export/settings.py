@@ -66,13 +66,17 @@ def read_model_config(
     return config
 
 
-def generation_files(directory: Path, config_file: Mapping[str, Any], microsoft: bool) -> generation.Settings:
-    """Return a checkpoint's generation settings, the file that decides first."""
+def generation_files(
+    directory: Path, config_file: Mapping[str, Any], microsoft: bool, adapter: Path | None
+) -> generation.Settings:
+    """Return the generation settings of a checkpoint and its adapter, the file that decides first."""
     generate = ("generation_config.json", read_optional(directory, "generation_config.json"))
     inner: tuple[str, Mapping[str, Any]] = ("text_config of config.json", config_file.get("text_config") or {})
     outer = ("config.json", config_file)
     # Microsoft's generate() runs the inner language model, which reads only its own config.
-    return generation.Settings([inner, generate, outer] if microsoft else [generate, outer, inner])
+    files = [inner, generate, outer] if microsoft else [generate, outer, inner]
+    own = read_optional(adapter, "generation_config.json") if adapter else {}
+    return generation.Settings([("generation_config.json of the adapter", own), *files] if own else files)
 
 
 def read_optional(directory: Path, name: str) -> dict[str, Any]:
@@ -83,12 +87,18 @@ def read_optional(directory: Path, name: str) -> dict[str, Any]:
 def read_image_processor(directory: Path) -> dict[str, Any]:
     """Return the image processor's settings. transformers 5 saves them in processor_config.json, 4 in another file."""
     settings: dict[str, Any] | None = read_optional(directory, "processor_config.json").get("image_processor")
-    if settings is None and not (directory / "preprocessor_config.json").exists():
+    if not has_image_processor(directory):
         raise CheckpointError(
             f"the image settings in processor_config.json or preprocessor_config.json are missing in {directory}; "
             f"{PROCESSOR_HINT}"
         )
     return settings or read_json(directory / "preprocessor_config.json")
+
+
+def has_image_processor(directory: Path) -> bool:
+    """Return whether there are an image processor's settings."""
+    newer = read_optional(directory, "processor_config.json").get("image_processor")
+    return bool(newer) or (directory / "preprocessor_config.json").exists()
 
 
 def image_config(processor: Mapping[str, Any], architecture: Florence2Config, notes: list[str]) -> ImageConfig:
@@ -190,6 +200,15 @@ def text_config(architecture: Florence2Config) -> TextConfig:
     )
 
 
+def known_tokens(tokenizer: Tokenizer) -> int:
+    """Return the number of rows that the tokenizer needs in the embedding.
+
+    `<image>` is the native layout's placeholder in prompts: an unused, untrained row of the embedding.
+    """
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return 1 + max(id for token, id in vocabulary.items() if token != "<image>")
+
+
 def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
     """Return the ids of special tokens. Raise CheckpointError if the tokenizer is not Florence-2's."""
 
@@ -204,9 +223,6 @@ def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
     first = id_of("<loc_0>")
     if id_of(f"<loc_{LOCATION_BINS - 1}>") != first + LOCATION_BINS - 1:
         raise CheckpointError(f"the ids of the tokenizer's location tokens are not consecutive; {OWN_TOKENIZER}")
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    # `<image>` is the native layout's placeholder in prompts: an unused, untrained row of the embedding.
-    known = 1 + max(id for token, id in vocabulary.items() if token != "<image>")
     eos = id_of("</s>")
     return TokenConfig(
         bos=id_of("<s>"),
@@ -214,7 +230,7 @@ def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
         eos=eos,
         decoder_start=eos,  # BART begins a sequence with the token that ends it
         first_location=first,
-        known=min(known, vocab_size),
+        known=min(known_tokens(tokenizer), vocab_size),
     )
 
 
