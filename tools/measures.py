@@ -11,7 +11,8 @@ How they are computed:
   touches at most as many files.
 - Import cycles: groups of modules that import each other at module level. Hidden ones need an import in a function or
   for type checkers.
-- Private helpers called once: functions `_name` with a single reference in their module, as a share of all functions.
+- Private helpers called once: functions `_name` whose single reference in their module is a call, as a share of all
+  functions. What is only passed on, such as the target of a thread, is not called.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -139,17 +140,24 @@ def functions(trees: dict[str, ast.Module]) -> Iterator[tuple[str, Function]]:
 
 
 def private_called_once(trees: dict[str, ast.Module]) -> int:
-    """Return the number of private functions with a single reference in their module."""
+    """Return the number of private functions whose single reference in their module is a call."""
     once = 0
     for tree in trees.values():
-        used = Counter(
-            node.id if isinstance(node, ast.Name) else node.attr
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Name | ast.Attribute)
-        )
+        used = _names(ast.walk(tree))
+        called = _names(node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
         names = [node.name for node in ast.walk(tree) if isinstance(node, Function)]
-        once += sum(name.startswith("_") and not name.startswith("__") and used[name] == 1 for name in names)
+        private = [name for name in names if name.startswith("_") and not name.startswith("__")]
+        once += sum(used[name] == called[name] == 1 for name in private)
     return once
+
+
+def _names(nodes: Iterable[ast.AST]) -> Counter[str]:
+    """Count the names and attributes among the nodes."""
+    return Counter(
+        node.id if isinstance(node, ast.Name) else node.attr
+        for node in nodes
+        if isinstance(node, ast.Name | ast.Attribute)
+    )
 
 
 def measure(root: Path) -> dict[str, str]:
