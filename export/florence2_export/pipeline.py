@@ -30,6 +30,13 @@ class Plan:
     language: str
     accelerator: str | None  # of the vision encoder on a GPU
 
+    @classmethod
+    def of(cls, device: str, precision: str, accelerator: str | None) -> Plan:
+        """Return the plan that these options ask for. Raise CheckpointError if the device cannot follow it."""
+        encoder = targets.vision_precision(device, precision)
+        decoder = language.choose_precision(precision, device)
+        return cls(device, encoder, decoder, targets.choose_accelerator(device, accelerator, encoder))
+
 
 def print_at_once(line: str) -> None:
     """Print a line without buffering, so that a pipe shows it when its step begins."""
@@ -65,13 +72,7 @@ def export_checkpoint(
         output(f"[{time.monotonic() - started:6.1f} s] {line}")
 
     repository.check_target(target, name)
-    encoder = targets.vision_precision(device, precision)
-    plan = Plan(
-        device,
-        encoder,
-        language.choose_precision(precision, device),
-        targets.choose_accelerator(device, accelerator, encoder),
-    )
+    plan = Plan.of(device, precision, accelerator)
     say(f"reading {source}" + (f" with the adapter {adapter}" if adapter else ""))
     checkpoint = read_checkpoint(source, revision, adapter, processor, subfolder)
     checkpoint = replace(checkpoint, config=replace(checkpoint.config, answers=dict(answers or {})))

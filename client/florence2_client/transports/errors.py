@@ -19,7 +19,7 @@ from florence2.errors import (
     ModelNotFound,
     Unavailable,
 )
-from florence2_client.transports import Address
+from florence2_client.transports.base import Address
 from florence2_client.transports.listener import wrong_listener
 
 BY_STATUS: dict[str, type[Florence2Error]] = {

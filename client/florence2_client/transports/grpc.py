@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from florence2.errors import Cancelled, ConnectionFailed, Florence2Error
 from florence2_client.request import Tensors
-from florence2_client.transports import Address, Outputs, triton_timeout
+from florence2_client.transports.base import Address, Outputs, triton_timeout
 from florence2_client.transports.errors import (
     NO_CONNECTION,
     NOT_TRITON,

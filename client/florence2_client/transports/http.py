@@ -29,7 +29,7 @@ from tritonclient.utils import (
 
 from florence2.errors import Cancelled, ConnectionFailed, Florence2Error, InternalError, InvalidOption
 from florence2_client.request import Tensors
-from florence2_client.transports import Address, Outputs, tls_context, triton_timeout
+from florence2_client.transports.base import Address, Outputs, tls_context, triton_timeout
 from florence2_client.transports.errors import (
     HTTP_STATUS,
     connection_failed,

@@ -7,7 +7,7 @@ import enum
 import socket
 import ssl
 
-from florence2_client.transports import Address, tls_context
+from florence2_client.transports.base import Address, tls_context
 
 SECONDS = 1.0  # for each connection
 MOST_BYTES = 1 << 16
