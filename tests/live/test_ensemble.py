@@ -399,3 +399,30 @@ def test_generate_names_mistakes_too(server):
     status, answer = generate(server, {"IMAGE": "bm90IGEgcGljdHVyZQ==", "TASK": "<OD>"})
     assert status == 400
     assert "image" in answer["error"]
+
+
+def test_locations_that_the_model_spells_out_are_locations(server):
+    """Fine-tunes spell `<loc_1000>`, which is no token: the box is found, with its score, and the text stays."""
+    text = "star<loc_92><loc_277><loc_1000><loc_704>triangle<loc_536><loc_329><loc_883><loc_639>"
+    ids = processor().tokenizer.encode(text, add_special_tokens=False)
+    answer = call(server, "florence2_postprocess", {
+        "TOKENS": np.array([0, *ids, 2], np.int32),
+        "LOG_PROBS": np.zeros(len(ids) + 2, np.float32),
+        "IMAGE_SIZE": np.array([1000, 1000], np.int32),
+        "ANSWER_KEY": np.array(["<OD>"], np.object_),
+    })  # fmt: skip
+    assert answer["GENERATED_TEXT"][0].decode() == text
+    assert json.loads(answer["RESULT"][0])["<OD>"] == {
+        "bboxes": [[92.5, 277.5, 999.5, 704.5], [536.5, 329.5, 883.5, 639.5]],
+        "labels": ["star", "triangle"],
+        "scores": [1.0, 1.0],
+    }
+
+
+def test_a_region_up_to_1000_is_the_whole_image(server):
+    """Clients that scale to 0..1000 name the far edges so."""
+    image, edge = png(scene_image(SEEDS[0])), "<loc_{0}><loc_{0}>"
+    answers = [
+        ask(server, image, "<REGION_TO_CATEGORY>" + edge.format(0) + edge.format(far))["RESULT"] for far in (999, 1000)
+    ]
+    assert answers[0] == answers[1]
