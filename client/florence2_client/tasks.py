@@ -44,6 +44,9 @@ class ParsedTask:
     """A task as it is sent, and what is known about it.
 
     `note` is a sentence for users whose task may not mean what they think: it is sent as a free prompt.
+
+    >>> parse_task("detect")  # doctest: +ELLIPSIS
+    ParsedTask(sent='<OD>', ...)
     """
 
     sent: str  # TASK of the request
@@ -53,12 +56,20 @@ class ParsedTask:
 
     @property
     def takes(self) -> TaskInput:
-        """Return what the task takes as its text. A free prompt needs none, but may have one."""
+        """Return what the task takes as its text. A free prompt needs none, but may have one.
+
+        >>> parse_task("open vocabulary detection").takes.name
+        'TEXT'
+        """
         return self.known.input if self.known else TaskInput.NONE
 
 
 def parse_task(task: str) -> ParsedTask:
-    """Return what a task means. Raise InvalidPrompt if it is empty, or the misspelled name of a task."""
+    """Return what a task means. Raise InvalidPrompt if it is empty, or the misspelled name of a task.
+
+    >>> parse_task("Detailed Caption").sent
+    '<DETAILED_CAPTION>'
+    """
     if not isinstance(task, str):
         raise InvalidPrompt(f"a task is a name such as 'od', not a value of type {type(task).__name__}")
     if isinstance(task, Prompt) and task.strip():

@@ -42,6 +42,7 @@ CONNECT_SECONDS = 20.0  # as gRPC
 JSON_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
 EVENT = b"data:"
 NOT_A_ROUTE = (404, 405, 501)  # statuses of servers that know no such path or method
+NO_REASONS = ("", "Not Found", "Method Not Allowed")  # the last two are Triton's words where it has no route
 LONGEST_EVENT = 1 << 22  # bytes of an answer so far
 
 T = TypeVar("T")
@@ -265,8 +266,10 @@ def refusal(address: Address, status: int, content: bytes) -> Florence2Error:
     try:
         message = str(json.loads(content)["error"])
     except (ValueError, TypeError, KeyError):
-        if status in NOT_A_ROUTE and (found := wrong_listener(address)):
-            return ConnectionFailed(f"{address} was answered with HTTP status {status}: {found}")
+        message = ""
+    if status in NOT_A_ROUTE and message in NO_REASONS and (found := wrong_listener(address)):
+        return ConnectionFailed(f"{address} was answered with HTTP status {status}: {found}")
+    if not message:
         return InternalError(f"the server responded with HTTP status {status} and no reason")
     return server_error(HTTP_STATUS.get(status, "INTERNAL"), message)
 

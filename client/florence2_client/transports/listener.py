@@ -34,9 +34,9 @@ def listener_at(host: str, port: int) -> Listener | None:
     if said.startswith(b"HTTP/1."):
         if any(words in said for words in NEEDS_TLS):
             return Listener.TLS
-        if said[9:12] == b"200":
-            return Listener.TRITON_HTTP
-        return Listener.METRICS if b"nv_inference" in (_said(host, port, "/metrics") or b"") else Listener.HTTP
+        if b"nv_inference" in (_said(host, port, "/metrics") or b""):
+            return Listener.METRICS  # which may answer other paths, too
+        return Listener.TRITON_HTTP if said[9:12] == b"200" else Listener.HTTP
     if len(said) > 8 and said[3] == 4 and said[5:9] == bytes(4):  # HTTP/2's SETTINGS, which a server sends first
         return Listener.GRPC
     if said[:2] == b"\x15\x03" or _handshake(host, port, None) is not None:
