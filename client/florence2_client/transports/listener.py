@@ -9,7 +9,7 @@ import ssl
 
 from florence2_client.transports.base import Address, tls_context
 
-SECONDS = 1.0  # for each connection
+SECONDS = 2.0  # for each connection
 MOST_BYTES = 1 << 16
 PORTS = "Triton's ports are usually 8001 for gRPC and 8000 for HTTP"
 NEEDS_TLS = (b"to HTTPS port", b"to an HTTPS server", b"to a HTTPS server")  # what HTTPS servers say to plain HTTP
