@@ -5,6 +5,9 @@ takes a ticket or refuses the request, and the decoder gives the ticket back. Th
 also measures how fast requests are answered, so that a request that would wait too long is refused at once
 (docs/adr/0012).
 
+The encoder runs for images that belong to a ticket, and for others only while no such image is awaited, so that clients
+that call it by themselves do not hold up those of the ensemble.
+
 A request can be lost between the two without any notice, and a client can call preprocess by itself and abandon the
 ticket. A ticket that is on its way for much longer than others were is therefore *overdue*: it does not count as work,
 and a full server replaces it.
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import math
 import os
 import secrets
@@ -24,7 +28,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from florence2.engine.metrics import EXPECTED_WAIT, INSIDE, REFUSED, Sample, Series
 from florence2.errors import QueueFull
@@ -42,7 +48,7 @@ HALF_LIFE = 60.0  # seconds after which a slow way counts half
 SHORTEST_PACE, LONGEST_PACE = 0.1, 5.0  # seconds between two overdue tickets that are replaced
 
 HEADER = struct.Struct("=qqdqqqdddddd")  # the number of tickets, and the other fields of Book
-TICKET = struct.Struct("=qdq")
+TICKET = struct.Struct("=qdqq")
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Ticket:
     number: int
     taken: float  # time.monotonic(), which all processes of a machine share
     holder: int = 0  # the decoder's process id; 0 on the way to it
+    pixels: int = 0  # the digest of its image; 0 before it is decoded
 
 
 @dataclass
@@ -177,6 +184,25 @@ class Tickets:
         with self._book() as book:
             return self._add(book, timeout).number
 
+    def note_pixels(self, number: int, pixels: NDArray[np.uint8]) -> None:
+        """Note which image the encoder will get for a ticket; nothing for an unknown one."""
+        found = digest(pixels)
+        with self._book() as book:
+            for ticket in book.tickets:
+                if ticket.number == number:
+                    ticket.pixels = found
+
+    def may_encode(self, pixels: NDArray[np.uint8]) -> bool:
+        """Return whether an image belongs to a ticket, or the encoder is idle.
+
+        Clients that call the encoder by themselves would otherwise make those of the ensemble wait behind them.
+        """
+        found = digest(pixels)
+        with self._book() as book:
+            now = self._clock()
+            awaited = [ticket for ticket in book.tickets if not ticket.holder and not book.is_overdue(ticket, now)]
+            return not awaited or any(ticket.pixels == found for ticket in book.tickets)
+
     def enter(self, number: int, timeout: float = math.inf) -> Entry:
         """Note that a request reached the decoder, this process, and return what is known about it.
 
@@ -251,10 +277,15 @@ class Tickets:
                     yield book
                 finally:  # a refusal is counted too
                     _, *header = vars(book).values()
-                    packed = (TICKET.pack(ticket.number, ticket.taken, ticket.holder) for ticket in book.tickets)
+                    packed = (TICKET.pack(*vars(ticket).values()) for ticket in book.tickets)
                     os.pwrite(self._file, HEADER.pack(len(book.tickets), *header) + b"".join(packed), 0)
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def digest(pixels: NDArray[np.uint8]) -> int:
+    """Return a digest of an image, [H, W, 3], or a batch of one. It is never 0."""
+    return 1 + int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=7).digest(), "big")
 
 
 def _path() -> Path:

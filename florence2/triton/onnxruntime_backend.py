@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from florence2.errors import InternalError
+from florence2.contract import VISION
+from florence2.errors import InternalError, QueueFull
+from florence2.triton.adapter import error_response
+from florence2.triton.admission import Tickets
 from florence2.triton.onnx_session import open_session
 
 
@@ -28,6 +31,8 @@ class TritonPythonModel:
         self.batches = config["max_batch_size"] > 0
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
+        # Other ONNX models in the repository have no tickets.
+        self.tickets = Tickets.of_this_server() if self.inputs == [tensor.name for tensor in VISION.inputs] else None
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all requests as one batch, as the C++ backend does; if that fails, run each by itself."""
@@ -35,30 +40,30 @@ class TritonPythonModel:
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
             for request in requests
         ]
-        if self.batches and len(requests) > 1:
+        responses: list[Any] = [None] * len(requests)
+        for i, feed in enumerate(feeds):
+            if self.tickets and not self.tickets.may_encode(feed["PIXELS"]):
+                responses[i] = error_response(QueueFull("the vision encoder is busy with requests of the ensemble"))
+        left = [i for i, response in enumerate(responses) if response is None]
+        if self.batches and len(left) > 1:
             try:
-                return self._run_together(requests, feeds)
+                joined = {name: np.concatenate([feeds[i][name] for i in left]) for name in self.inputs}
+                starts = np.cumsum([len(feeds[i][self.inputs[0]]) for i in left])[:-1]
+                outputs = {name: np.split(output, starts) for name, output in self.session.run(joined).items()}
+                for place, i in enumerate(left):
+                    responses[i] = self._response(requests[i], {name: parts[place] for name, parts in outputs.items()})
+                return responses
             except Exception as error:
-                pb_utils.Logger.log_warn(f"a batch of {len(requests)} failed, so each request runs by itself: {error}")
-        responses = []
-        for request, feed in zip(requests, feeds, strict=True):
+                pb_utils.Logger.log_warn(f"a batch of {len(left)} failed, so each request runs by itself: {error}")
+        for i in left:
             try:
-                responses.append(self._response(request, self.session.run(feed)))
+                responses[i] = self._response(requests[i], self.session.run(feeds[i]))
             except Exception as error:
                 pb_utils.Logger.log_error(f"onnxruntime: {error}")
-                reason = InternalError("the vision encoder failed on this request; see the server's log").wire_message
-                failure = pb_utils.TritonError(reason, pb_utils.TritonError.INTERNAL)
-                responses.append(pb_utils.InferenceResponse(error=failure))
+                responses[i] = error_response(
+                    InternalError("the vision encoder failed on this request; see the server's log")
+                )
         return responses
-
-    def _run_together(self, requests: list[Any], feeds: list[dict[str, np.ndarray]]) -> list[Any]:
-        joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs}
-        starts = np.cumsum([len(feed[self.inputs[0]]) for feed in feeds])[:-1]
-        outputs = {name: np.split(output, starts) for name, output in self.session.run(joined).items()}
-        return [
-            self._response(request, {name: parts[i] for name, parts in outputs.items()})
-            for i, request in enumerate(requests)
-        ]
 
     def _response(self, request: Any, outputs: dict[str, np.ndarray]) -> Any:
         asked = request.requested_output_names()

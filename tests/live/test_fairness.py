@@ -162,6 +162,20 @@ def test_clients_of_the_decoder_queue_like_others(server):
     assert seconds_of_another_client(server) < MAX_WAIT + PROMPTLY
 
 
+def test_clients_of_the_encoder_do_not_hold_up_others(server):
+    """An idle encoder answers them; while a request of the ensemble is on its way they are refused at once."""
+    chance = np.random.default_rng(1)
+    pixels = chance.integers(0, 256, (300, 1, 192, 192, 3), np.uint8)
+    assert send(server, "florence2_vision", {"PIXELS": pixels[0]}) == "answered"
+    with ThreadPoolExecutor(100) as pool:
+        running = [pool.submit(send, server, "florence2_vision", {"PIXELS": each}) for each in pixels]
+        time.sleep(0.2)
+        assert seconds_of_another_client(server) < PROMPTLY
+        answers = [each.result() for each in running]
+    refused = [answer for answer in answers if answer.startswith("QUEUE_FULL: the vision encoder is busy")]
+    assert len(refused) > 10 and len(refused) + answers.count("answered") == 300
+
+
 def test_requests_that_would_wait_too_long_are_refused_at_once(server):
     """200 clients: those that get in are answered in time, the others hear the expected wait at once."""
     before = metrics(server).get('florence2_refused_requests_total{reason="wait"}', 0)

@@ -35,7 +35,10 @@ class TritonPythonModel:
         by_ensemble = set(request.requested_output_names()) == FOR_ENSEMBLE
         ticket = self.tickets.take(adapter.timeout(request)) if by_ensemble else NO_TICKET
         try:
-            return self.read(request) | {"TICKET": np.array([ticket], np.int64)}
+            outputs = self.read(request)
+            if ticket != NO_TICKET:
+                self.tickets.note_pixels(ticket, outputs["PIXELS"])
+            return outputs | {"TICKET": np.array([ticket], np.int64)}
         except BaseException:
             self.tickets.give_back(ticket)
             raise

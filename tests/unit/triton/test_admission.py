@@ -9,6 +9,7 @@ import signal
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from florence2.errors import QueueFull
@@ -238,3 +239,17 @@ def test_the_metrics_count_the_requests_inside(three, decoder):
     assert refused(three)
     assert [value for _, value in decoder.samples()] == [2, 1, 0, 1, 0]
     assert [value for _, value in decoder.samples()] == [2, 1, 0, 0, 0]
+
+
+def test_the_encoder_runs_for_tickets_and_for_others_only_while_it_is_idle(tmp_path):
+    """Clients that call the encoder by themselves must not hold up those of the ensemble."""
+    tickets = Tickets(tmp_path / "tickets", limit=4)
+    ours, theirs = np.full((2, 3, 3), 7, np.uint8), np.full((2, 3, 3), 8, np.uint8)
+    assert tickets.may_encode(theirs), "no request of the ensemble is on its way"
+    number = tickets.take()
+    assert not tickets.may_encode(theirs)
+    tickets.note_pixels(number, ours)
+    tickets.note_pixels(number + 1, theirs)  # of no ticket
+    assert tickets.may_encode(ours[None]) and not tickets.may_encode(theirs[None])
+    tickets.enter(number)
+    assert tickets.may_encode(theirs), "it has reached the decoder"
