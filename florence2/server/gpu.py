@@ -54,7 +54,7 @@ def problem(own_onnxruntime: bool = True) -> str | None:
         return None
     torch = package_cuda("torch", "version.py")
     if torch is None:
-        return f"this repository is for GPUs, and the installed torch is a CPU build; run: {INSTALL_TORCH}, {HIDE}"
+        return f"this repository is for GPUs, and the installed torch is a CPU build; run `{INSTALL_TORCH}`, {HIDE}"
     if torch[0] > driver[0]:
         return (
             f"the NVIDIA driver supports CUDA {_text(driver)} at most, and the installed torch needs {_text(torch)}; "
@@ -64,7 +64,7 @@ def problem(own_onnxruntime: bool = True) -> str | None:
         return None
     onnxruntime = package_cuda("onnxruntime", "capi/build_and_package_info.py")
     if onnxruntime is None:
-        return f"this repository is for GPUs, and onnxruntime is a CPU build; run: {INSTALL_ONNXRUNTIME}, {HIDE}"
+        return f"this repository is for GPUs, and onnxruntime is a CPU build; run `{INSTALL_ONNXRUNTIME}`, {HIDE}"
     if onnxruntime[0] != torch[0]:  # it uses the libraries that torch's packages bring
         return (
             f"the installed onnxruntime-gpu is for CUDA {_text(onnxruntime)} and torch for CUDA {_text(torch)}; "

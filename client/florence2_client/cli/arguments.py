@@ -12,6 +12,7 @@ from typing import Any
 
 from florence2.contract import OPTIONS
 from florence2.errors import Florence2Error, InvalidRequest
+from florence2.prompts import build_prompt
 from florence2_client.cli.console import complain
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import INT32, LONGEST_TIMEOUT, Options
@@ -24,6 +25,7 @@ FLAGS = {option.name: f"--{option.keyword.replace('_', '-')}" for option in OPTI
 WORDS = {"TASK": "--task", "TEXT": "--text", "max_side": "--max-side"}
 WORDS |= FLAGS | {option.keyword: FLAGS[option.name] for option in OPTIONS}
 MOST_IN_FLIGHT = 4096
+ANY_SIZE = (1 << 31, 1 << 31)  # of an image: a region that fits into this one may fit
 METAVARS = {"INT32": "N", "INT64": "N", "FP32": "X"}
 
 
@@ -53,6 +55,11 @@ def connection(options: argparse.Namespace) -> dict[str, Any]:
         "headers": dict(options.header or ()),
         "tls": Tls(ca=options.ca) if options.ca else None,
     }
+
+
+def require_prompt(task: str, text: str | None) -> None:
+    """Raise InvalidPrompt if a task has no text, or one that it cannot take, whatever the image and the server."""
+    build_prompt(parse_task(task).sent, text, ANY_SIZE)
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:

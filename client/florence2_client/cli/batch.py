@@ -50,7 +50,7 @@ LONGEST_RETRY = 30 * 24 * 60 * 60  # seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Run tasks on many images. Survives bad files, server restarts and Ctrl-C."
+    parser.description = "Run tasks on many images. Bad files, server restarts and Ctrl-C lose no answers."
     parser.epilog = EXAMPLES
     parser.set_defaults(command=run)
     sources = parser.add_argument(

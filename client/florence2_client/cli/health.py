@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics", metavar="U",
         help="Triton's metrics, to tell an overloaded server from one that hangs\n(default: http://HOST:8002/metrics)",
     )  # fmt: skip
-    parser.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="seconds (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=seconds, default=30.0, metavar="S", help="give up after S seconds (default: %(default)g)"
+    )
     add_connection(parser)
 
 

@@ -79,7 +79,9 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=print_models)
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--repository", type=Path, metavar="DIR", help="a folder made by export, served or not")
-    parser.add_argument("--timeout", type=seconds, default=20.0, metavar="S", help="seconds (default: %(default)g)")
+    parser.add_argument(
+        "--timeout", type=seconds, default=20.0, metavar="S", help="give up after S seconds (default: %(default)g)"
+    )
     add_json(parser)
     add_connection(parser, place)
 

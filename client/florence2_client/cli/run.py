@@ -23,6 +23,7 @@ from florence2_client.cli.arguments import (
     add_task,
     connection,
     generation,
+    require_prompt,
     wants_json,
 )
 from florence2_client.cli.console import answer_lines, growing_text, json_line, summary_line
@@ -74,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):  # without a file to compare, there is none to lose
             if os.path.samestat(os.stat(photo), os.stat(options.draw)):
                 raise InvalidRequest(f"--draw {options.draw} would overwrite the image itself; choose another name")
+    require_prompt(options.task, options.text)
     names = page_names(options.image)
     with Client(**connection(options), retry_for=0) as client:
         if len(names) == 1 and names[0] == options.image:

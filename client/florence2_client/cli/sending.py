@@ -18,10 +18,9 @@ from typing import Any
 from PIL import Image
 
 from florence2.errors import ConnectionFailed, Florence2Error, InvalidImage, InvalidRequest, ModelNotFound
-from florence2.prompts import build_prompt
 from florence2.tasks import TASKS, TaskInput
 from florence2_client.async_client import AsyncClient
-from florence2_client.cli.arguments import connection, generation, in_flags
+from florence2_client.cli.arguments import connection, generation, in_flags, require_prompt
 from florence2_client.cli.console import Progress, complain, retries_shown
 from florence2_client.cli.journal import Entry, Journal, Key
 from florence2_client.cli.sources import file_of, naming, output_path, write_image
@@ -34,7 +33,6 @@ MOST_MISTAKES_SHOWN = 10
 MOST_DRAWN_AT_ONCE = 4
 WHOLE_IMAGE = "<loc_0><loc_0><loc_999><loc_999>"
 INTERRUPTED = 130
-ANY_SIZE = (1 << 31, 1 << 31)  # of an image: a region that fits into this one may fit
 PROBE_RETRY_SECONDS = 5.0  # so that a server that was never started is reported soon
 
 
@@ -47,7 +45,7 @@ class Batch:
         self._paths = paths
         self._tasks = tasks
         for task, text in tasks:
-            build_prompt(task, text, ANY_SIZE)
+            require_prompt(task, text)
         self._keys = {(path, *task) for path in paths for task in self._tasks}
         given = {name: value for name, value in generation(options).items() if name != "timeout"}
         self._request = {"model": options.model, "options": given}

@@ -55,7 +55,9 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         help="serve streaming too (run --stream), with a second language model",
     )
     parser.add_argument(
-        "--model-control", action="store_true", help="let clients load models again (see docs/export.md)"
+        "--model-control",
+        action="store_true",
+        help="let clients on this machine load new versions (see docs/export.md)",
     )
     parser.add_argument(
         "--drain-seconds", type=number(int, 0, LONGEST_TIMEOUT), metavar="S",

@@ -121,8 +121,21 @@ def test_boxes_are_an_aligned_table_with_a_summary(server, image, capsys):
 )
 def test_every_kind_of_answer_is_readable(server, image, capsys, task, expected):
     """Texts are printed as they are, geometry as a table, nothing as a remark."""
-    assert cli.main(["run", image, "--task", task, "--no-json"]) == 0
+    text = {
+        "<REGION_TO_SEGMENTATION>": "1,2,3,4",
+        "<REGION_TO_CATEGORY>": "1,2,3,4",
+        "<OPEN_VOCABULARY_DETECTION>": "cat",
+    }
+    given = ["--text", text[task]] if task in text else []
+    assert cli.main(["run", image, "--task", task, "--no-json", *given]) == 0
     assert capsys.readouterr().out.splitlines()[:-2] == expected
+
+
+@pytest.mark.parametrize("arguments", [["--task", "region_to_category"], ["--task", "od", "--text", "a dog"]])
+def test_a_missing_or_superfluous_text_is_found_before_anything_is_sent(image, capsys, arguments):
+    """Without a server the user would hear of that first."""
+    assert cli.main(["run", image, "--url", "grpc://127.0.0.1:1", *arguments]) == 2
+    assert "takes" in capsys.readouterr().err
 
 
 def test_cut_off_answer_is_marked(server, image, capsys):
@@ -145,13 +158,13 @@ def test_options_reach_the_server(server, image):
     """Every flag arrives as its tensor, a text that begins with a minus sign too; flags left out are not sent."""
     flags = "--max-new-tokens 5 --num-beams 2 --no-repeat-ngram-size 0 --length-penalty 0.5 --no-early-stopping"
     where = "--url http://box:1 --model mine_ensemble --timeout 2.5"
-    assert cli.main(["run", image, "--task", "Caption", "--text", "-1,2", *flags.split(), *where.split()]) == 0
+    assert cli.main(["run", image, "--task", "Ground", "--text", "-1,2", *flags.split(), *where.split()]) == 0
     model, tensors, timeout = server.asked[0]
     del tensors["IMAGE"]
     assert server.urls == ["http://box:1"]
     assert (model, timeout) == ("mine_ensemble", pytest.approx(2.5, abs=0.1))
     assert tensors == {
-        "TASK": b"<CAPTION>",
+        "TASK": b"<CAPTION_TO_PHRASE_GROUNDING>",
         "TEXT": b"-1,2",
         "MAX_NEW_TOKENS": 5,
         "NUM_BEAMS": 2,

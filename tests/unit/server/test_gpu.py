@@ -64,9 +64,9 @@ def test_a_hidden_gpu_is_no_gpu(monkeypatch):
         (13020, "13.0", "13.0", None),
         (13000, "12.8", "12.8", None),
         (12040, "12.8", "12.6", None),  # minor releases are compatible
-        (13000, None, "13.0", "the installed torch is a CPU build; run: pip uninstall -y torch; pip install torch=="),
+        (13000, None, "13.0", "the installed torch is a CPU build; run `pip uninstall -y torch; pip install torch=="),
         (12040, "13.0", "13.0", "the NVIDIA driver supports CUDA 12.4 at most, and the installed torch needs 13.0"),
-        (13000, "13.0", None, "onnxruntime is a CPU build; run: pip uninstall -y onnxruntime; pip install"),
+        (13000, "13.0", None, "onnxruntime is a CPU build; run `pip uninstall -y onnxruntime; pip install"),
         (13000, "12.8", "13.0", "onnxruntime-gpu is for CUDA 13.0 and torch for CUDA 12.8"),
     ],
 )
