@@ -158,13 +158,18 @@ def test_options_reach_the_server(server, image):
     """Every flag arrives as its tensor, a text that begins with a minus sign too; flags left out are not sent."""
     flags = "--max-new-tokens 5 --num-beams 2 --no-repeat-ngram-size 0 --length-penalty 0.5 --no-early-stopping"
     where = "--url http://box:1 --model mine_ensemble --timeout 2.5"
-    assert cli.main(["run", image, "--task", "Ground", "--text", "-1,2", *flags.split(), *where.split()]) == 0
+    assert (
+        cli.main(
+            ["run", image, "--task", "Open-Vocabulary Detection", "--text", "-1,2", *flags.split(), *where.split()]
+        )
+        == 0
+    )
     model, tensors, timeout = server.asked[0]
     del tensors["IMAGE"]
     assert server.urls == ["http://box:1"]
     assert (model, timeout) == ("mine_ensemble", pytest.approx(2.5, abs=0.1))
     assert tensors == {
-        "TASK": b"<CAPTION_TO_PHRASE_GROUNDING>",
+        "TASK": b"<OPEN_VOCABULARY_DETECTION>",
         "TEXT": b"-1,2",
         "MAX_NEW_TOKENS": 5,
         "NUM_BEAMS": 2,
