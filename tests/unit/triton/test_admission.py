@@ -14,7 +14,8 @@ import pytest
 
 from florence2.errors import QueueFull
 from florence2.triton import admission
-from florence2.triton.admission import FIRST_LIFE, LONGEST_LIFE, LONGEST_PACE, NO_TICKET, SHORTEST_LIFE, Tickets
+from florence2.triton.admission import NO_TICKET, Tickets
+from florence2.triton.book import FIRST_LIFE, LONGEST_LIFE, LONGEST_PACE, SHORTEST_LIFE
 
 
 class Clock:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from florence2.errors import QueueFull
-from florence2.triton.admission import AT_ONCE, Tickets
+from florence2.triton.admission import Tickets
+from florence2.triton.book import AT_ONCE
 
 
 class Clock:
