@@ -201,7 +201,7 @@ def test_the_client_yields_results_up_to_the_final_one(url, collected):
 
 
 ERRORS = {
-    "image": ((b"junk", "od"), {}, InvalidImage, "the image is damaged"),
+    "image": ((b"junk", "od"), {}, InvalidImage, "the image (is damaged|cannot be read)"),
     "text": ((IMAGE, "od", "superfluous"), {}, InvalidPrompt, "<OD> takes no text"),
     "beams": ((IMAGE, "od"), {"num_beams": 3}, InvalidOption, "a streamed answer has one beam"),
     "infinity": ((IMAGE, "od"), {"length_penalty": float("inf")}, InvalidOption, "LENGTH_PENALTY must be|not a finite"),
