@@ -78,6 +78,7 @@ class EngineSoak:
         return grown(samples[2], samples[-1], Usage(slack, 0, 0, 0, OBJECT_SLACK))
 
     def _usage(self) -> Usage:
+        self.worker.recorder.take()  # what was counted since the last second and waits to be published
         gc.collect()
         return Usage(*usage_of([psutil.Process()]), len(gc.get_objects()))
 
