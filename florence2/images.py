@@ -101,7 +101,8 @@ def decode_image(data: bytes, max_pixels: int, frame: int = 0) -> Image.Image:
             with Image.open(file, formats=_FORMATS) as image:
                 if is_camera_raw(image):
                     raise InvalidImage("the image is a camera's raw file; convert it to JPEG or PNG first")
-                image.seek(frame)
+                if frame:  # a PSD's first frame is number 1
+                    image.seek(frame)
                 _check_size(image, data, max_pixels)
                 image.load()
                 try:  # Pillow rotates TIFF while loading
