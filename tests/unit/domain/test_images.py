@@ -436,3 +436,11 @@ def test_height_and_width_are_not_confused():
     """A model may take images that are not square."""
     pixels = to_pixels(colorful(), ImageConfig(32, 64, MEAN, STD, 3, 9))
     assert pixels.shape == (32, 64, 3) and pixels.dtype == np.uint8
+
+
+def test_a_psd_is_read_from_its_first_frame():
+    """Pillow counts its frames from 1."""
+    header = b"8BPS\0\1" + bytes(6) + b"\0\3" + (2).to_bytes(4, "big") + (4).to_bytes(4, "big") + b"\0\x08\0\3"
+    data = header + bytes(12) + b"\0\0" + bytes([10] * 8 + [20] * 8 + [30] * 8)
+    image = decode_image(data, LIMIT)
+    assert image.size == (4, 2) and image.getpixel((3, 1)) == (10, 20, 30)
