@@ -63,8 +63,8 @@ def export_checkpoint(
 
     `precision` is float32, bfloat16, int8, float16, or auto, which each model interprets. `device` is cpu or gpu.
     `accelerator` is cuda or tensorrt, or None for the default. `answers` names the form in which the server parses the
-    answers to a fine-tune's own prompts. `add_version` keeps the present models as the previous
-    version. Raise CheckpointError if the checkpoint cannot be exported or the target cannot be written.
+    answers to a fine-tune's own prompts. `add_version` keeps the present models as the previous version. Raise
+    CheckpointError if the checkpoint cannot be exported or the target cannot be written.
     """
     started = time.monotonic()
 

@@ -19,6 +19,8 @@ from florence2.triton.adapter import error_response
 from florence2.triton.admission import Tickets
 from florence2.triton.onnx_session import open_session
 
+BUSY = "the vision encoder is busy with requests of the ensemble; send images there, or try again later"
+
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
@@ -43,7 +45,7 @@ class TritonPythonModel:
         responses: list[Any] = [None] * len(requests)
         for i, feed in enumerate(feeds):
             if self.tickets and not self.tickets.may_encode(feed["PIXELS"]):
-                responses[i] = error_response(QueueFull("the vision encoder is busy with requests of the ensemble"))
+                responses[i] = error_response(QueueFull(BUSY))
         left = [i for i, response in enumerate(responses) if response is None]
         if self.batches and len(left) > 1:
             try:

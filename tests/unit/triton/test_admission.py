@@ -16,18 +16,7 @@ from florence2.errors import QueueFull
 from florence2.triton import admission
 from florence2.triton.admission import NO_TICKET, Tickets
 from florence2.triton.book import FIRST_LIFE, LONGEST_LIFE, LONGEST_PACE, SHORTEST_LIFE
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.unit.triton.conftest import Clock
 
 
 @pytest.fixture

@@ -9,18 +9,7 @@ import pytest
 from florence2.errors import QueueFull
 from florence2.triton.admission import Tickets
 from florence2.triton.book import AT_ONCE
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.unit.triton.conftest import Clock
 
 
 class Server:
