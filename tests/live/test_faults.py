@@ -217,7 +217,6 @@ def test_a_killed_decoder_comes_back(serving):
 
 def test_sigterm_answers_the_requests_in_flight(serving):
     """Later requests get an answer or a clear refusal, and the exit code is 0."""
-    load, signaled, _seconds, code = asyncio.run(stop(serving, clients=4))
-    in_flight = [reply.outcome for reply in load.replies if reply.sent < signaled <= reply.received]
-    assert code == 0 and load.clear
-    assert set(in_flight) == {"answered"} and len(in_flight) >= 1
+    stopped = asyncio.run(stop(serving, clients=4))
+    assert stopped.exit_code == 0 and stopped.load.clear
+    assert stopped.answered >= stopped.inside > 0
