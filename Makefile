@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TARGET ?= cpu
 
-.PHONY: install demo test stress generate check bench audit up clean
+.PHONY: install demo test test-unit test-live stress generate check bench audit up clean
 
 install: $(VENV)/installed
 
@@ -35,8 +35,16 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/python -m demo --target $(TARGET)
 
+# Side by side, as the two together leave no core idle; the servers of tests/live go first.
 test: install
-	$(BIN)/python -m pytest -q -m 'not stress'
+	@echo 'Running tests/unit and tests/live side by side; each reports when it is done'
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync test-unit test-live
+
+test-unit: install
+	nice $(BIN)/python -m pytest -q tests/unit
+
+test-live: install
+	$(BIN)/python -m pytest -q tests/live
 
 # Takes some eighty minutes; docs/load.md says how to make it shorter.
 stress: install
