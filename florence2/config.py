@@ -19,6 +19,8 @@ from florence2.tasks import TASKS, Grammar
 
 FILE_NAME = "florence2.json"
 LOCATION_BINS = 1000
+# What an image of 768 pixels leaves of the 1024 tokens that every published tokenizer allows (model_max_length).
+PROMPT_TOKENS = 1024 - (24 * 24 + 1)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class ModelConfig:
     banned_phrases: tuple[str, ...]  # dropped from phrase grounding
     source: str  # what the checkpoint was called when it was exported
     answers: dict[str, str] = dataclasses.field(default_factory=dict)  # own prompts of a fine-tune -> a form of FORMS
+    prompt_tokens: int = PROMPT_TOKENS  # that each slot has room for, if the positions suffice
 
     def grammar(self, key: str) -> Grammar:
         """Return the grammar of the answer to a task token or to a prompt, which begins like one of `answers`."""
@@ -91,8 +94,13 @@ class ModelConfig:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Return the most tokens of a prompt, `<s>` and `</s>` included: the positions that the image leaves."""
-        return self.text.max_positions - self.image.tokens
+        """Return the most tokens of a prompt, `<s>` and `</s>` included, which may be fewer than the image leaves."""
+        return min(self.prompt_tokens, self.text.max_positions - self.image.tokens)
+
+    @property
+    def encoder_positions(self) -> int:
+        """Return the most positions that an image and its prompt take together."""
+        return self.image.tokens + self.max_prompt_tokens
 
     @property
     def max_new_tokens(self) -> int:

@@ -66,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"the forms are {', '.join(FORMS)}",
     )  # fmt: skip
     parser.add_argument(
+        "--max-prompt-tokens", type=int, metavar="N",
+        help="the longest prompt that the server accepts and keeps memory for (default: 447, or what the image leaves "
+        "of the model's positions)",
+    )  # fmt: skip
+    parser.add_argument(
         "--target", choices=("cpu", "gpu"), default="cpu", help="hardware to export for (default: %(default)s)"
     )
     parser.add_argument(
@@ -106,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
             device=options.target,
             accelerator=options.accelerator,
             answers=dict(options.answers),
+            max_prompt_tokens=options.max_prompt_tokens,
         )
     except KeyboardInterrupt:
         print("interrupted; the repository is unchanged", file=sys.stderr)

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from florence2.config import FILE_NAME
 from florence2.errors import CheckpointError
-from florence2_export import installation, language, repository, targets, vision
+from florence2_export import installation, language, repository, settings, targets, vision
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
 from florence2_export.parity import parity_report
 
@@ -58,13 +58,15 @@ def export_checkpoint(
     device: str = "cpu",
     accelerator: str | None = None,
     answers: Mapping[str, str] | None = None,
+    max_prompt_tokens: int | None = None,
 ) -> bool:
     """Write the models to `target` and return True, or leave it unchanged and return False if the comparison fails.
 
     `precision` is float32, bfloat16, int8, float16, or auto, which each model interprets. `device` is cpu or gpu.
     `accelerator` is cuda or tensorrt, or None for the default. `answers` names the form in which the server parses the
-    answers to a fine-tune's own prompts. `add_version` keeps the present models as the previous version. Raise
-    CheckpointError if the checkpoint cannot be exported or the target cannot be written.
+    answers to a fine-tune's own prompts. `max_prompt_tokens` bounds prompts, and the memory that is kept for each
+    request. `add_version` keeps the present models as the previous version. Raise CheckpointError if the checkpoint
+    cannot be exported or the target cannot be written.
     """
     started = time.monotonic()
 
@@ -75,7 +77,8 @@ def export_checkpoint(
     plan = Plan.of(device, precision, accelerator)
     say(f"reading {source}" + (f" with the adapter {adapter}" if adapter else ""))
     checkpoint = read_checkpoint(source, revision, adapter, processor, subfolder)
-    checkpoint = replace(checkpoint, config=replace(checkpoint.config, answers=dict(answers or {})))
+    config = replace(checkpoint.config, answers=dict(answers or {}))
+    checkpoint = replace(checkpoint, config=settings.limit_prompts(config, max_prompt_tokens))
     for note in checkpoint.notes:
         say(f"  note: {note}")
     transformers_logging.disable_progress_bar()
@@ -106,8 +109,8 @@ def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: P
     )
     try:
         dims = repository.true_dims(config.image, config.text.d_model)
-        settings = {"target": plan.device, "vision_precision": plan.vision, "language_precision": plan.language}
-        provenance = repository.read_provenance(checkpoint, settings)
+        chosen = {"target": plan.device, "vision_precision": plan.vision, "language_precision": plan.language}
+        provenance = repository.read_provenance(checkpoint, chosen)
         repository.copy_template(stage, name, version, dims, provenance)
         targets.fit(stage, name, plan.device, plan.vision, plan.accelerator)
         for directory in (preprocess, decoder, postprocess):

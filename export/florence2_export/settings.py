@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ def read_model_config(
             "for a prompt; set a smaller size in the image processor"
         )
     return config
+
+
+def limit_prompts(config: ModelConfig, tokens: int | None) -> ModelConfig:
+    """Return the configuration with this limit of prompts, if there is one. Raise CheckpointError if it cannot hold."""
+    if tokens is None:
+        return config
+    most = config.text.max_positions - config.image.tokens
+    if not LONGEST_PROMPT <= tokens <= most:
+        raise CheckpointError(
+            f"--max-prompt-tokens must be from {LONGEST_PROMPT}, which the tasks need, to {most}, the positions that "
+            f"an image leaves, not {tokens}"
+        )
+    return replace(config, prompt_tokens=tokens)
 
 
 def generation_files(

@@ -11,12 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from florence2.config import ModelConfig, TextConfig
+from florence2.config import ModelConfig
 from florence2.engine.bart import LanguageModel
 from florence2.engine.beam import Candidate, Search
 
@@ -37,6 +38,13 @@ class Span:
     kept: int = 0  # leading positions that are equal in all rows of `moves` and need no copy
 
 
+class CacheBytes(NamedTuple):
+    """Memory of keys and values."""
+
+    row: int  # for self-attention, of one hypothesis
+    slot: int  # for cross-attention, of one request
+
+
 class Backend(ABC):
     """Decode on one kind of device.
 
@@ -50,11 +58,11 @@ class Backend(ABC):
 
     Attributes:
         rows: the number of rows, and of slots.
-        bytes_per_row: memory of one row and one slot together.
+        cache_bytes: memory of a row and of a slot.
     """
 
     rows: int
-    bytes_per_row: int
+    cache_bytes: CacheBytes
 
     @abstractmethod
     def __init__(self, model: LanguageModel, config: ModelConfig, rows: int) -> None:
@@ -105,9 +113,12 @@ class Backend(ABC):
         """Zero what `rows` hold, NaNs above all: the next owner reads past its own length and masks it."""
 
 
-def bytes_per_row(config: TextConfig, dtype: torch.dtype) -> int:
-    """Return the memory of one hypothesis's keys and values together with one request's.
+def cache_bytes(config: ModelConfig, dtype: torch.dtype) -> CacheBytes:
+    """Return the memory of a row and of a slot.
 
-    Base (6 layers, 1024 positions, 768 wide) in bfloat16: 4 * 6 * 1024 * 768 * 2 = 37,748,736.
+    Large (12 layers, 1024 wide) in bfloat16: 2 * 12 * 1024 * 2 bytes for each of a row's 4096 and a slot's 1024
+    positions.
     """
-    return 4 * config.decoder_layers * config.max_positions * config.d_model * dtype.itemsize
+    text = config.text
+    position = 2 * text.decoder_layers * text.d_model * dtype.itemsize
+    return CacheBytes(text.max_positions * position, config.encoder_positions * position)

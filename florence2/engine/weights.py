@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from florence2.config import ModelConfig
-from florence2.engine.backend import Backend, bytes_per_row
+from florence2.engine.backend import Backend, cache_bytes
 from florence2.engine.bart import LanguageModel
 from florence2.errors import CheckpointError, ServerError
 
@@ -65,5 +65,5 @@ def create_backend(
     else:
         from florence2.engine.cuda.backend import CudaBackend as backend
     if memory_bytes is not None:
-        rows = max(1, min(rows, memory_bytes // bytes_per_row(config.text, backend.cache_dtype(model))))
+        rows = max(1, min(rows, memory_bytes // sum(cache_bytes(config, backend.cache_dtype(model)))))
     return backend(model, config, rows)

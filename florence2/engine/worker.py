@@ -139,15 +139,15 @@ class Worker:
         try:
             scheduler, gauge = self.engine.scheduler, self.recorder.gauge
             running = self._thread.is_alive()  # if not, the jobs left in its batch have been answered
-            live, row_bytes = list(scheduler.live) if running else [], self.engine.backend.bytes_per_row
+            live, size = list(scheduler.live) if running else [], self.engine.backend.cache_bytes
             rows = sum(len(sequence.rows) for sequence in live)
             gauge(metrics.UP, float(running))
             gauge(metrics.WAITING, len(scheduler.waiting) + self._inbox.qsize() if running else 0)
             gauge(metrics.LIVE, len(live))
             gauge(metrics.LIVE_ROWS, rows)
             gauge(metrics.ROWS, scheduler.rows)
-            gauge(metrics.KV_BYTES, scheduler.rows * row_bytes, "reserved")
-            gauge(metrics.KV_BYTES, (rows + len(live)) * row_bytes // 2, "used")  # a row, or a slot, is half of it
+            gauge(metrics.KV_BYTES, scheduler.rows * (size.row + size.slot), "reserved")
+            gauge(metrics.KV_BYTES, rows * size.row + len(live) * size.slot, "used")
             self._publish_samples(self.recorder.take())
         except Exception:  # answers matter more
             log.exception("the metrics could not be published")

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from florence2.config import ModelConfig
-from florence2.engine.backend import Backend, Span, bytes_per_row
+from florence2.engine.backend import Backend, Span, cache_bytes
 from florence2.engine.bart import LanguageModel, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cpu.cache import PackedCache
@@ -33,11 +33,11 @@ class CpuBackend(Backend):
 
     def __init__(self, model: LanguageModel, config: ModelConfig, rows: int) -> None:
         text, dtype = config.text, self.cache_dtype(model)
-        self.rows, self.bytes_per_row = rows, bytes_per_row(text, dtype)
+        self.rows, self.cache_bytes = rows, cache_bytes(config, dtype)
         self._known_tokens, self._vocabulary = config.tokens.known, text.vocab_size
         self._encoder = TextEncoder(model)
         self._weights = pack_decoder(model)
-        self.cache = PackedCache(text, rows, dtype)
+        self.cache = PackedCache(config, rows, dtype)
         self._cache_arrays = self.cache.arrays()
         self.threads = min(torch.get_num_threads(), text.decoder_heads)
         self.scratch = self._make_scratch()
@@ -83,7 +83,7 @@ class CpuBackend(Backend):
         return found
 
     def _make_scratch(self) -> Scratch:
-        weights, rows, positions = self._weights, self.rows, self.cache.positions
+        weights, rows, positions = self._weights, self.rows, max(self.cache.positions, self.cache.encoder_positions)
         d_model, width = weights.self_norm.weight.shape[1], weights.cross_query.bias.shape[1]
         inner, head_size = weights.fc1.bias.shape[1], self._cache_arrays.self_values.shape[-1]
         each = self.threads, rows

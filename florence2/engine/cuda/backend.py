@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from florence2.config import ModelConfig
-from florence2.engine.backend import Backend, DeviceLost, Span, bytes_per_row
+from florence2.engine.backend import Backend, DeviceLost, Span, cache_bytes
 from florence2.engine.bart import LanguageModel, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
@@ -44,8 +44,8 @@ class CudaBackend(Backend):
 
     def __init__(self, model: LanguageModel, config: ModelConfig, rows: int) -> None:
         dtype = self.cache_dtype(model)
-        self.rows, self.bytes_per_row = rows, bytes_per_row(config.text, dtype)
-        self.cache = PaddedCache(config.text, rows, dtype, model.device)
+        self.rows, self.cache_bytes = rows, cache_bytes(config, dtype)
+        self.cache = PaddedCache(config, rows, dtype, model.device)
         self._known_tokens = config.tokens.known
         self._encoder = TextEncoder(model)
         self.decoder = PaddedDecoder(model)
@@ -110,7 +110,7 @@ class CudaBackend(Backend):
         return self._steps[shape]
 
     def _encoder_bucket(self, length: int) -> int:
-        return min(self.cache.positions, -(-length // ENCODER_BUCKET) * ENCODER_BUCKET)
+        return min(self.cache.encoder_positions, -(-length // ENCODER_BUCKET) * ENCODER_BUCKET)
 
     def _on_device(self) -> contextlib.AbstractContextManager[None]:
         """Make the cache's device the current one: each thread begins with device 0."""

@@ -60,6 +60,7 @@ class TritonPythonModel:
         ids = self.tokenizer.encode_prompt(prompt)
         if len(ids) > self.config.max_prompt_tokens:
             raise InvalidPrompt(
-                f"the prompt has {len(ids)} tokens; this model takes at most {self.config.max_prompt_tokens}"
+                f"the prompt has {len(ids)} tokens, but the model takes at most {self.config.max_prompt_tokens}; "
+                "send a shorter text"
             )
         return np.array(ids, np.int32)

@@ -2,18 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from florence2.config import TextConfig
-from florence2.engine.backend import bytes_per_row
+from florence2.engine.backend import cache_bytes
 from florence2.engine.bart import LanguageModel
 from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.weights import create_backend
 
 BASE = TextConfig(51328, 768, 6, 6, 12, 12, 3072, 3072, max_positions=1024, scale_embedding=False)
+LARGE = TextConfig(51328, 1024, 12, 12, 16, 16, 4096, 4096, max_positions=4096, scale_embedding=False)
 FLOATS = torch.float32
 
 
@@ -22,20 +24,32 @@ def model(config) -> LanguageModel:
     return LanguageModel(config).eval().requires_grad_(False)
 
 
-def test_a_row_takes_the_documented_memory(model, config):
-    """All four tensors over all rows."""
+@pytest.mark.parametrize("prompt_tokens", [30, 43, 100])
+def test_rows_and_slots_take_the_documented_memory(model, config, prompt_tokens):
+    """All of each; a slot never has more positions than the encoder."""
+    config = replace(config, prompt_tokens=prompt_tokens)
     backend = CudaBackend(model, config, 4)
-    cache = backend.cache
-    parts = (cache.self_keys, cache.self_values, cache.cross_keys, cache.cross_values)
-    assert sum(part.nbytes for part in parts) == 4 * backend.bytes_per_row == 4 * bytes_per_row(config.text, FLOATS)
-    assert bytes_per_row(BASE, FLOATS) == 75_497_472
-    assert bytes_per_row(BASE, torch.bfloat16) == 37_748_736
+    cache, memory = backend.cache, backend.cache_bytes
+    assert memory == cache_bytes(config, FLOATS)
+    assert cache.self_keys.nbytes + cache.self_values.nbytes == 4 * memory.row
+    assert cache.cross_keys.nbytes + cache.cross_values.nbytes == 4 * memory.slot
+    assert memory.row * min(5 + prompt_tokens, 48) == memory.slot * 48
+
+
+@pytest.mark.parametrize(("text", "row", "slot", "rows"), [(BASE, 18, 18, 24), (LARGE, 192, 48, 24)])
+def test_published_models_keep_all_rows_within_the_default_budget(config, text, row, slot, rows):
+    """In MiB, bfloat16. A slot of large has 1024 positions and not the decoder's 4096."""
+    config = replace(config, text=text, image=replace(config.image, tokens=577))
+    assert (config.max_prompt_tokens, config.encoder_positions) == (447, 1024)
+    memory = cache_bytes(config, torch.bfloat16)
+    assert memory == (row * 2**20, slot * 2**20)
+    assert min(24, 8192 * 2**20 // sum(memory)) == rows
 
 
 @pytest.mark.parametrize(("budget", "rows"), [(99.5, 24), (13.2, 13), (0.1, 1)])
 def test_rows_are_chosen_from_a_budget(model, config, budget, rows):
     """The number that fits, never more than requested, never none. The budget is in rows of this model."""
-    memory_bytes = int(budget * bytes_per_row(config.text, FLOATS))
+    memory_bytes = int(budget * sum(cache_bytes(config, FLOATS)))
     assert create_backend(model, config, 24, memory_bytes).rows == rows
 
 

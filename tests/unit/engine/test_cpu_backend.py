@@ -15,6 +15,7 @@ from florence2.engine.cpu.cache import PackedCache
 from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.weights import build_language_model
 from florence2_export.language import language_tensors
+from tests.tiny_model import tiny_config
 from tests.unit.engine.test_attention import AnyToken
 
 # No size is a multiple of a vector's: 5 heads of 13, an inner width of 51.
@@ -104,12 +105,14 @@ def test_nan_stays_within_its_request(odd, precision):
 def test_positions_that_no_request_reached_take_no_memory():
     """The large model's 4096 positions would take 8 GiB, of which eight captions use a thirtieth."""
     text = replace(ODD, decoder_layers=4, d_model=64 * 16, decoder_heads=16, max_positions=4096)
+    config = replace(tiny_config(), text=text, prompt_tokens=1019)
     process = psutil.Process()
     before = process.memory_info().rss
-    cache = PackedCache(text, 4, torch.bfloat16)
+    cache = PackedCache(config, 4, torch.bfloat16)
     assert process.memory_info().rss - before < 2**20
     written = torch.ones(2, 16, 600, 64, dtype=torch.bfloat16)
     for layer in range(4):
         cache.write_encoder(layer, 0, *written)
     assert process.memory_info().rss - before < 3 * 4 * written.nbytes
+    assert cache.cross_values.shape[3] == 1024
     assert not cache.cross_values[:, 0, :, 600:].any() and cache.cross_values[:, 0, :, :600].all()

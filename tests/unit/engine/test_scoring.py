@@ -15,7 +15,7 @@ from florence2.engine.cpu.kernels.layout import Scratch
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.cuda.step import PaddedStep, Shape, top_of_rows
 from tests.unit.engine import torch_choice
-from tests.unit.engine.test_attention import TEXT
+from tests.unit.engine.test_attention import CONFIG
 
 
 class Search:
@@ -98,7 +98,7 @@ def padded_candidates(searches: list[Search], logits: np.ndarray, known: int) ->
         row += len(search.running) + slot % 2
     shape = Shape(row, len(searches), max(len(search.running) for search in searches), 1, 1, rules=20)
     vocabulary = logits.shape[1]
-    step = PaddedStep(PaddedCache(TEXT, row, torch.float32, torch.device("cpu")), vocabulary, known, shape)
+    step = PaddedStep(PaddedCache(CONFIG, row, torch.float32, torch.device("cpu")), vocabulary, known, shape)
     step.fill(searches, spans)
     step.inputs.upload()
     padded = torch.zeros(row, vocabulary)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from florence2.contract import GenerationOptions
 from florence2.engine import sender as sender_module
 from florence2.engine import worker as worker_module
+from florence2.engine.backend import CacheBytes
 from florence2.engine.beam import Generation
 from florence2.engine.scheduler import Scheduler
 from florence2.engine.sender import Job
@@ -39,7 +40,7 @@ class Plan:
 class Engine:
     """The real scheduler, and steps that count instead of computing. Checks every invariant after each step."""
 
-    backend = SimpleNamespace(bytes_per_row=1, check_device=lambda: None)
+    backend = SimpleNamespace(cache_bytes=CacheBytes(1, 1), check_device=lambda: None)
 
     def __init__(self):
         self.scheduler = Scheduler(ROWS, WAITING)

@@ -1,11 +1,16 @@
-"""Test image settings in every form that transformers reads, and those that the server cannot follow."""
+"""Test settings in every form that transformers reads, and those that the server cannot follow."""
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from florence2.config import ModelConfig
 from florence2.errors import CheckpointError
 from florence2_export.parity import draw_images
 from florence2_export.reference import load_reference, reference_features
+from florence2_export.settings import limit_prompts
 
 SQUARE = {"height": 192, "width": 192}
 
@@ -78,3 +83,27 @@ def test_positions_must_leave_room_for_a_prompt(copy):
     copy.reweigh(lambda weights: weights.update({key: weights[key][:42] for key in weights if key.endswith(name)}))
     with pytest.raises(CheckpointError, match="an image takes 37 of the model's 40 positions, which leaves no room"):
         copy.read()
+
+
+def test_prompts_are_as_long_in_large_as_in_base(copy):
+    """Memory is kept for the longest, so the decoder's positions do not decide."""
+    config = copy.read().config
+    config = replace(config, image=replace(config.image, tokens=577))
+    for positions, prompt in ((1024, 447), (4096, 447), (600, 23)):
+        sized = replace(config, text=replace(config.text, max_positions=positions))
+        assert (sized.max_prompt_tokens, sized.encoder_positions) == (prompt, 577 + prompt)
+
+
+def test_a_limit_of_prompts_can_be_chosen(copy, tmp_path):
+    """It is saved; files of exports before there was a limit have the default."""
+    config = copy.read().config
+    limit_prompts(config, 20).save(tmp_path / "florence2.json")
+    assert ModelConfig.load(tmp_path / "florence2.json").max_prompt_tokens == 20
+    assert limit_prompts(config, None) is config
+    values = json.loads((tmp_path / "florence2.json").read_text())
+    del values["prompt_tokens"]
+    assert ModelConfig.from_dict(values).prompt_tokens == 447
+    left = config.text.max_positions - config.image.tokens
+    for tokens in (-1, 0, 13, left + 1):
+        with pytest.raises(CheckpointError, match=f"must be from 14, which the tasks need, to {left}, .* not {tokens}"):
+            limit_prompts(config, tokens)
