@@ -138,10 +138,25 @@ GENERATED_TEXT = Tensor("GENERATED_TEXT", "STRING", help="the generated text, lo
 FINISH_REASON = Tensor("FINISH_REASON", "STRING", help="`stop`, or `length` if the answer was cut off")
 NUM_TOKENS = Tensor("NUM_TOKENS", "INT32", help="number of generated tokens")
 SEQUENCE_SCORE = Tensor("SEQUENCE_SCORE", "FP32", help="transformers' `sequences_scores`")
+NUM_PROMPT_TOKENS = Tensor("NUM_PROMPT_TOKENS", "INT32", help="number of tokens read: the image's and the prompt's")
+TOKEN_LOG_PROBS = Tensor(
+    "TOKEN_LOG_PROBS",
+    "STRING",
+    help="JSON: the text and the log probability of each generated token, `[[text, number], …]`",
+)
 IMAGE_SIZE = Tensor("IMAGE_SIZE", "INT32", (2,), help="width and height that coordinates refer to")
 
 INPUTS = (IMAGE, TASK, TEXT, *OPTION_TENSORS)
-OUTPUTS = (RESULT, GENERATED_TEXT, FINISH_REASON, NUM_TOKENS, SEQUENCE_SCORE, IMAGE_SIZE)
+OUTPUTS = (
+    RESULT,
+    GENERATED_TEXT,
+    FINISH_REASON,
+    NUM_TOKENS,
+    SEQUENCE_SCORE,
+    IMAGE_SIZE,
+    NUM_PROMPT_TOKENS,
+    TOKEN_LOG_PROBS,
+)
 
 # Between the models. Dims are those of Florence-2-base; export writes the checkpoint's own.
 PIXELS = Tensor("PIXELS", "UINT8", (768, 768, 3))
@@ -178,7 +193,7 @@ DECODER = Model(
         _optional(ANSWER_KEY, help="names the task in the metrics"),
         _optional(TICKET, help="from preprocess; clients that call only this model have none"),
     ),
-    (TOKENS, LOG_PROBS, FINISH_REASON, NUM_TOKENS, SEQUENCE_SCORE),
+    (TOKENS, LOG_PROBS, FINISH_REASON, NUM_TOKENS, SEQUENCE_SCORE, NUM_PROMPT_TOKENS),
 )
 POSTPROCESS = Model(
     "postprocess",
@@ -192,7 +207,7 @@ POSTPROCESS = Model(
         _optional(FINISH_REASON, streams_only=True, help="empty while the answer is streamed and incomplete"),
     ),
     # IMAGE_SIZE is passed on: Triton 24.10 fails a request that asks an ensemble only for an output of its first step.
-    (RESULT, GENERATED_TEXT, IMAGE_SIZE),
+    (RESULT, GENERATED_TEXT, TOKEN_LOG_PROBS, IMAGE_SIZE),
 )
 STEPS = (PREPROCESS, VISION, DECODER, POSTPROCESS)
 

@@ -6,6 +6,7 @@ A thin layer over the `tokenizers` library, with the same results as transformer
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from florence2.config import LOCATION_BINS
 from florence2.errors import CheckpointError
 from florence2.parsing import Piece, pieces_from_text
 
+LOWEST_LOG_PROB = -9999.0  # in JSON, which has no infinity
 _LEFT_OUT = ("<s>", "</s>", "<pad>")
 _NEEDED = (*_LEFT_OUT, "<loc_0>", f"<loc_{LOCATION_BINS - 1}>")
 
@@ -50,3 +52,10 @@ class Tokenizer:
         """Return generated ids, each with its log probability, as pieces for the parser."""
         tokens = [(self._decode_one(id), log_prob) for id, log_prob in zip(ids, log_probs, strict=True)]
         return pieces_from_text(self.decode(ids), tokens)
+
+    def log_probs_as_json(self, ids: Sequence[int], log_probs: Sequence[float]) -> str:
+        """Return `[[text, log probability], …]`, a pair for each generated id. Half a character is U+FFFD."""
+        pairs = zip(map(self._decode_one, ids), log_probs, strict=True)
+        return json.dumps(
+            [[text, round(max(number, LOWEST_LOG_PROB), 6)] for text, number in pairs], ensure_ascii=False
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -46,6 +46,9 @@ class Result(Generic[AnswerT]):
     score: float  # of the whole sequence, like transformers' `sequences_scores`
     image_size: tuple[int, int]  # width, height
     prompt_text: str | None = None  # the phrase, caption or region of the request
+    # Not in `to_dict`, of which they would be the largest part:
+    num_prompt_tokens: int | None = field(default=None, compare=False, repr=False)  # the image's and the prompt's
+    token_log_probs: list[tuple[str, float]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def final(self) -> bool:
@@ -111,7 +114,7 @@ class Result(Generic[AnswerT]):
         >>> list(client.detect("scene.png").to_dict()["answer"])
         ['bboxes', 'labels', 'scores']
         """
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.compare}
         values |= {"answer": self.answer.to_json(), "image_size": list(self.image_size)}
         in_text = parsed(self.answer, self.image_size)
         if in_text is not self.answer:
@@ -201,6 +204,9 @@ def result_from_tensors(
                 "prompt_text": prompt_text,
             }
         )
+        if "TOKEN_LOG_PROBS" in values:  # servers of earlier versions have none
+            pairs = [(str(text), float(number)) for text, number in json.loads(values["TOKEN_LOG_PROBS"][0])]
+            result = replace(result, num_prompt_tokens=int(values["NUM_PROMPT_TOKENS"][0]), token_log_probs=pairs)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, InternalError) as error:
         raise InternalError("the model's outputs are not those of Florence-2; is its name right?") from error
     return result if image_size in (None, result.image_size) else _resized(result, image_size)

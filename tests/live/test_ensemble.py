@@ -100,6 +100,11 @@ def test_every_task_answers_as_transformers(server, transformers_model, token, s
     assert truncated(without_scores(json.loads(answer["RESULT"]))) == expected
     assert answer["IMAGE_SIZE"].tolist() == list(image.size)
     assert answer["FINISH_REASON"] == b"stop"
+    read = processor(DEMO)(text=question.processor_text, images=image)
+    assert answer["NUM_PROMPT_TOKENS"] == len(read["input_ids"][0])
+    tokens = json.loads(answer["TOKEN_LOG_PROBS"])
+    assert len(tokens) == len(ids) and "".join(text for text, _ in tokens) == clean
+    assert all(log_prob <= 0 for _, log_prob in tokens)
 
 
 def without_scores(result: dict) -> dict:

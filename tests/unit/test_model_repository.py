@@ -31,6 +31,8 @@ CONTRACT_OUTPUTS = {
     "NUM_TOKENS": ("TYPE_INT32", [1], False),
     "SEQUENCE_SCORE": ("TYPE_FP32", [1], False),
     "IMAGE_SIZE": ("TYPE_INT32", [2], False),
+    "NUM_PROMPT_TOKENS": ("TYPE_INT32", [1], False),
+    "TOKEN_LOG_PROBS": ("TYPE_STRING", [1], False),
 }
 
 

@@ -52,16 +52,18 @@ class TritonPythonModel:
             prompt_ids=adapter.required(request, "PROMPT_IDS", self.config.max_prompt_tokens).tolist(),
             options=adapter.generation_options(request, self.config, greedy=self.streams),
         )
-        passed_on = {name: adapter.required(request, name) for name in PASSED_ON} if self.streams else {}
+        more = {"NUM_PROMPT_TOKENS": np.array([self.config.image.tokens + len(decoded.prompt_ids)], np.int32)}
+        if self.streams:
+            more |= {name: adapter.required(request, name) for name in PASSED_ON}
 
         def answer(outcome):
             if isinstance(outcome, Generation):
-                reply.send(outputs(outcome) | passed_on)
+                reply.send(outputs(outcome) | more)
             else:
                 reply.fail(outcome)
 
         def follow(so_far):
-            reply.send_so_far(outputs(so_far) | passed_on)
+            reply.send_so_far(outputs(so_far) | more)
 
         limits = reply.deadline, reply.start_by
         return Job(decoded, answer, reply.is_cancelled, *limits, task, follow if self.streams else None)

@@ -35,6 +35,7 @@ class TritonPythonModel:
         return {
             "RESULT": adapter.strings(json.dumps({key: answer.to_json()}, ensure_ascii=False)),
             "GENERATED_TEXT": adapter.strings(text),
+            "TOKEN_LOG_PROBS": adapter.strings(self.tokenizer.log_probs_as_json(tokens.tolist(), log_probs.tolist())),
             "IMAGE_SIZE": size,
         }
 
