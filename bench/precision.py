@@ -1,7 +1,8 @@
 """Measure what a precision of the language model costs: answers that change, and quality, on drawn scenes.
 
 `python -m bench.precision --scenes 300` runs the bundled checkpoint through the engine on all fifteen tasks, with the
-same float32 image features for every precision, and prints a Markdown table.
+same float32 image features for every precision, and prints a Markdown table. With `--target gpu` it takes the padded
+steps of a GPU, on the CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
 from florence2.engine.weights import build_language_model, create_backend
@@ -23,15 +25,15 @@ from florence2_export.language import language_tensors
 from tools.toy_model import architecture, scenes
 from tools.toy_model.evaluate import CHECKPOINT, DRAWN_SIZE, MEASURES, Scores, in_groups, table
 
-PRECISIONS = ("float32", "bfloat16", "int8")
+PRECISIONS = {"cpu": ("float32", "bfloat16", "int8"), "gpu": ("float32", "float16", "bfloat16")}
 SPECIAL = re.compile("<s>|</s>|<pad>")
 GROUP = 20  # scenes at a time
 
 
-def engine_of(checkpoint: Checkpoint, precision: str) -> Engine:
+def engine_of(checkpoint: Checkpoint, precision: str, target: str) -> Engine:
     config = checkpoint.config
-    tensors = language_tensors(checkpoint.weights, precision)
-    backend = create_backend(build_language_model(tensors, config, precision), config)
+    model = build_language_model(language_tensors(checkpoint.weights, precision), config, precision)
+    backend = create_backend(model, config) if target == "cpu" else CudaBackend(model, config, 24)
     return Engine(backend, config, max_waiting=GROUP * len(MEASURES))
 
 
@@ -59,9 +61,9 @@ def requests(
             yield task, examples[task].target, Request(features.astype(np.float32), prompt, options)
 
 
-def compare(path: Path, scene_count: int, beams: int, precisions: Sequence[str]) -> Iterator[str]:
+def compare(path: Path, scene_count: int, beams: int, precisions: Sequence[str], target: str) -> Iterator[str]:
     checkpoint = read_checkpoint(str(path))
-    engines = {precision: engine_of(checkpoint, precision) for precision in precisions}
+    engines = {precision: engine_of(checkpoint, precision, target) for precision in precisions}
     scores: dict[str, dict[str, Scores]] = {precision: defaultdict(Scores) for precision in precisions}
     changed, asked = dict.fromkeys(precisions, 0), 0
     for seeds in in_groups(list(range(scene_count)), GROUP):
@@ -87,9 +89,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--beams", type=int, default=3)
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--target", choices=PRECISIONS, default="cpu")
+    parser.add_argument("--precisions", nargs="+", help="the first is the reference; default: all of the target")
     options = parser.parse_args()
-    for line in compare(options.checkpoint, options.scenes, options.beams, options.precisions):
+    precisions = options.precisions or PRECISIONS[options.target]
+    for line in compare(options.checkpoint, options.scenes, options.beams, precisions, options.target):
         print(line)
 
 

@@ -132,7 +132,7 @@ def _compare(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan:
     """Show the parity report of the staged models. Return whether all of it passed."""
     encoder, decoder = (repository.version_directory(stage, name, role, version) for role in ("vision", "decoder"))
     passed = True
-    for line in parity_report(checkpoint, encoder / "model.onnx", decoder, plan.vision, plan.language):
+    for line in parity_report(checkpoint, encoder / "model.onnx", decoder, plan.vision, plan.language, plan.device):
         say(f"  {line}")
         passed = passed and line.passed
     return passed

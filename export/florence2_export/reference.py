@@ -47,9 +47,9 @@ def reference_features(
     features: list[Tensor] = []
     with torch.inference_mode():
         for image in images:
-            pixel_values = processor(image, return_tensors="pt").pixel_values
+            pixel_values = processor(image, return_tensors="pt").pixel_values.to(reference.device)
             features.append(reference.model.get_image_features(pixel_values).pooler_output)
-    return torch.cat(features).numpy()
+    return torch.cat(features).cpu().numpy()
 
 
 def reference_log_probs(
@@ -60,18 +60,19 @@ def reference_log_probs(
     tokens: Sequence[int],
 ) -> Tensor:
     """Return the log-probs [N] of an answer's tokens, each given all tokens before it. features: [T, D]."""
-    inputs = torch.tensor([[config.tokens.decoder_start, *tokens[:-1]]])  # [1, N]
+    inputs = torch.tensor([[config.tokens.decoder_start, *tokens[:-1]]], device=reference.device)  # [1, N]
     with torch.inference_mode():
         logits: Tensor = reference(
             encoder_outputs=_encode(reference, features, prompt_ids), decoder_input_ids=inputs
         ).logits[0]  # [N, V]
-        return logits.log_softmax(-1)[range(len(tokens)), list(tokens)]
+        return logits.log_softmax(-1)[range(len(tokens)), list(tokens)].cpu()
 
 
 def _encode(reference: Florence2ForConditionalGeneration, features: Tensor, prompt_ids: list[int]) -> Any:
     """Return transformers' encoder output for an image's features [T, D] and a prompt."""
-    prompt = reference.get_input_embeddings()(torch.tensor([prompt_ids]))  # [1, P, D]
-    return reference.model.language_model.encoder(inputs_embeds=torch.cat([features[None], prompt], dim=1))
+    prompt = reference.get_input_embeddings()(torch.tensor([prompt_ids], device=reference.device))  # [1, P, D]
+    image = features[None].to(reference.device)
+    return reference.model.language_model.encoder(inputs_embeds=torch.cat([image, prompt], dim=1))
 
 
 def reference_tokens(

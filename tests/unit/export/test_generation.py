@@ -86,7 +86,8 @@ def test_a_rule_that_is_switched_off_is_not_noted(copy, checkpoint):
 @pytest.fixture(scope="module")
 def features(exported, checkpoint):
     images = parity.draw_images(checkpoint.config.image, 3)
-    return parity.run_vision(exported[0] / "florence2_vision" / "1" / "model.onnx", images)
+    session, _ = parity.open_encoder(exported[0] / "florence2_vision" / "1" / "model.onnx", "cpu")
+    return parity.run_vision(session, images)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Florence2ForConditionalGeneration
 
+from florence2.engine.cuda.step import PaddedStep
+from florence2.errors import ServerError
 from florence2_export import parity
 from florence2_export.language import export_language_model
 from florence2_export.layouts import EMBEDDING, HEAD, UNTIED
@@ -95,11 +97,11 @@ class Compared:
         return parity.compare_answers(self.answers, reference, config, features, cases, exact)
 
 
-def compare(decoder, checkpoint, reference) -> Compared:
+def compare(decoder, checkpoint, reference, target="cpu") -> Compared:
     image, text = checkpoint.config.image, checkpoint.config.text
     features = np.random.default_rng(0).standard_normal((3, image.tokens, text.d_model)).astype(np.float32)
     cases = parity.requests(checkpoint)
-    answers = parity.run_language(decoder, features, cases)
+    answers = parity.run_language(decoder, features, cases, target)
     return Compared(answers, (reference, checkpoint.config, features, cases))
 
 
@@ -184,3 +186,45 @@ def test_the_checkpoints_minimum_and_penalty_are_exported_and_compared(copy, dec
     # A minimum above the report's own limit counts as that limit.
     copy.edit("generation_config.json", lambda values: values.update(min_new_tokens=parity.NEW_TOKENS + 10))
     assert parity.requests(copy.read())[1].options.min_new_tokens == parity.NEW_TOKENS
+
+
+def test_an_export_for_a_gpu_is_judged_by_the_steps_of_a_gpu(decoder, checkpoint, reference, monkeypatch):
+    """An error in the padded step shows in the report of a GPU's export, and in no other."""
+    right = compare(decoder, checkpoint, reference, "gpu")
+    assert right.language().passed and right.tokens().passed and "6 of 6" in str(right.tokens())
+    monkeypatch.setattr(PaddedStep, "attend_to_encoder", lambda self, layer, queries: torch.zeros_like(queries))
+    wrong = compare(decoder, checkpoint, reference, "gpu")
+    assert not wrong.language().passed and not wrong.tokens().passed
+    assert not any(wrong.language(precision).passed for precision in parity.BOUNDS)
+    assert compare(decoder, checkpoint, reference, "cpu").tokens().passed
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precisions_of_a_gpu_are_emulated_and_the_report_says_so(exported, checkpoint, tmp_path, precision):
+    encoder = exported[0] / "florence2_vision" / "1" / "model.onnx"
+    export_language_model(checkpoint.weights, tmp_path / "model.safetensors", precision)
+    checkpoint.config.save(tmp_path / "florence2.json")
+    reports = list(parity.parity_report(checkpoint, encoder, tmp_path, "float32", precision, "gpu"))
+    assert [report.stage for report in reports] == ["vision", "language", "answers"]
+    assert all(report.passed for report in reports)
+    assert all("emulated on a CPU" in report.detail for report in reports[:2])
+    assert f"in {precision}, emulated" in reports[1].detail and "a lower precision may change some" in reports[2].detail
+
+
+def test_a_gpu_is_used_where_there_is_one(exported, monkeypatch):
+    """The report names it. If only ONNX Runtime cannot use it, the encoder runs on the CPU, and the report says why."""
+    encoder, opened = exported[0] / "florence2_vision" / "1" / "model.onnx", []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card of {device}")
+    monkeypatch.setattr(parity, "open_session", lambda path, config, gpu=None: opened.append(gpu))
+    assert parity.decoder_device("gpu") == torch.device("cuda:0")
+    assert parity.open_encoder(encoder, "gpu")[1] == "on Card of cuda:0"
+    assert parity.open_encoder(encoder, "cpu")[1] == "on a CPU"
+    assert opened == [0, None]
+
+    def no_provider(path, config, gpu=None):
+        if gpu is not None:
+            raise ServerError("the installed onnxruntime is a CPU build")
+
+    monkeypatch.setattr(parity, "open_session", no_provider)
+    assert parity.open_encoder(encoder, "gpu")[1] == "emulated on a CPU (the installed onnxruntime is a CPU build)"

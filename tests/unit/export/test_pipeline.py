@@ -123,6 +123,16 @@ def test_a_report_that_does_not_pass_is_exit_code_1(standing, demo, monkeypatch,
     assert snapshot(standing.parent) == {f"repository/{path}": data for path, data in before.items()}
 
 
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_the_report_is_told_the_target(standing, demo, monkeypatch, target):
+    """It runs the language model by the steps of that target."""
+    judged, failed = [], StageReport("vision", False, "far off")
+    monkeypatch.setattr(pipeline, "_build", lambda *arguments: None)
+    monkeypatch.setattr(pipeline, "parity_report", lambda *settings: judged.append(settings[-1]) or iter([failed]))
+    export_checkpoint(str(demo), standing, output=lambda line: None, device=target)
+    assert judged == [target]
+
+
 def test_help_does_not_wait_for_torch():
     """The command line is parsed before any slow import."""
     code = "import sys; from florence2_client import cli; cli.parser().parse_args(['export', 'x'])\n"
