@@ -23,7 +23,7 @@ from florence2.server import gpu, supervisor
 from florence2.server.addresses import choose_addresses
 from florence2.server.folder import assemble, mirror, models_of
 from florence2.server.installation import STUB, find_installation, find_wheel
-from florence2.server.launch import command_line, environment, expected_processes, require_shared_memory, wants_gpu
+from florence2.server.launch import command_line, environment, expected_regions, require_shared_memory, wants_gpu
 from florence2.server.log import LogReader
 from florence2.server.options import ServingOptions
 from florence2.server.streaming import write_streaming_models
@@ -104,7 +104,7 @@ class EmbeddedServer:
                 write_streaming_models(options.repository, served)
             if wants_gpu(served) and (problem := gpu.problem(own_onnxruntime=triton.runs_in_python("onnxruntime"))):
                 raise ServerError(problem)
-            require_shared_memory(expected_processes(served, triton))
+            require_shared_memory(expected_regions(served, triton))
             command = command_line(triton, served, self._shm_prefix, self._addresses, options)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix,

@@ -6,7 +6,12 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+from tritonclient.utils import triton_to_np_dtype
 
 from florence2.errors import ServerError
 from florence2.server.addresses import Addresses
@@ -18,11 +23,11 @@ from florence2.server.supervisor import SHARED_MEMORY
 MIB = 2**20
 # Enough to load the large checkpoint from a slow disk. A stub that dies is noticed at once nevertheless.
 LOAD_SECONDS = 600
-# The largest tensor, a full batch of the large model's features, takes 8 * 577 * 1024 * 4 bytes = 18 MiB. A region that
-# grew in smaller steps would have to grow several times.
+# A process exchanges tensors with tritonserver in a region of /dev/shm of its own. It starts with Triton's default,
+# shm-default-byte-size, and grows in these steps, which hold all of a request in base and large, and never shrinks.
+# Without room to grow, processes die of SIGBUS in the middle of a request.
+SHM_DEFAULT = MIB
 SHM_GROWTH = 32 * MIB
-# What each model process starts with, plus one growth. With less, processes die of SIGBUS in the middle of a request.
-SHM_PER_PROCESS = MIB + SHM_GROWTH
 # APIs that change the server, or reach into the memory that its models share. Clients have no use for them.
 MODEL_CONTROL = "model-repository"
 CLOSED_APIS = ("shared-memory", MODEL_CONTROL, "logging", "trace")
@@ -61,6 +66,7 @@ def command_line(
         settings["cache-config"] = f"local,size={options.cache_mib * MIB}"
     python_backend = {
         "shm-region-prefix-name": shm_prefix,
+        "shm-default-byte-size": SHM_DEFAULT,
         "shm-growth-byte-size": SHM_GROWTH,
         "stub-timeout-seconds": LOAD_SECONDS,
     }
@@ -102,19 +108,38 @@ def usable_cores() -> int:
         return cores
 
 
-def expected_processes(repository: Path, triton: Installation) -> int:
-    """Return the number of model processes: one per instance of each served version of a model that runs in Python.
+def expected_regions(repository: Path, triton: Installation) -> list[int]:
+    """Return the bytes of /dev/shm that each model process will need, as `region_bytes` counts them.
 
-    Raise ServerError if a configuration cannot be read.
+    A model that runs in Python has one process per instance of each served version. Raise ServerError if a
+    configuration cannot be read.
     """
-    processes = 0
+    regions = []
     for path in repository.glob("*/config.pbtxt"):
         config = read_config(path)
         if triton.runs_in_python(config.backend):
             versions = sum(version.name.isdecimal() for version in path.parent.iterdir())
             served = min(versions, config.version_policy.latest.num_versions or 1)
-            processes += served * (sum(group.count or 1 for group in config.instance_group) or 1)
-    return processes
+            processes = served * (sum(group.count or 1 for group in config.instance_group) or 1)
+            regions += [region_bytes(config)] * processes
+    return regions
+
+
+def region_bytes(config: ModelConfig) -> int:
+    """Return what one process of a model takes of /dev/shm once it has grown: 33 MiB in base, whatever the model.
+
+    It holds the inputs and outputs of a full batch, and one tensor may fall into the gap at the region's end. A GPU's
+    vision encoder with the large model has 8 * (768 * 768 * 3 + 577 * 1024 * 4) bytes = 31.5 MiB, and grew twice.
+    Tensors of any length count as none.
+    """
+    tensors = [
+        math.prod(tensor.dims) * np.dtype(triton_to_np_dtype(DataType.Name(tensor.data_type)[len("TYPE_") :])).itemsize
+        for tensor in (*config.input, *config.output)
+        if tensor.data_type != DataType.TYPE_STRING and min(tensor.dims) > 0
+    ]
+    batch = config.max_batch_size if config.HasField("dynamic_batching") else 1
+    held = batch * sum(tensors) + max(tensors, default=0)
+    return SHM_DEFAULT + SHM_GROWTH * max(1, math.ceil(held / SHM_GROWTH))
 
 
 def wants_gpu(repository: Path) -> bool:
@@ -123,9 +148,9 @@ def wants_gpu(repository: Path) -> bool:
     return any(config.optimization.execution_accelerators.gpu_execution_accelerator for config in configs)
 
 
-def require_shared_memory(processes: int) -> None:
-    """Raise ServerError if shared memory does not suffice for tritonserver to exchange tensors with its models."""
-    needed = processes * SHM_PER_PROCESS
+def require_shared_memory(regions: Sequence[int]) -> None:
+    """Raise ServerError if shared memory does not suffice for the regions in bytes, one for each model process."""
+    needed = sum(regions)
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError as error:
@@ -138,6 +163,6 @@ def require_shared_memory(processes: int) -> None:
         )
     if free < needed:
         raise ServerError(
-            f"/dev/shm has {free // MIB} MiB free and the {processes} model processes need {needed // MIB} MiB; "
-            "in Docker start the container with --shm-size=1g"
+            f"/dev/shm has {free // MIB} MiB free and the {len(regions)} model processes need {needed // MIB} MiB; "
+            f"in Docker start the container with --shm-size={math.ceil(needed / 2**30)}g"
         )

@@ -17,7 +17,7 @@ from florence2.errors import ServerError
 from florence2.server.embedded import EmbeddedServer, model_processes
 from florence2.server.folder import assemble, mirror
 from florence2.server.installation import Installation, find_installation, find_wheel
-from florence2.server.launch import expected_processes
+from florence2.server.launch import expected_regions
 from florence2.server.options import ServingOptions
 from tests.live.server.test_embedded import onnx_model, python_model
 
@@ -89,4 +89,4 @@ def test_processes_are_counted_by_instance_and_version(tmp_path: Path, stand_in:
             (tmp_path / "repository" / name / folder).mkdir(parents=True)
         (tmp_path / "repository" / name / "config.pbtxt").write_text(config)
     triton = Installation(tmp_path, backends, tmp_path)
-    assert expected_processes(tmp_path / "repository", triton) == processes
+    assert len(expected_regions(tmp_path / "repository", triton)) == processes

@@ -9,8 +9,6 @@ import pytest
 import yaml
 
 from florence2.engine.metrics import INSIDE
-from florence2.server.installation import Installation
-from florence2.server.launch import SHM_PER_PROCESS, expected_processes
 from florence2.server.supervisor import UNLOAD_SECONDS
 from florence2_client import cli
 from tests.unit.deploy.conftest import CHART, ROOT
@@ -106,20 +104,15 @@ def test_an_update_takes_no_pod_away_first(render):
 
 
 @example
-def test_server_gets_what_it_needs(render, example, tmp_path):
-    """Shared memory suffices for all model processes and fits in memory; the server listens on all addresses."""
+def test_server_gets_what_it_needs(render, example):
+    """Shared memory fits in memory (test_shared_memory: and suffices); the server listens on all addresses."""
     manifests = render(example)
     server, volumes = server_of(manifests), pod_of(the(manifests, "Deployment"))["volumes"]
     mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
     (shared,) = (volume for volume in volumes if volume["name"] == mounts["/dev/shm"]["name"])
-    (tmp_path / "onnxruntime").mkdir()
-    (tmp_path / "onnxruntime" / "model.py").touch()
-    embedded = Installation(tmp_path, tmp_path, tmp_path)
-    needed = expected_processes(ROOT / "model_repository", embedded) * SHM_PER_PROCESS
-    size = bytes_of(shared["emptyDir"]["sizeLimit"])
-    assert shared["emptyDir"]["medium"] == "Memory" and needed <= size < bytes_of(
-        server["resources"]["limits"]["memory"]
-    )
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": values["server"]["sharedMemory"]}
+    assert bytes_of(shared["emptyDir"]["sizeLimit"]) < bytes_of(server["resources"]["limits"]["memory"])
     options = options_of(server)
     assert options.host == "0.0.0.0" and mounts[str(options.repository.parent)]["readOnly"]
     assert {port["containerPort"] for port in server["ports"]} == {

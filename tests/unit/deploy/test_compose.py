@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from florence2.server.launch import MIB, SHM_PER_PROCESS
 from florence2_client import cli
 
 ROOT = Path(__file__).parents[3]
@@ -97,10 +96,9 @@ def exported(service: dict[str, Any], models: Path) -> list[str]:
 
 
 def test_the_servers_can_start_and_the_page_finds_them():
-    """Shared memory suffices for all models, /tmp allows executables, and both kinds of server share one name."""
+    """/tmp allows executables, and both kinds of server share one name."""
     for name in ("triton-cpu", "triton-gpu"):
         service = services()[name]
-        assert service["shm_size"] == "1gb" and 2**30 > 6 * SHM_PER_PROCESS > 64 * MIB
         assert any(mount.startswith("/tmp:exec,") for mount in service["tmpfs"])
         assert service["networks"]["default"]["aliases"] == ["triton"]
         assert service["depends_on"]["export"]["condition"] == "service_completed_successfully"

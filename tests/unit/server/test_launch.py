@@ -38,14 +38,16 @@ def test_environment_puts_this_python_first_and_keeps_the_users_settings(monkeyp
 
 
 def test_small_shared_memory_is_refused_with_dockers_option(monkeypatch):
-    """With Docker's 64 MiB the server would start, and die in the middle of a request."""
+    """With Docker's 64 MiB the server would start, and die in the middle of a request. The option suffices."""
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(64 * 2**20, 0, 64 * 2**20))
     with pytest.raises(ServerError, match=r"has 64 MiB free and the 6 model processes need 198 MiB; .* --shm-size=1g"):
-        launch.require_shared_memory(6)
+        launch.require_shared_memory([33 * 2**20] * 6)
+    with pytest.raises(ServerError, match=r"the 40 model processes need 1320 MiB; .* --shm-size=2g"):
+        launch.require_shared_memory([33 * 2**20] * 40)
 
 
 def test_missing_shared_memory_is_reported(monkeypatch):
     """Some sandboxes have none."""
     monkeypatch.setattr(launch, "SHARED_MEMORY", Path("/nowhere/shm"))
     with pytest.raises(ServerError, match="/dev/shm is missing"):
-        launch.require_shared_memory(6)
+        launch.require_shared_memory([33 * 2**20])
