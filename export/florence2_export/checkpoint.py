@@ -55,10 +55,12 @@ def read_checkpoint(
     adapter: str | None = None,
     processor: str | None = None,
     subfolder: str | None = None,
+    image_size: int | None = None,
 ) -> Checkpoint:
     """Read a checkpoint and merge an adapter into it. Take the tokenizer and image settings from `processor` if given.
 
-    Each is a directory or a hub id. `subfolder` is the checkpoint's folder in it.
+    Each is a directory or a hub id. `subfolder` is the checkpoint's folder in it. Images are resized to a square of
+    `image_size`, or as the image settings say if it is None.
     """
     found = fetch(source, revision, "model*.safetensors", "pytorch_model*.bin", subfolder)
     config_file = read_config_file(found)
@@ -83,7 +85,9 @@ def read_checkpoint(
     check_weights(weights, architecture, notes)
     adapted = lora.source.directory if lora else None
     generate = settings.generation_files(found.directory, config_file, microsoft, adapted)
-    config = settings.read_model_config(images.directory, found.name, architecture, tokenizer, generate, notes)
+    config = settings.read_model_config(
+        images.directory, found.name, architecture, tokenizer, generate, notes, image_size
+    )
     return Checkpoint(
         source=found,
         processor=images,

@@ -53,6 +53,7 @@ def export_checkpoint(
     adapter: str | None = None,
     processor: str | None = None,
     subfolder: str | None = None,
+    image_size: int | None = None,
     precision: str = "auto",
     add_version: bool = False,
     device: str = "cpu",
@@ -62,6 +63,7 @@ def export_checkpoint(
 ) -> bool:
     """Write the models to `target` and return True, or leave it unchanged and return False if the comparison fails.
 
+    `image_size` is the side in pixels to resize images to, or None for the checkpoint's own.
     `precision` is float32, bfloat16, int8, float16, or auto, which each model interprets. `device` is cpu or gpu.
     `accelerator` is cuda or tensorrt, or None for the default. `answers` names the form in which the server parses the
     answers to a fine-tune's own prompts. `max_prompt_tokens` bounds prompts, and the memory that is kept for each
@@ -76,7 +78,7 @@ def export_checkpoint(
     repository.check_target(target, name)
     plan = Plan.of(device, precision, accelerator)
     say(f"reading {source}" + (f" with the adapter {adapter}" if adapter else ""))
-    checkpoint = read_checkpoint(source, revision, adapter, processor, subfolder)
+    checkpoint = read_checkpoint(source, revision, adapter, processor, subfolder, image_size)
     config = replace(checkpoint.config, answers=dict(answers or {}))
     checkpoint = replace(checkpoint, config=settings.limit_prompts(config, max_prompt_tokens))
     for note in checkpoint.notes:
@@ -110,6 +112,7 @@ def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: P
     try:
         dims = repository.true_dims(config.image, config.text.d_model)
         chosen = {"target": plan.device, "vision_precision": plan.vision, "language_precision": plan.language}
+        chosen["image_size"] = f"{config.image.width}x{config.image.height}"
         provenance = repository.read_provenance(checkpoint, chosen)
         repository.copy_template(stage, name, version, dims, provenance)
         targets.fit(stage, name, plan.device, plan.vision, plan.accelerator)

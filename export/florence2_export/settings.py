@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,9 @@ def read_model_config(
     tokenizer: Tokenizer,
     generate: generation.Settings,
     notes: list[str],
+    image_size: int | None = None,
 ) -> ModelConfig:
-    """Return the configuration, with the image settings in `directory`.
+    """Return the configuration, with the image settings in `directory`, or with images of another `image_size`.
 
     Raise CheckpointError if a setting is missing or unsupported.
     """
@@ -47,7 +49,7 @@ def read_model_config(
         )
     try:
         config = ModelConfig(
-            image=image_config(read_image_processor(directory), architecture, notes),
+            image=image_config(read_image_processor(directory), architecture, notes, image_size),
             text=text,
             tokens=tokens,
             generation=generation.read_defaults(generate, tokens, text.max_positions, notes),
@@ -61,8 +63,8 @@ def read_model_config(
         ) from error
     if config.max_prompt_tokens < LONGEST_PROMPT:
         raise CheckpointError(
-            f"an image takes {config.image.tokens} of the model's {text.max_positions} positions, which leaves no room "
-            "for a prompt; set a smaller size in the image processor"
+            f"an image of {config.image.height} x {config.image.width} pixels takes {config.image.tokens} of the "
+            f"model's {text.max_positions} positions, which leaves no room for a prompt; choose a smaller --image-size"
         )
     return config
 
@@ -115,8 +117,13 @@ def has_image_processor(directory: Path) -> bool:
     return bool(newer) or (directory / "preprocessor_config.json").exists()
 
 
-def image_config(processor: Mapping[str, Any], architecture: Florence2Config, notes: list[str]) -> ImageConfig:
-    """Return the image settings. Raise CheckpointError if they ask for preprocessing that the server does not do."""
+def image_config(
+    processor: Mapping[str, Any], architecture: Florence2Config, notes: list[str], image_size: int | None = None
+) -> ImageConfig:
+    """Return the image settings, with both sides of `image_size` if it is given.
+
+    Raise CheckpointError if they ask for preprocessing that the server does not do.
+    """
     size = processor["size"]
     sides = image_sides(size)
     if sides is None:
@@ -125,7 +132,8 @@ def image_config(processor: Mapping[str, Any], architecture: Florence2Config, no
         )
     height, width = sides
     keeps_aspect = isinstance(size, int) or (isinstance(size, dict) and "height" not in size)
-    if keeps_aspect:  # in transformers, which makes Florence-2 fail on images that are not square
+    # transformers then keeps the aspect, which makes Florence-2 fail on images that are not square.
+    if keeps_aspect and image_size is None:
         notes.append(f"the image processor's size is {size}; images are resized to {height} x {width}, as Florence-2's")
     unusual = [key for key in ("do_resize", "do_rescale", "do_normalize") if not processor.get(key, True)]
     if abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
@@ -145,8 +153,11 @@ def image_config(processor: Mapping[str, Any], architecture: Florence2Config, no
             f"the image processor's settings differ from Florence-2's in {', '.join(unusual)}, which the server does "
             "not support; train and export with Florence-2's preprocessing"
         )
+    if image_size is not None:
+        notes.append(f"images are resized to {image_size} x {image_size}; the image processor's size is {size}")
+        height = width = image_size
     tokens = image_tokens(architecture, height, width)
-    if processor.get("image_seq_length", tokens) != tokens:
+    if image_size is None and processor.get("image_seq_length", tokens) != tokens:
         said = processor["image_seq_length"]
         notes.append(
             f"image_seq_length is {said}, but the vision encoder makes {tokens} tokens per image; {tokens} is used"
@@ -181,16 +192,23 @@ def channels(value: Any) -> tuple[float, float, float]:
 
 def image_tokens(architecture: Florence2Config, height: int, width: int) -> int:
     """Return the number of tokens per image: one for the mean and one for each place of the last feature map."""
-    vision, pixels = architecture.vision_config, f"{height} x {width}"
-    for size, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
-        height = (height + 2 * padding - size) // stride + 1
-        width = (width + 2 * padding - size) // stride + 1
-    if min(height, width) < 1 or max(height, width) > vision.max_position_embeddings:
+    most = architecture.vision_config.max_position_embeddings
+    rows, columns = places(architecture, height), places(architecture, width)
+    if not (1 <= rows <= most and 1 <= columns <= most):
+        largest = bisect_right(range(max(height, width)), most, key=lambda side: places(architecture, side)) - 1
         raise CheckpointError(
-            f"images of {pixels} pixels give a feature map of {height} x {width}, but the checkpoint has "
-            f"{vision.max_position_embeddings} image positions per axis; set a size that fits in the image processor"
+            f"images of {height} x {width} pixels give a feature map of {rows} x {columns}, but the checkpoint has "
+            f"{most} image positions per axis; choose an --image-size of at most {largest}"
         )
-    return 1 + height * width
+    return 1 + rows * columns
+
+
+def places(architecture: Florence2Config, pixels: int) -> int:
+    """Return the places of the last feature map along a side, by the formula of torch.nn.Conv2d."""
+    vision = architecture.vision_config
+    for size, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
+        pixels = (pixels + 2 * padding - size) // stride + 1
+    return pixels
 
 
 def text_config(architecture: Florence2Config) -> TextConfig:

@@ -3,14 +3,18 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from florence2.config import ModelConfig
 from florence2.errors import CheckpointError
+from florence2_client.cli import main
+from florence2_export.checkpoint import read_checkpoint
 from florence2_export.parity import draw_images
 from florence2_export.reference import load_reference, reference_features
 from florence2_export.settings import limit_prompts
+from florence2_export.vision import VisionEncoder
 
 SQUARE = {"height": 192, "width": 192}
 
@@ -76,12 +80,57 @@ def test_one_number_normalizes_all_channels(copy):
     assert (image.mean, image.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
+@pytest.mark.parametrize(
+    ("size", "tokens"), [(1, 2), (31, 2), (32, 2), (33, 5), (64, 5), (70, 10), (192, 37), (384, 145)]
+)
+def test_images_of_another_size_are_encoded_as_in_transformers(demo, size, tokens):
+    """Any size works whose feature map has a position embedding for each place; it need not be a multiple of 32."""
+    read = read_checkpoint(str(demo), image_size=size)
+    image = read.config.image
+    assert (image.height, image.width, image.tokens) == (size, size, tokens)
+    assert f"images are resized to {size} x {size}" in read.notes[0]
+    images = draw_images(image, 1)
+    theirs = reference_features(read, load_reference(read), images)
+    with torch.inference_mode():
+        ours = VisionEncoder(read).eval()(torch.from_numpy(np.stack(images)))
+    np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)
+
+
+def test_an_image_size_replaces_only_the_size(copy, checkpoint):
+    """Other image settings stay those of the processor, also if its own size would be refused."""
+    read = read_checkpoint(str(edited(copy, size=768, image_mean=0.5).path), image_size=192)
+    assert read.config.image == replace(checkpoint.config.image, mean=(0.5,) * 3)
+    assert len(read.notes) == 1
+
+
+def test_an_image_size_without_positions_for_it_is_refused(copy, demo):
+    """The sentence names the largest size: of the image's positions, or of the language model's."""
+    with pytest.raises(CheckpointError, match="has 12 image positions per axis; choose an --image-size of at most 384"):
+        read_checkpoint(str(demo), image_size=385)
+    copy.edit("config.json", lambda config: config["vision_config"].update(max_position_embeddings=32))
+    name = "_embeddings.weight"
+    copy.reweigh(
+        lambda weights: weights.update(
+            {key: weights[key].repeat(3, 1)[:32] for key in weights if key.endswith(("row" + name, "column" + name))}
+        )
+    )
+    with pytest.raises(CheckpointError, match=r"530 of the model's 512 positions.* choose a smaller --image-size"):
+        read_checkpoint(str(copy.path), image_size=736)
+
+
+@pytest.mark.parametrize("value", ["0", "-64", "64x64", "64.5", "", "six"])
+def test_an_image_size_is_a_number_of_pixels(value, capsys):
+    """The command names its argument in one sentence."""
+    assert main(["export", "demo/checkpoint", "--image-size", value]) == 2
+    assert "--image-size takes a whole number of pixels, such as 64" in capsys.readouterr().err
+
+
 def test_positions_must_leave_room_for_a_prompt(copy):
     """Base has 1024 positions, of which an image takes 577."""
     name = "embed_positions.weight"
     copy.edit("config.json", lambda config: config["text_config"].update(max_position_embeddings=40))
     copy.reweigh(lambda weights: weights.update({key: weights[key][:42] for key in weights if key.endswith(name)}))
-    with pytest.raises(CheckpointError, match="an image takes 37 of the model's 40 positions, which leaves no room"):
+    with pytest.raises(CheckpointError, match="192 pixels takes 37 of the model's 40 positions, which leaves no room"):
         copy.read()
 
 
