@@ -116,7 +116,7 @@ def step_seconds(engine: Engine, requests: int, beams: int) -> float:
     sequences = [
         engine.add(request(engine.config, seed, num_beams=beams, max_new_tokens=length)) for seed in range(requests)
     ]
-    while any(sequence.prefill is not None or not sequence.rows for sequence in sequences):
+    while not all(sequence.prefilled for sequence in sequences):
         engine.step()
     for _ in range(WARM_UP):
         engine.step()

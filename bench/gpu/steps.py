@@ -21,7 +21,8 @@ from bench.gpu.harness import (
     milliseconds,
     random_request,
 )
-from florence2.engine.cuda.backend import CudaBackend
+from florence2.engine.bart import Prefill
+from florence2.engine.cuda.backend import PREFILL_BATCH, CudaBackend
 from florence2.engine.cuda.step import PaddedStep
 from florence2.engine.engine import Engine
 
@@ -53,7 +54,7 @@ def step_milliseconds(engine: Engine, requests: int, beams: int, steps: int) -> 
         engine.add(random_request(engine.config, seed, num_beams=beams, max_new_tokens=length))
         for seed in range(requests)
     ]
-    while any(sequence.prefill is not None or not sequence.rows for sequence in sequences):
+    while not all(sequence.prefilled for sequence in sequences):
         engine.step()
     for _ in range(WARM_UP):
         engine.step()
@@ -99,11 +100,13 @@ def captures(report: Report, weights: dict[str, Tensor]) -> None:
 @torch.inference_mode()
 def prefill(report: Report, weights: dict[str, Tensor]) -> None:
     config, device = geometry(report.options), report.options.device
-    engine, request = engine_of(weights, config, report.options), random_request(config, 1)
-    report(
-        "prefill_ms",
-        milliseconds(lambda: list(engine.backend.prefill(request.image_features, request.prompt_ids, 0)), device, 10),
-    )
+    engine, cells = engine_of(weights, config, report.options, rows=PREFILL_BATCH), {}
+    requests = [random_request(config, seed) for seed in range(PREFILL_BATCH)]
+    for count in (1, 2) if report.options.small else (1, 2, 4, 8, 16, 32):
+        batch = [Prefill(each.image_features, each.prompt_ids, slot) for slot, each in enumerate(requests[:count])]
+        taken = milliseconds(lambda batch=batch: list(engine.backend.prefill(batch)), device, 10)  # type: ignore[misc]
+        cells[count] = round(taken / count, 3)
+    report("prefill_ms_per_request_by_batch", cells)
 
 
 def main() -> None:

@@ -9,16 +9,14 @@ K rows (beams) of a request, D d_model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from florence2.config import ModelConfig
-from florence2.engine.bart import LanguageModel
+from florence2.engine.bart import LanguageModel, Prefill
 from florence2.engine.beam import Candidate, Search
 
 
@@ -59,10 +57,12 @@ class Backend(ABC):
     Attributes:
         rows: the number of rows, and of slots.
         cache_bytes: memory of a row and of a slot.
+        prefill_batch: the number of requests that prefill takes together at most.
     """
 
     rows: int
     cache_bytes: CacheBytes
+    prefill_batch: int = 1
 
     @abstractmethod
     def __init__(self, model: LanguageModel, config: ModelConfig, rows: int) -> None:
@@ -74,19 +74,18 @@ class Backend(ABC):
         """Return the type in which this backend keeps the keys and values of `model`."""
 
     @abstractmethod
-    def prefill(self, image_features: NDArray[np.float32], prompt_ids: Sequence[int], slot: int) -> Iterator[None]:
-        """Encode an image and a prompt, and write the decoder's cross-attention keys and values into `slot`.
+    def prefill(self, requests: Sequence[Prefill]) -> Generator[None, None, list[bool]]:
+        """Encode images and prompts, and write the decoder's cross-attention keys and values into the requests' slots.
 
-        The generator stops after each encoder layer, so that steps for other requests can run in between. The slot is
-        ready when it is exhausted; until then nothing in the slot may be read.
+        The generator stops after each encoder layer, so that steps for other requests can run in between. The slots are
+        ready when it is exhausted; until then nothing in them may be read.
 
         Args:
-            image_features: [image tokens, D], from the vision encoder.
-            prompt_ids: the prompt's tokens, `<s>` and `</s>` included.
-            slot: of the request.
+            requests: at most `prefill_batch`.
 
-        Raises:
-            InvalidRequest: the features are so large that the encoder's numbers overflow. The slot is untouched.
+        Returns:
+            For each request whether its slot is ready. If not, the image's features are so large that the encoder's
+            numbers overflow, and the slot holds other numbers, all finite. That does not affect the other requests.
         """
 
     @abstractmethod

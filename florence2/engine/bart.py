@@ -2,14 +2,15 @@
 
 The decoder's parameters are loaded here; a backend packs them for its device and runs them.
 
-D d_model, H heads, E size of a head, F inner width of the feed-forward layers, S encoder positions, N any rows.
+D d_model, H heads, E size of a head, F inner width of the feed-forward layers, B requests, S encoder positions, N any
+rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Generator, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from torch.nn import functional as F
 
 from florence2.config import ModelConfig, TextConfig
 from florence2.engine.linear import LayerType, Linear, Projection, layer_type, pack
-from florence2.errors import InvalidRequest
 
 POSITION_OFFSET = 2  # BART keeps two rows before position 0
 HIGHEST_FLOAT16 = torch.finfo(torch.float16).max - 1000
@@ -139,31 +139,42 @@ class PackedLayer:
         self.fc1, self.fc2, self.final_norm = pack(layer.fc1), pack(layer.fc2), layer.final_layer_norm
 
     def split(self, x: Tensor) -> Tensor:
-        """Return x by heads: [N, H * E] -> [N, H, E]."""
+        """Return x by heads: [..., H * E] -> [..., H, E]."""
         return x.unflatten(-1, (self.heads, -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return scaled queries, keys and values: [N, D] -> [N, H, E] each."""
+        """Return scaled queries, keys and values: [..., D] -> [..., H, E] each."""
         queries, keys, values = self.self_qkv(x).chunk(3, -1)
         return self.split(queries) * self.scale, self.split(keys), self.split(values)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output from what its attention left: [N, D] -> [N, D]."""
+        """Return the layer's output from what its attention left: [..., D] -> [..., D]."""
         return self.final_norm(x + self.fc2(F.gelu(self.fc1(x))))
 
 
 class EncoderLayer(PackedLayer):
     """An encoder layer."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the layer's output: [S, D] -> [S, D]."""
-        queries, keys, values = (part.transpose(0, 1)[None] for part in self.project(x))
-        attended = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[0]
-        x = self.self_norm(x + self.self_out(attended.transpose(0, 1).flatten(1)))
+    def __call__(self, x: Tensor, seen: Tensor | None) -> Tensor:
+        """Return the layer's output: [B, S, D] -> [B, S, D]. seen: bool [B, 1, 1, S], or None for all positions."""
+        queries, keys, values = (part.transpose(1, 2) for part in self.project(x))
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=1.0)
+        x = self.self_norm(x + self.self_out(attended.transpose(1, 2).flatten(2)))
         x = self.feed_forward(x)
         if x.dtype == torch.float16:  # as transformers does
             x = x.clamp(-HIGHEST_FLOAT16, HIGHEST_FLOAT16)
         return x
+
+
+class Prefill(NamedTuple):
+    """A request's input for the encoder."""
+
+    image_features: NDArray[np.float32]  # [image tokens, D], from the vision encoder
+    prompt_ids: Sequence[int]  # `<s>` and `</s>` included
+    slot: int  # for the keys and values of cross-attention
+
+
+Write = Callable[[int, int, Tensor, Tensor], None]  # layer, slot, keys and values, [H, S, E] each
 
 
 class TextEncoder:
@@ -181,22 +192,31 @@ class TextEncoder:
             del attention.k_proj, attention.v_proj
         self._layers = [EncoderLayer(layer) for layer in model.encoder.take_layers()]
 
-    def encode(
-        self, image_features: NDArray[np.float32], prompt_ids: Sequence[int]
-    ) -> Generator[None, None, Iterator[tuple[Tensor, Tensor]]]:
-        """Stop after each layer; return the cross-attention keys and values of each decoder layer, [H, S, E] each.
+    def prefill(self, requests: Sequence[Prefill], write: Write) -> Generator[None, None, list[bool]]:
+        """Encode images with their prompts as one batch, padded to the longest, and write the slots.
 
-        Raises InvalidRequest on features so large that the numbers overflow.
+        Stop after each layer; all writes come last. Return for each request whether its numbers are finite: features
+        may be so large that they overflow, and then the slot is of no use.
         """
         model = self._model
-        features = torch.from_numpy(image_features).to(model.device, model.dtype)
-        x = torch.cat([features, model.embed(torch.tensor(prompt_ids, device=model.device))])  # [S, D]
-        x = model.encoder.embed(x, torch.arange(len(x), device=x.device))
+        features = torch.from_numpy(np.stack([request.image_features for request in requests]))
+        prompts = nn.utils.rnn.pad_sequence([torch.tensor(request.prompt_ids) for request in requests], True)
+        embedded = features.to(model.device, model.dtype), model.embed(prompts.to(model.device))
+        x = torch.cat(embedded, 1)  # [B, S, D]
+        lengths = [features.shape[1] + len(request.prompt_ids) for request in requests]
+        positions = torch.arange(x.shape[1], device=x.device)
+        own = positions < torch.tensor(lengths, device=x.device)[:, None]  # [B, S]
+        seen = own[:, None, None] if min(lengths) < max(lengths) else None
+        x = model.encoder.embed(x, positions)
         for layer in self._layers:
-            x = layer(x)
+            x = layer(x, seen)
             yield
-        found = [project(x).unflatten(-1, (2, heads, -1)).permute(1, 2, 0, 3) for heads, project in self._cross]
-        # What is not finite must not be written: the slot's next owner would read and mask it, and -inf + NaN is NaN.
-        if not bool(torch.stack([numbers.isfinite().all() for numbers in (x, *found)]).all()):
-            raise InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range")
-        return ((keys, values) for keys, values in found)
+        finite = torch.ones_like(own[:, 0])
+        for index, (heads, project) in enumerate(self._cross):
+            found = project(x)
+            finite &= (found.isfinite().all(-1) | ~own).all(-1)
+            # What is not finite must not be written: the slot's next owner reads and masks it, and -inf + NaN is NaN.
+            by_head = found.nan_to_num_(0, 0, 0).unflatten(-1, (2, heads, -1)).permute(0, 2, 3, 1, 4)  # [B, 2, H, S, E]
+            for request, length, both in zip(requests, lengths, by_head, strict=True):
+                write(index, request.slot, *both[:, :, :length])
+        return finite.tolist()

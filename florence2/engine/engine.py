@@ -5,11 +5,8 @@ Single-threaded; `worker.Worker` calls it from its thread, tests and benchmarks 
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,12 @@ from florence2 import config as config_module
 from florence2.config import ModelConfig
 from florence2.engine.backend import Backend, Span
 from florence2.engine.beam import Generation, start_search
+from florence2.engine.prefill import PrefillQueue
 from florence2.engine.scheduler import Scheduler
 from florence2.engine.scoring import top
 from florence2.engine.sequence import Request, Sequence
 from florence2.engine.weights import create_backend, load_language_model
 from florence2.errors import InternalError, InvalidOption, InvalidRequest
-
-log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -43,7 +39,7 @@ class Engine:
         self.config = config
         self.scheduler = Scheduler(backend.rows, max_waiting)
         self.prefill_seconds = prefill_seconds
-        self._prefilling: deque[Sequence] = deque()
+        self._prefills = PrefillQueue(backend)
         # A first step, since backends compile it: better now than at the first request.
         greedy = start_search(config.generation_options(num_beams=1), config, top)
         with torch.inference_mode():
@@ -111,35 +107,17 @@ class Engine:
 
     def _admit(self) -> None:
         while (sequence := self.scheduler.admit()) is not None:
-            sequence.prefill = self._start_prefill(sequence.request, sequence.slot)
-            self._prefilling.append(sequence)
-
-    def _start_prefill(self, request: Request, slot: int) -> Iterator[None]:
-        """Call the backend only at the first piece, where an error concerns this request and not the whole batch."""
-        yield from self.backend.prefill(request.image_features, request.prompt_ids, slot)
+            self._prefills.add(sequence)
 
     def _prefill(self) -> None:
         """Prefill in order of admission until the time is up; without a limit if no request is being decoded."""
         deadline = time.monotonic() + self.prefill_seconds
-        while self._prefilling:
-            sequence = self._prefilling[0]
-            try:
-                if sequence.prefill is not None:  # or it was ended meanwhile
-                    next(sequence.prefill)
-            except StopIteration:
-                sequence.prefill = None
-            except InvalidRequest as error:
-                sequence.finish(error)
-            except Exception:  # it concerns this request only
-                log.exception("prefill failed")
-                sequence.finish(InternalError("the text encoder failed on this request; see the server's log"))
-            if sequence.prefill is None:
-                self._prefilling.popleft()
+        while self._prefills.advance():
             if time.monotonic() >= deadline and self._decoding():
                 return
 
     def _decoding(self) -> list[Sequence]:
-        return [sequence for sequence in self.scheduler.live if sequence.prefill is None and not sequence.done]
+        return [sequence for sequence in self.scheduler.live if sequence.prefilled and not sequence.done]
 
     def _decode(self) -> None:
         live = self._decoding()

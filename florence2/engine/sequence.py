@@ -5,7 +5,6 @@ waiting --admit--> live --retire--> done
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +30,7 @@ class Sequence:
     search: Search
     rows: range = range(0)  # of self-attention keys and values; empty while waiting
     slot: int = -1  # of cross-attention keys and values; -1 while waiting
-    prefill: Iterator[None] | None = None  # what is left of it
+    prefilled: bool = False  # the slot is ready, so the request can be decoded
     moves: list[tuple[int, int]] = field(default_factory=list)  # of the next step, as in `backend.Span`
     kept: int = 0  # of the next step too
     outcome: Generation | Florence2Error | None = field(default=None)
@@ -46,10 +45,9 @@ class Sequence:
         return len(self.request.image_features) + len(self.request.prompt_ids)
 
     def finish(self, outcome: Generation | Florence2Error) -> None:
-        """Set the outcome and stop prefill."""
+        """Set the outcome."""
         assert self.outcome is None, "a request has one outcome"
         self.outcome = outcome
-        self.prefill = None
 
     def advance(self, candidates: list[Candidate]) -> None:
         """Take a step's candidates: finish, or note the moves of the next step.

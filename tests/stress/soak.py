@@ -54,7 +54,7 @@ class EngineSoak:
         self.slots = threading.Semaphore(IN_FLIGHT)
         backend = create_backend(LanguageModel(config).eval().requires_grad_(False), config)
         prefill = backend.prefill
-        backend.prefill = lambda x, ids, slot: prefill(x, ids, slot) if len(ids) > 3 else 1 / 0  # type: ignore
+        backend.prefill = lambda batch: prefill(batch) if len(batch[0].prompt_ids) > 3 else 1 / 0  # type: ignore
         self.engine = Engine(backend, config, max_waiting=256)
         self.worker = Worker(self.engine, max_seconds=60)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from florence2.config import ModelConfig
 from florence2.engine.backend import Backend, Span, cache_bytes
-from florence2.engine.bart import LanguageModel, TextEncoder
+from florence2.engine.bart import LanguageModel, Prefill, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cpu.cache import PackedCache
 from florence2.engine.cpu.kernels.layout import Batch, Scratch
@@ -50,10 +50,8 @@ class CpuBackend(Backend):
     def cache_dtype(cls, model: LanguageModel) -> torch.dtype:
         return torch.float32 if model.precision == "float32" else torch.bfloat16
 
-    def prefill(self, image_features: NDArray[np.float32], prompt_ids: Sequence[int], slot: int) -> Iterator[None]:
-        layers = yield from self._encoder.encode(image_features, prompt_ids)
-        for layer, (keys, values) in enumerate(layers):
-            self.cache.write_encoder(layer, slot, keys, values)
+    def prefill(self, requests: Sequence[Prefill]) -> Generator[None, None, list[bool]]:
+        return self._encoder.prefill(requests, self.cache.write_encoder)
 
     def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
         batch = batch_of(searches, spans)

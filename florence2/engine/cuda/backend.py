@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from florence2.config import ModelConfig
 from florence2.engine.backend import Backend, DeviceLost, Span, cache_bytes
-from florence2.engine.bart import LanguageModel, TextEncoder
+from florence2.engine.bart import LanguageModel, Prefill, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.cuda.step import PaddedDecoder, PaddedStep, Shape
@@ -27,6 +25,7 @@ ENCODER_BUCKET = 64  # positions: base's images and usual prompts have 580 to 64
 MINIMUM_ROWS = 8  # and slots: fewer are hardly faster
 MINIMUM_LENGTH = 64  # decoder positions
 MINIMUM_RULES = 16  # tokens that a rule names for one row
+PREFILL_BATCH = 32  # requests that are encoded together: as many as 96 rows hold with 3 beams
 WARM_UP = 2  # runs before a capture, in which libraries allocate what a graph may not
 # How long another thread may keep the interpreter. Python's default, 5 ms, is longer than a step.
 SWITCH_SECONDS = 0.0005
@@ -41,6 +40,8 @@ class CudaBackend(Backend):
     ENCODER_BUCKET. cuBLAS may choose other kernels for other numbers of rows, so on a GPU the last bits of a request's
     numbers can depend on how many others there are.
     """
+
+    prefill_batch = PREFILL_BATCH
 
     def __init__(self, model: LanguageModel, config: ModelConfig, rows: int) -> None:
         dtype = self.cache_dtype(model)
@@ -62,10 +63,8 @@ class CudaBackend(Backend):
     def cache_dtype(cls, model: LanguageModel) -> torch.dtype:
         return model.dtype
 
-    def prefill(self, image_features: NDArray[np.float32], prompt_ids: Sequence[int], slot: int) -> Iterator[None]:
-        layers = yield from self._encoder.encode(image_features, prompt_ids)
-        for layer, (keys, values) in enumerate(layers):
-            self.cache.write_encoder(layer, slot, keys, values)
+    def prefill(self, requests: Sequence[Prefill]) -> Generator[None, None, list[bool]]:
+        return self._encoder.prefill(requests, self.cache.write_encoder)
 
     def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
         with self._on_device():

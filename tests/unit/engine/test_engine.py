@@ -1,14 +1,16 @@
 """The engine's steps: prefill in pieces between them, both backends, lower precisions."""
 
+import numpy as np
 import pytest
 import torch
 
-from florence2.engine.bart import LanguageModel
+from florence2.engine.bart import LanguageModel, Prefill
 from florence2.engine.beam import Generation
+from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.engine import Engine
 from florence2.engine.weights import build_language_model, create_backend
-from florence2.errors import InternalError, InvalidRequest
+from florence2.errors import Cancelled, InternalError, InvalidRequest
 from florence2_export.language import language_tensors
 
 
@@ -34,20 +36,41 @@ def test_padded_steps_come_in_few_shapes(make_engine, requests):
     assert len(engine.backend._steps) <= 4  # 1, 2, 4 or 8 beams; one bucket of rows and of positions
 
 
-def test_live_requests_get_a_token_between_the_pieces_of_a_prefill(make_engine, config, make_request):
-    """With no time to spare, each step prefills one layer, and decoding goes on."""
-    engine = make_engine(prefill_seconds=0)
+@pytest.mark.parametrize(("backend", "batches"), [(CpuBackend, 2), (CudaBackend, 1)])
+def test_live_requests_get_a_token_between_the_pieces_of_a_prefill(make_engine, config, make_request, backend, batches):
+    """With no time to spare, each step prefills one layer, and decoding goes on. A GPU prefills both in one batch."""
+    engine = make_engine(prefill_seconds=0, backend=backend)
     first = engine.add(make_request(1, num_beams=1, max_new_tokens=48))
     while first.search.length < 3:
         engine.step()
-    late = engine.add(make_request(2, num_beams=1))
+    late = [engine.add(make_request(seed, num_beams=1)) for seed in (2, 3)]
     rounds = 0
-    while late.search.length == 1 and not late.done:
+    while late[1].search.length == 1 and not late[1].done:
         length = first.search.length
         engine.step()
         rounds += 1
         assert first.search.length == length + 1 or first.done
-    assert rounds == config.text.encoder_layers + 1  # its keys and values come with one more step
+    assert rounds == batches * (config.text.encoder_layers + 1)  # keys and values come with one more step
+
+
+def test_a_batch_of_prefills_gives_the_same_keys_and_values(make_engine, make_request):
+    """Prompts of all lengths up to the longest, padded to the longest of the batch; what lies behind them stays."""
+    engine = make_engine(rows=8, backend=CudaBackend)
+    requests = [make_request(seed) for seed in range(7)]
+    requests[3].prompt_ids[1:-1] = [5] * (engine.config.max_prompt_tokens - 2)
+    batch = [Prefill(each.image_features, each.prompt_ids, slot) for slot, each in enumerate(requests)]
+    cache, found = engine.backend.cache, []
+    with torch.inference_mode():
+        for groups in ([batch], [[each] for each in batch]):
+            cache.cross_keys.fill_(7), cache.cross_values.fill_(7)
+            for group in groups:
+                list(engine.backend.prefill(group))
+            found.append(torch.stack([cache.cross_keys, cache.cross_values]))
+    torch.testing.assert_close(*found)
+    for request in batch:
+        length = len(request.image_features) + len(request.prompt_ids)
+        assert (found[0][:, :, request.slot, :, length:] == 7).all()
+    assert (found[0][:, :, 7] == 7).all()
 
 
 def test_prefill_is_not_split_when_no_request_is_decoded(make_engine, make_request):
@@ -64,6 +87,44 @@ def test_prefill_is_first_come_first_served(make_engine, make_request):
     first, second = (engine.add(make_request(seed, num_beams=2)) for seed in (1, 2))
     engine.step()
     assert (first.search.length, second.search.length) == (2, 1)
+
+
+@pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
+def test_a_request_out_of_range_does_not_affect_its_batch(make_engine, requests, backend):
+    """Numbers that are not finite, or too large, next to requests that are prefilled with them."""
+    expected = make_engine(rows=32, backend=backend).generate(requests)
+    engine = make_engine(rows=32, backend=backend)
+    poisoned = {1: np.inf, 4: 3e38, 5: np.nan}
+    for place, number in poisoned.items():
+        requests[place].image_features[:] = number
+    sequences = [engine.add(request) for request in requests]
+    while not engine.scheduler.idle:
+        engine.step()
+    for place, (sequence, answer) in enumerate(zip(sequences, expected, strict=True)):
+        if place in poisoned:
+            assert isinstance(sequence.outcome, InvalidRequest)
+        else:
+            assert sequence.outcome.tokens == answer.tokens
+
+
+def test_a_slot_may_change_its_owner_while_its_batch_is_prefilled(make_engine, make_request):
+    """A canceled request's slot goes to the next one, whose keys and values come later."""
+    wanted = make_engine(backend=CudaBackend, rows=2).generate([make_request(seed, num_beams=1) for seed in (2, 9)])
+    engine = make_engine(backend=CudaBackend, rows=2, prefill_seconds=0)
+    runner = engine.add(make_request(5, num_beams=1, max_new_tokens=2))
+    while not runner.done:
+        engine.step()
+    canceled, neighbor, heir = (engine.add(make_request(seed, num_beams=1)) for seed in (1, 2, 9))
+    pieces = engine._prefills
+    engine._admit()
+    pieces.advance()
+    canceled.finish(Cancelled("canceled"))
+    engine.scheduler.retire()
+    engine._admit()
+    assert heir.slot == canceled.slot
+    while not engine.scheduler.idle:
+        engine.step()
+    assert [neighbor.outcome.tokens, heir.outcome.tokens] == [answer.tokens for answer in wanted]
 
 
 def test_a_prefill_that_fails_midway_frees_its_rows_and_its_slot(make_engine, make_request, monkeypatch):
@@ -100,7 +161,10 @@ def test_numbers_out_of_range_leave_nothing_behind(make_engine, make_request, re
 
 
 def test_keys_out_of_range_leave_nothing_behind(config, make_request):
-    """The encoder's numbers are finite, and float16 has no room for what the decoder makes of them."""
+    """The encoder's numbers are finite, and float16 has no room for what the decoder makes of them.
+
+    The slot's next owner reads past its own length, so what is left there must be finite.
+    """
     model = LanguageModel(config, precision="float16").half().eval().requires_grad_(False)
     model.decoder.layers[-1].encoder_attn.k_proj.weight.normal_(std=3e4)
     engine = Engine(CudaBackend(model, config, 4), config)
@@ -108,7 +172,7 @@ def test_keys_out_of_range_leave_nothing_behind(config, make_request):
     while not engine.scheduler.idle:
         engine.step()
     assert isinstance(sequence.outcome, InvalidRequest)
-    assert not engine.backend.cache.cross_keys.any() and not engine.backend.cache.cross_values.any()
+    assert engine.backend.cache.cross_keys.isfinite().all() and engine.backend.cache.cross_values.isfinite().all()
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

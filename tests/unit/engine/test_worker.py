@@ -163,7 +163,7 @@ def test_a_failed_prefill_costs_that_request_only(worker, engine, make_request, 
     slow_down(engine, monkeypatch)
     prefill = engine.backend.prefill
     monkeypatch.setattr(
-        engine.backend, "prefill", lambda x, ids, slot: 1 / 0 if len(ids) == 3 else prefill(x, ids, slot)
+        engine.backend, "prefill", lambda batch: 1 / 0 if len(batch[0].prompt_ids) == 3 else prefill(batch)
     )
     neighbor, victim = Client(make_request(1)), Client(make_request(7))
     assert len(victim.job.request.prompt_ids) == 3
