@@ -31,7 +31,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Metric:
-    """`labels`: those it has besides `model`, which all have; `buckets`: a histogram's upper bounds."""
+    """`labels`: those it has besides `model` and the device, which all have; `buckets`: a histogram's upper bounds."""
 
     name: str
     kind: Kind

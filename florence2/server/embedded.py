@@ -102,14 +102,22 @@ class EmbeddedServer:
                 served = mirror(self._folder, options.repository)
             if options.stream:
                 write_streaming_models(options.repository, served)
-            if wants_gpu(served) and (problem := gpu.problem(own_onnxruntime=triton.runs_in_python("onnxruntime"))):
-                raise ServerError(problem)
+            gpus: list[str] = []
+            if wants_gpu(served):
+                if problem := gpu.problem(own_onnxruntime=triton.runs_in_python("onnxruntime")):
+                    raise ServerError(problem)
+                gpus = gpu.visible_gpus()
+                if len(gpus) > 1:  # Triton would run each model on every GPU, and an engine would not know of the other
+                    self._report(
+                        f"{len(gpus)} GPUs are visible, and a server uses one: this one uses {gpus[0]}; for the others "
+                        "start more servers with CUDA_VISIBLE_DEVICES (docs/gpu.md)"
+                    )
             require_shared_memory(expected_regions(served, triton))
             command = command_line(triton, served, self._shm_prefix, self._addresses, options)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix,
                  str(self._stop_seconds), *command],
-                env={**environment(triton), PATH_VARIABLE: str(self._folder / "tickets")},
+                env={**environment(triton, gpus[:1]), PATH_VARIABLE: str(self._folder / "tickets")},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

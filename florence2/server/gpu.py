@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -29,6 +30,16 @@ def driver_cuda() -> Version | None:
     if driver.cuInit(0) or driver.cuDriverGetVersion(ctypes.byref(number)):
         return None
     return number.value // 1000, number.value % 1000 // 10  # 12040 is 12.4
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that programs may use, each as a value of CUDA_VISIBLE_DEVICES."""
+    if driver_cuda() is None:
+        return []
+    count = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
+    chosen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (chosen or [str(number) for number in range(count.value)])[: count.value]
 
 
 def package_cuda(package: str, file: str) -> Version | None:

@@ -79,8 +79,10 @@ def command_line(
     ]
 
 
-def environment(triton: Installation) -> dict[str, str]:
+def environment(triton: Installation, gpus: Sequence[str] = ()) -> dict[str, str]:
     """Return our environment with this Python first on PATH, the installation's libraries, and one thread per core.
+
+    Of all GPUs only `gpus` are visible there, if it names any.
 
     The stubs run the first `python3` on PATH and so find the packages of our virtual environment. Thread counts
     that the user has set stay.
@@ -95,6 +97,7 @@ def environment(triton: Installation) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         "TOKENIZERS_PARALLELISM": "false",
+        **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}),
     }
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,13 @@ class Arguments:
         config = json.loads(args["model_config"])
         self.streams: bool = pb_utils.using_decoupled_model_transaction_policy(config)
         self._parameters = config.get("parameters", {})
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return what all metrics of this process are labeled with."""
+        from florence2.engine.device import device_labels  # imports torch, which most models do without
+
+        return {"model": self.model, **device_labels(self.device)}
 
     def integer(self, name: str) -> int:
         """Return a parameter of config.pbtxt."""
@@ -220,13 +227,14 @@ class MetricsEndpoint:
     """Publish what the decoder counts on the server's own metrics endpoint. Keep it for the life of the process.
 
     A garbage-collected metric takes its series away, and another one with the same name and labels, even in another
-    process, would go on writing to freed memory (Triton 24.10). So each is made once, is kept, and has a `model` label.
+    process, would go on writing to freed memory (Triton 24.10). So each is made once, is kept, and has its process's
+    `labels`, which are `Arguments.labels`.
 
     `tickets`: whose counts are published too. They belong to the whole server, so only one model passes them.
     """
 
-    def __init__(self, table: Iterable[Metric], model: str, tickets: Tickets | None = None) -> None:
-        self._model, self._tickets = model, tickets
+    def __init__(self, table: Iterable[Metric], labels: Mapping[str, str], tickets: Tickets | None = None) -> None:
+        self._labels, self._tickets = labels, tickets
         self._series: dict[Series, Any] = {}
         try:
             self._families = {
@@ -245,7 +253,7 @@ class MetricsEndpoint:
             if series.metric not in self._families:
                 continue
             if series not in self._series:
-                labels = {"model": self._model, **dict(zip(series.metric.labels, series.labels, strict=True))}
+                labels = {**self._labels, **dict(zip(series.metric.labels, series.labels, strict=True))}
                 buckets = {"buckets": list(series.metric.buckets)} if series.metric.buckets else {}
                 self._series[series] = self._families[series.metric].Metric(labels=labels, **buckets)
             line = self._series[series]

@@ -32,7 +32,7 @@ class TritonPythonModel:
         )
         self.config, self.streams = engine.config, arguments.streams
         self.tickets = Tickets.of_this_server()
-        self.endpoint = adapter.MetricsEndpoint(METRICS, arguments.model, None if self.streams else self.tickets)
+        self.endpoint = adapter.MetricsEndpoint(METRICS, arguments.labels, None if self.streams else self.tickets)
         self.worker = Worker(engine, max_seconds=arguments.integer("max_seconds"), publish=self.endpoint.publish)
 
     def execute(self, requests):

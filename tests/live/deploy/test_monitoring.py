@@ -72,6 +72,12 @@ def published(server) -> set[str]:
     return {re.split(r"[{ ]", line)[0] for line in lines if line and not line.startswith("#")}
 
 
+def test_every_metric_of_ours_names_its_model_and_device(asked_server):
+    with urllib.request.urlopen(asked_server.metrics_url) as answer:
+        ours = re.findall(r"^florence2_\w+\{.*\}", answer.read().decode(), re.M)
+    assert ours and all('model="florence2_decoder' in line and 'device="cpu"' in line for line in ours)
+
+
 @pytest.mark.parametrize("asked", [queries, alerts])
 def test_every_metric_asked_for_is_published(asked_server, asked):
     """A renamed metric must not leave an empty panel or an alert that never fires."""

@@ -15,14 +15,19 @@ from florence2.server.options import ServingOptions
 TORCH = "from typing import Optional\n__version__ = '2.13.0'\ncuda: Optional[str] = {}\nhip: Optional[str] = None\n"
 
 
-def driver(monkeypatch, version: int, init: int = 0) -> None:
+def driver(monkeypatch, version: int, init: int = 0, gpus: int = 1) -> None:
     """Replace the driver's library: `version` is 1000 * major + 10 * minor, `init` what cuInit returns."""
 
-    def get_version(number):
-        number._obj.value = version
-        return 0
+    def returns(value):
+        def call(number):
+            number._obj.value = value
+            return 0
 
-    library = SimpleNamespace(cuInit=lambda flags: init, cuDriverGetVersion=get_version)
+        return call
+
+    library = SimpleNamespace(
+        cuInit=lambda flags: init, cuDriverGetVersion=returns(version), cuDeviceGetCount=returns(gpus)
+    )
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
 
 
@@ -90,7 +95,52 @@ def test_make_install_learns_which_build_to_take(monkeypatch, capsys, version, c
     assert ("supports CUDA 12.8 at most" in capsys.readouterr().err) == bool(code)
 
 
+@pytest.mark.parametrize(
+    ("variable", "gpus", "seen"),
+    [
+        (None, 0, []),
+        (None, 1, ["0"]),
+        (None, 2, ["0", "1"]),
+        ("1", 1, ["1"]),
+        ("GPU-5a, GPU-7c", 2, ["GPU-5a", "GPU-7c"]),
+        ("3,9", 1, ["3"]),  # the driver ignores what follows a GPU that is not there
+    ],
+)
+def test_gpus_have_the_names_that_choose_them(monkeypatch, variable, gpus, seen):
+    driver(monkeypatch, 13000, gpus=gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert gpu.visible_gpus() == seen
+
+
+@pytest.mark.parametrize(("gpus", "given"), [([], None), (["1"], "1"), (["GPU-5a", "GPU-7c"], "GPU-5a")])
+def test_a_server_sees_one_gpu(monkeypatch, tmp_path, gpus, given):
+    """With more than one, Triton would start an engine on each, and requests would go to either."""
+    started, said = [], []
+
+    def start(command, env, **_pipes):
+        started.append(env.get("CUDA_VISIBLE_DEVICES"))
+        raise ServerError("not in this test")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpu, "problem", lambda own_onnxruntime: None)
+    monkeypatch.setattr(gpu, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(embedded.subprocess, "Popen", start)
+    with pytest.raises(ServerError, match="not in this test"):
+        embedded.EmbeddedServer(ServingOptions.on_free_ports(repository_for_gpus(tmp_path)), said.append).__enter__()
+    assert started == [given]
+    assert len(said) == (len(gpus) > 1) and all("2 GPUs are visible" in line and "GPU-5a" in line for line in said)
+
+
 def test_serve_refuses_before_it_starts_anything(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "problem", lambda own_onnxruntime: f"no: {own_onnxruntime}")
+    options = ServingOptions.on_free_ports(repository_for_gpus(tmp_path))
+    with pytest.raises(ServerError, match="no: True"):
+        embedded.EmbeddedServer(options, report=lambda line: None).__enter__()
+
+
+def repository_for_gpus(tmp_path):
     model = tmp_path / "florence2_vision"
     (model / "1").mkdir(parents=True)
     (model / "1" / "model.onnx").touch()
@@ -98,6 +148,4 @@ def test_serve_refuses_before_it_starts_anything(monkeypatch, tmp_path):
         'backend: "onnxruntime" '
         'optimization { execution_accelerators { gpu_execution_accelerator [ { name: "cuda" } ] } }'
     )
-    monkeypatch.setattr(gpu, "problem", lambda own_onnxruntime: f"no: {own_onnxruntime}")
-    with pytest.raises(ServerError, match="no: True"):
-        embedded.EmbeddedServer(ServingOptions.on_free_ports(tmp_path), report=lambda line: None).__enter__()
+    return tmp_path
