@@ -1,7 +1,7 @@
-"""What the decoder counts: the table of its metrics, and the recorder that the worker reports to. Pure Python.
+"""What the decoder and the vision encoder count: their metrics, and the recorder that they report to. Pure Python.
 
-Nothing is published here: a call to Triton's endpoint takes 20 to 65 µs. The worker's sender thread takes what is new
-once a second (`Recorder.take`) and hands it to `triton.adapter.MetricsEndpoint`. docs/metrics.md explains each metric.
+Nothing is published here: a call to Triton's endpoint takes 20 to 65 µs. A sender thread takes what is new once a
+second (`Recorder.take`) and hands it to `triton.adapter.MetricsEndpoint`. docs/metrics.md explains each metric.
 """
 
 from __future__ import annotations
@@ -72,6 +72,24 @@ METRICS = (
     EXPECTED_WAIT, KV_BYTES, STAGE, FIRST_TOKEN, PER_TOKEN,
 )  # fmt: skip
 
+ENCODER_RUNS = Metric("florence2_encoder_runs_total", Kind.COUNTER, "Images that were encoded")
+ENCODER_HITS = Metric("florence2_encoder_hits_total", Kind.COUNTER, "Images whose features were in the cache")
+ENCODER_JOINS = Metric(
+    "florence2_encoder_joins_total", Kind.COUNTER, "Images that were being encoded, or waited for it, already"
+)
+ENCODER_FAILURES = Metric("florence2_encoder_failures_total", Kind.COUNTER, "Images that could not be encoded")
+ENCODER_SECONDS = Metric("florence2_encoder_seconds_total", Kind.COUNTER, "Time that the encoder spent in its runs")
+ENCODER_WAITING = Metric("florence2_encoder_waiting_images", Kind.GAUGE, "Images that wait for the encoder")
+ENCODER_CACHE_BYTES = Metric("florence2_encoder_cache_bytes", Kind.GAUGE, "Memory of the cache of image features")
+ENCODER_CACHE_ENTRIES = Metric("florence2_encoder_cache_entries", Kind.GAUGE, "Entries of the cache of image features")
+ENCODER_EVICTIONS = Metric(
+    "florence2_encoder_evictions_total", Kind.COUNTER, "Entries that left the cache to make room for others"
+)
+ENCODER_METRICS = (
+    ENCODER_RUNS, ENCODER_HITS, ENCODER_JOINS, ENCODER_FAILURES, ENCODER_SECONDS, ENCODER_WAITING, ENCODER_CACHE_BYTES,
+    ENCODER_CACHE_ENTRIES, ENCODER_EVICTIONS,
+)  # fmt: skip
+
 # The first kind of error that fits names the outcome; an answer's outcome is its finish reason.
 OUTCOMES: tuple[tuple[type[Exception], str], ...] = (
     (InvalidRequest, "invalid"),
@@ -130,6 +148,11 @@ class Recorder:
                 self._count(TOKENS, len(outcome.tokens), task)
                 if times.first_token is not None and len(outcome.tokens) > 1:
                     self._observe(PER_TOKEN, (now - times.first_token) / (len(outcome.tokens) - 1))
+
+    def count(self, metric: Metric, amount: float, *labels: str) -> None:
+        """Let a counter grow."""
+        with self._lock:
+            self._count(metric, amount, *labels)
 
     def stepped(self, seconds: float, *, failed: bool) -> None:
         """Count a step of the engine."""

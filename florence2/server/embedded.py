@@ -28,6 +28,7 @@ from florence2.server.log import LogReader
 from florence2.server.options import ServingOptions
 from florence2.server.streaming import write_streaming_models
 from florence2.triton.admission import PATH_VARIABLE
+from florence2.triton.cache import FEATURES_VARIABLE
 
 WATCH_SECONDS = 0.5
 TRITON = "tritonserver"
@@ -117,7 +118,11 @@ class EmbeddedServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix,
                  str(self._stop_seconds), *command],
-                env={**environment(triton, gpus[:1]), PATH_VARIABLE: str(self._folder / "tickets")},
+                env={
+                    **environment(triton, gpus[:1]),
+                    PATH_VARIABLE: str(self._folder / "tickets"),
+                    FEATURES_VARIABLE: str(options.cache_mib),
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

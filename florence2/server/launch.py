@@ -61,7 +61,7 @@ def command_line(
     }
     if options.connection_age:
         settings["grpc-max-connection-age"] = 1000 * options.connection_age
-    if options.cache_mib:
+    if options.cache_mib and not triton.runs_in_python("onnxruntime"):  # ours has a better one (docs/adr/0008)
         settings["cache-directory"] = triton.caches
         settings["cache-config"] = f"local,size={options.cache_mib * MIB}"
     python_backend = {

@@ -224,7 +224,7 @@ class Reply:
 
 
 class MetricsEndpoint:
-    """Publish what the decoder counts on the server's own metrics endpoint. Keep it for the life of the process.
+    """Publish what a model counts on the server's own metrics endpoint. Keep it for the life of the process.
 
     A garbage-collected metric takes its series away, and another one with the same name and labels, even in another
     process, would go on writing to freed memory (Triton 24.10). So each is made once, is kept, and has its process's
@@ -245,10 +245,10 @@ class MetricsEndpoint:
             }
         except pb_utils.TritonModelException as error:
             self._families = {}
-            pb_utils.Logger.log_warn(f"the decoder publishes no metrics: {error}")  # `--allow-metrics=false`
+            pb_utils.Logger.log_warn(f"this model publishes no metrics: {error}")  # `--allow-metrics=false`
 
     def publish(self, samples: list[Sample]) -> None:
-        """Write samples to the endpoint. Each takes 20 to 65 µs, so never call it in the engine's thread."""
+        """Write samples to the endpoint. Each takes 20 to 65 µs, so never call it in a thread that computes."""
         for series, value in samples + (self._tickets.samples() if self._tickets else []):
             if series.metric not in self._families:
                 continue

@@ -33,6 +33,7 @@ from florence2.triton.book import Book, Ticket
 
 PATH_VARIABLE = "FLORENCE2_TICKETS"  # set by the embedded server, which removes the file with everything else
 NO_TICKET = 0
+MOST_WITHOUT_TICKET = 64  # images that wait for the encoder; 1.8 MB each in base
 
 HEADER = struct.Struct("=qqdqqqdddddd")  # the number of tickets, and the other fields of Book
 TICKET = struct.Struct("=qdqq")
@@ -81,22 +82,23 @@ class Tickets:
 
     def note_pixels(self, number: int, pixels: NDArray[np.uint8]) -> None:
         """Note which image the encoder will get for a ticket; nothing for an unknown one."""
-        found = digest(pixels)
+        found = _short(fingerprint(pixels))
         with self._book() as book:
             for ticket in book.tickets:
                 if ticket.number == number:
                     ticket.pixels = found
 
-    def may_encode(self, pixels: NDArray[np.uint8]) -> bool:
-        """Return whether an image belongs to a ticket, or the encoder is idle.
+    def may_encode(self, image: bytes, waiting: int = 0) -> bool:
+        """Return whether an image, by its fingerprint, belongs to a ticket, or the encoder is idle.
 
-        Clients that call the encoder by themselves would otherwise make those of the ensemble wait behind them.
+        Clients that call the encoder by themselves would otherwise make those of the ensemble wait behind them. They
+        may queue while no image of the ensemble is awaited, but not without end. `waiting`: the length of that queue.
         """
-        found = digest(pixels)
         with self._book() as book:
             now = self._clock()
             awaited = [ticket for ticket in book.tickets if not ticket.holder and not book.is_overdue(ticket, now)]
-            return not awaited or any(ticket.pixels == found for ticket in book.tickets)
+            idle = not awaited and waiting < MOST_WITHOUT_TICKET
+            return idle or any(ticket.pixels == _short(image) for ticket in book.tickets)
 
     def enter(self, number: int, timeout: float = math.inf) -> Entry:
         """Note that a request reached the decoder, this process, and return what is known about it.
@@ -178,9 +180,14 @@ class Tickets:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
-def digest(pixels: NDArray[np.uint8]) -> int:
-    """Return a digest of an image, [H, W, 3], or a batch of one. It is never 0."""
-    return 1 + int.from_bytes(hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=7).digest(), "big")
+def fingerprint(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a cryptographic hash of an image, [H, W, 3], or a batch of one. Processors have instructions for it."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
+
+
+def _short(found: bytes) -> int:
+    """Return what of a fingerprint fits into a ticket. It is never 0."""
+    return 1 + int.from_bytes(found[:7], "big")
 
 
 def _path() -> Path:

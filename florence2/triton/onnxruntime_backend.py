@@ -2,11 +2,16 @@
 
 Copied to `backends/onnxruntime/model.py` of the embedded server, where tritonserver runs it for every model with
 `backend: "onnxruntime"`. Where libtriton_onnxruntime.so exists, that one is used.
+
+`execute` hands each request to the encoder's thread and returns None for it, so that Triton delivers the next ones
+while an image is being encoded. Only what is known at once is returned.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +19,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from florence2.contract import VISION
-from florence2.errors import InternalError, QueueFull
-from florence2.triton.adapter import error_response
-from florence2.triton.admission import Tickets
+from florence2.engine.metrics import ENCODER_METRICS
+from florence2.triton import adapter
+from florence2.triton.admission import Tickets, fingerprint
+from florence2.triton.cache import DEFAULT_MIB, FEATURES_VARIABLE, Arrays, Cache
+from florence2.triton.encoder import Encoder, Outcome
 from florence2.triton.onnx_session import open_session
-
-BUSY = "the vision encoder is busy with requests of the ensemble; send images there, or try again later"
 
 
 class TritonPythonModel:
@@ -32,42 +37,57 @@ class TritonPythonModel:
         self.session = open_session(path, config, gpu)
         self.batches = config["max_batch_size"] > 0
         self.inputs = [tensor["name"] for tensor in config["input"]]
-        self.outputs = [tensor["name"] for tensor in config["output"]]
-        # Other ONNX models in the repository have no tickets.
-        self.tickets = Tickets.of_this_server() if self.inputs == [tensor.name for tensor in VISION.inputs] else None
+        self.warm_ups = sum(sample.get("count") or 1 for sample in config.get("model_warmup", []))
+        batch = config["max_batch_size"] if self.batches and "dynamic_batching" in config else 1
+        self.tickets: Tickets | None = None
+        if self.inputs == [tensor.name for tensor in VISION.inputs]:
+            self.tickets = Tickets.of_this_server()
+            cache = Cache.of_this_server(FEATURES_VARIABLE, DEFAULT_MIB)
+            on_cpu = {"model": args["model_name"], "device": "cpu"}  # what torch need not be imported for
+            endpoint = adapter.MetricsEndpoint(
+                ENCODER_METRICS, on_cpu if gpu is None else adapter.Arguments(args).labels
+            )
+            self.encoder = Encoder(self.session, batch, cache, endpoint.publish)
+        else:  # another ONNX model: nothing is known of its outputs, and it has no metrics of ours
+            self.encoder = Encoder(self.session, batch, Cache(0))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run all requests as one batch, as the C++ backend does; if that fails, run each by itself."""
-        feeds = [
-            {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
-            for request in requests
-        ]
-        responses: list[Any] = [None] * len(requests)
-        for i, feed in enumerate(feeds):
-            if self.tickets and not self.tickets.may_encode(feed["PIXELS"]):
-                responses[i] = error_response(QueueFull(BUSY))
-        left = [i for i, response in enumerate(responses) if response is None]
-        if self.batches and len(left) > 1:
-            try:
-                joined = {name: np.concatenate([feeds[i][name] for i in left]) for name in self.inputs}
-                starts = np.cumsum([len(feeds[i][self.inputs[0]]) for i in left])[:-1]
-                outputs = {name: np.split(output, starts) for name, output in self.session.run(joined).items()}
-                for place, i in enumerate(left):
-                    responses[i] = self._response(requests[i], {name: parts[place] for name, parts in outputs.items()})
-                return responses
-            except Exception as error:
-                pb_utils.Logger.log_warn(f"a batch of {len(left)} failed, so each request runs by itself: {error}")
-        for i in left:
-            try:
-                responses[i] = self._response(requests[i], self.session.run(feeds[i]))
-            except Exception as error:
-                pb_utils.Logger.log_error(f"onnxruntime: {error}")
-                responses[i] = error_response(
-                    InternalError("the vision encoder failed on this request; see the server's log")
-                )
-        return responses
+        return [self.start(request) for request in requests]
 
-    def _response(self, request: Any, outputs: dict[str, np.ndarray]) -> Any:
-        asked = request.requested_output_names()
-        tensors = [pb_utils.Tensor(name, np.ascontiguousarray(outputs[name])) for name in self.outputs if name in asked]
-        return pb_utils.InferenceResponse(tensors)
+    def start(self, request: Any) -> Any:
+        """Return the response if there is one at once, else None: the encoder's thread will send it."""
+        wanted, sender = request.requested_output_names(), request.get_response_sender()
+        try:
+            inputs = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
+            if self.warm_ups:  # Triton's own, before any other request: neither counted nor kept
+                self.warm_ups -= 1
+                return adapter.response(dict(self.session.run(inputs)), wanted)
+            outputs = self.submit(inputs, functools.partial(send, sender, wanted))
+            return None if outputs is None else adapter.response(dict(outputs), wanted)
+        except Exception as error:
+            return adapter.error_response(error)
+
+    def submit(self, inputs: Arrays, answer: Callable[[Outcome], None]) -> Arrays | None:
+        images = len(inputs[self.inputs[0]]) if self.batches else 1
+        if self.tickets is None:
+            return self.encoder.submit(object(), inputs, answer, images)
+        (pixels,) = inputs.values()
+        found = fingerprint(pixels)
+        allowed = functools.partial(self.tickets.may_encode, found)
+        return self.encoder.submit((pixels.shape, found), inputs, answer, images, allowed)
+
+    def finalize(self) -> None:
+        self.encoder.stop()
+
+
+def send(sender: Any, wanted: list[str], outcome: Outcome) -> None:
+    """Send the only response to a request, whatever happened: without one its client would wait forever."""
+    try:
+        message = (
+            adapter.error_response(outcome)
+            if isinstance(outcome, Exception)
+            else adapter.response({name: np.ascontiguousarray(array) for name, array in outcome.items()}, wanted)
+        )
+    except Exception as error:
+        message = adapter.error_response(error)
+    sender.send(message, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

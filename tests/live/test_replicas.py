@@ -59,7 +59,7 @@ def connections(server) -> set[str]:
 
 def test_scaling_sees_what_waits_before_the_encoder(server):
     """The endpoint has the count under the name that the autoscalers use."""
-    assert 'nv_inference_pending_request_count{model="florence2_vision"' in endpoint(server)
+    assert "florence2_inside_requests{" in endpoint(server)
 
 
 def test_clients_reconnect_and_no_request_is_cut_off(second):

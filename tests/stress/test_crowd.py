@@ -53,10 +53,10 @@ async def crowd(urls: list[str], clients: int, seconds: float, tokens: int = 16)
 
 
 def images_waiting(server: EmbeddedServer) -> float:
-    """Return how many decoded images wait in front of the encoder, by Triton's own count."""
+    """Return how many decoded images wait in front of the encoder; images that are equal count once."""
     with urllib.request.urlopen(server.metrics_url) as response:
         lines = response.read().decode().splitlines()
-    mark = 'nv_inference_pending_request_count{model="florence2_vision"'
+    mark = "florence2_encoder_waiting_images{"
     return max(float(line.rpartition(" ")[2]) for line in lines if line.startswith(mark))
 
 

@@ -46,7 +46,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--cache-mib", type=number(int, 0, MOST_CACHE_MIB), metavar="MIB",
-        help="memory to keep the features of images, so that an image is encoded once; 0 is none\n"
+        help="memory to keep the features of images, so that none is encoded twice; 0 is none\n"
         "(default: %(default)s, 145 images with Florence-2-base)",
     )  # fmt: skip
     parser.add_argument(

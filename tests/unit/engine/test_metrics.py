@@ -6,7 +6,7 @@ import pytest
 
 from florence2.engine import metrics
 from florence2.engine.beam import Generation
-from florence2.engine.metrics import METRICS, Kind, Recorder, Times
+from florence2.engine.metrics import ENCODER_METRICS, METRICS, Kind, Recorder, Times
 from florence2.errors import Cancelled, DeadlineExceeded, InternalError, InvalidOption, QueueFull, Unavailable
 from florence2.tasks import TASKS
 
@@ -15,14 +15,17 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
 
 def test_the_document_lists_every_metric():
     """Name, kind, labels and explanation, in the order of the table."""
-    rows = [f"| `{m.name}` | {m.kind.value} | {', '.join(f'`{x}`' for x in m.labels)} | {m.help} |" for m in METRICS]
+    rows = [
+        f"| `{m.name}` | {m.kind.value} | {', '.join(f'`{x}`' for x in m.labels)} | {m.help} |"
+        for m in METRICS + ENCODER_METRICS
+    ]
     table = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     assert table == rows
 
 
 def test_names_follow_prometheus():
     """Counters end in _total, histograms in _seconds; only histograms have buckets, and they ascend."""
-    for metric in METRICS:
+    for metric in METRICS + ENCODER_METRICS:
         assert metric.name.startswith("florence2_")
         assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
         assert bool(metric.buckets) == (metric.kind is Kind.HISTOGRAM) <= metric.name.endswith("_seconds")

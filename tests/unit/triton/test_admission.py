@@ -14,7 +14,7 @@ import pytest
 
 from florence2.errors import QueueFull
 from florence2.triton import admission
-from florence2.triton.admission import NO_TICKET, Tickets
+from florence2.triton.admission import MOST_WITHOUT_TICKET, NO_TICKET, Tickets, fingerprint
 from florence2.triton.book import FIRST_LIFE, LONGEST_LIFE, LONGEST_PACE, SHORTEST_LIFE
 from tests.unit.triton.conftest import Clock
 
@@ -234,12 +234,15 @@ def test_the_metrics_count_the_requests_inside(three, decoder):
 def test_the_encoder_runs_for_tickets_and_for_others_only_while_it_is_idle(tmp_path):
     """Clients that call the encoder by themselves must not hold up those of the ensemble."""
     tickets = Tickets(tmp_path / "tickets", limit=4)
-    ours, theirs = np.full((2, 3, 3), 7, np.uint8), np.full((2, 3, 3), 8, np.uint8)
+    pixels = np.full((2, 3, 3), 7, np.uint8)
+    ours, theirs = fingerprint(pixels), fingerprint(np.full((2, 3, 3), 8, np.uint8))
+    assert fingerprint(pixels[None]) == ours, "the encoder gets it as a batch of one"
     assert tickets.may_encode(theirs), "no request of the ensemble is on its way"
+    assert not tickets.may_encode(theirs, waiting=MOST_WITHOUT_TICKET), "but too many of the others are"
     number = tickets.take()
     assert not tickets.may_encode(theirs)
-    tickets.note_pixels(number, ours)
-    tickets.note_pixels(number + 1, theirs)  # of no ticket
-    assert tickets.may_encode(ours[None]) and not tickets.may_encode(theirs[None])
+    tickets.note_pixels(number, pixels)
+    tickets.note_pixels(number + 1, pixels + 1)  # of no ticket
+    assert tickets.may_encode(ours, waiting=1000) and not tickets.may_encode(theirs)
     tickets.enter(number)
     assert tickets.may_encode(theirs), "it has reached the decoder"

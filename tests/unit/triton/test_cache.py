@@ -1,0 +1,84 @@
+"""The cache is bounded in bytes, and the least recently used entries go first."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from florence2.triton.cache import ENTRY_BYTES, MIB, Cache, size_of
+
+SIZE = ENTRY_BYTES + 1000
+
+
+def entry(value: int, size: int = 1000) -> dict[str, np.ndarray]:
+    return {"X": np.full(size, value, np.uint8)}
+
+
+def kept(cache: Cache, keys) -> list:
+    """Return the keys that are still there, without using them."""
+    return [key for key in keys if key in cache._entries]
+
+
+def test_the_least_recently_used_entries_make_room():
+    """Reading counts as use, and putting an equal key again changes nothing."""
+    cache = Cache(3 * SIZE)
+    for number in range(3):
+        cache.put(number, entry(number))
+    cache.put(1, entry(1))
+    assert cache.get(0) is not None
+    cache.put(3, entry(3))
+    assert kept(cache, range(4)) == [0, 2, 3]
+    assert (len(cache), cache.bytes, cache.evictions) == (3, 3 * SIZE, 1)
+    cache.put("large", entry(7, 2000))
+    assert kept(cache, (0, 2, 3, "large")) == [3, "large"], "two had to go"
+    assert (cache.bytes, cache.evictions) == (2 * SIZE + 1000, 3)
+
+
+def test_an_entry_larger_than_the_cache_evicts_nothing():
+    cache = Cache(2 * SIZE)
+    cache.put("small", entry(1))
+    cache.put("huge", entry(2, 2 * SIZE))
+    assert kept(cache, ("small", "huge")) == ["small"] and cache.evictions == 0
+
+
+def test_one_of_no_bytes_stays_empty():
+    cache = Cache(0)
+    cache.put("empty", {})
+    assert cache.get("empty") is None and len(cache) == cache.bytes == 0
+
+
+def test_the_elements_of_texts_count():
+    """Their array holds only references."""
+    assert size_of({"X": np.array([b"x" * 500, b"y" * 300], np.object_)}) == ENTRY_BYTES + 16 + 800
+
+
+def test_its_size_is_the_server_s(monkeypatch):
+    """Where none was given, the default."""
+    monkeypatch.setenv("A_VARIABLE", "7")
+    assert Cache.of_this_server("A_VARIABLE", 256).most_bytes == 7 * MIB
+    monkeypatch.delenv("A_VARIABLE")
+    assert Cache.of_this_server("A_VARIABLE", 256).most_bytes == 256 * MIB
+
+
+@pytest.mark.parametrize("entries", [1, 5])
+def test_many_threads_share_it(entries):
+    """Whatever they do, it holds what was put, within its bounds, and its bytes are those of its entries."""
+    cache, wrong = Cache(entries * SIZE), []
+
+    def use(seed: int) -> None:
+        for number in np.random.default_rng(seed).integers(0, 20, 500).tolist():
+            found = cache.get(number)
+            if found is None:
+                cache.put(number, entry(number))
+            elif (found["X"] != number).any():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=use, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert cache.bytes == sum(map(size_of, cache._entries.values())) <= entries * SIZE
