@@ -43,6 +43,7 @@ from florence2_client.exchange import Question, Reply
 from florence2_client.objects import Found
 from florence2_client.request import Options
 from florence2_client.result import Result
+from florence2_client.results import Failure, Results
 from florence2_client.tasks import ParsedTask, Prompt, UnmarkedPrompt, parse_task
 from florence2_client.transports import Tls
 
@@ -52,6 +53,7 @@ __all__ = [
     "Client",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "Failure",
     "Florence2Error",
     "Found",
     "InternalError",
@@ -66,6 +68,7 @@ __all__ = [
     "Question",
     "Reply",
     "Result",
+    "Results",
     "Tls",
     "Unavailable",
     "UnmarkedPrompt",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import Florence2Error
-from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply
-from florence2_client.images import ImageLike
+from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply, questions_about
+from florence2_client.images import ImageLike, encode_image
 from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, TaskMethods
 from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result
+from florence2_client.results import Results, failure
+from florence2_client.tasks import Prompted
 from florence2_client.transports import DEFAULT_URL, AsyncTransport, Tls, open_async_transport, parse_url
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 Awaited: TypeAlias = Coroutine[Any, Any, Result[AnswerT]]
+AllAwaited: TypeAlias = Coroutine[Any, Any, Results[AnswerT]]
 
 
 class AsyncClient(
@@ -32,6 +35,11 @@ class AsyncClient(
         Awaited[Polygons],
         Awaited[BoxesAndPolygons],
         Awaited[Answer],
+        AllAwaited[TextAnswer],
+        AllAwaited[Boxes],
+        AllAwaited[Polygons],
+        AllAwaited[BoxesAndPolygons],
+        AllAwaited[Answer],
     ]
 ):
     """`Client` for asyncio: the same arguments and methods, to be awaited in one event loop.
@@ -166,3 +174,11 @@ class AsyncClient(
                 return exchange.read(await transport.infer(*exchange.attempt()))
             except Florence2Error as error:
                 await asyncio.sleep(exchange.wait_after(error))
+
+    async def _infer_all(self, image: ImageLike, prompts: Sequence[Prompted], options: Options) -> Results[Any]:
+        try:
+            encoded = await asyncio.to_thread(encode_image, image, options.get("max_side"))
+            questions = questions_about(encoded, prompts, options)
+        except Florence2Error as error:
+            return Results(failure(task, text, error) for task, text in prompts)
+        return Results([reply.as_result() async for reply in self.run_many(questions)])

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import Cancelled, Florence2Error
-from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply
-from florence2_client.images import ImageLike
+from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply, questions_about
+from florence2_client.images import ImageLike, encode_image
 from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, TaskMethods
 from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result
+from florence2_client.results import Results, failure
+from florence2_client.tasks import Prompted
 from florence2_client.transports import DEFAULT_URL, Tls, Transport, open_transport, parse_url
 
 if TYPE_CHECKING:
@@ -24,7 +26,17 @@ if TYPE_CHECKING:
 
 class Client(
     TaskMethods[
-        Result[TextAnswer], Result[Boxes], Result[Quads], Result[Polygons], Result[BoxesAndPolygons], Result[Answer]
+        Result[TextAnswer],
+        Result[Boxes],
+        Result[Quads],
+        Result[Polygons],
+        Result[BoxesAndPolygons],
+        Result[Answer],
+        Results[TextAnswer],
+        Results[Boxes],
+        Results[Polygons],
+        Results[BoxesAndPolygons],
+        Results[Answer],
     ]
 ):
     """A client of a Florence-2 server. It connects at the first request, keeps the connection, and is thread-safe.
@@ -147,6 +159,13 @@ class Client(
                 return exchange.read(self._transport.infer(*exchange.attempt()))
             except Florence2Error as error:
                 self._wait(exchange.wait_after(error), error)
+
+    def _infer_all(self, image: ImageLike, prompts: Sequence[Prompted], options: Options) -> Results[Any]:
+        try:
+            questions = questions_about(encode_image(image, options.get("max_side")), prompts, options)
+        except Florence2Error as error:
+            return Results(failure(task, text, error) for task, text in prompts)
+        return Results(reply.as_result() for reply in self.run_many(questions))
 
     def _wait(self, seconds: float, error: Florence2Error) -> None:
         if self._closed.wait(seconds):

@@ -24,9 +24,11 @@ from florence2.errors import (
     ModelNotFound,
     Unavailable,
 )
-from florence2_client.images import ImageLike
-from florence2_client.request import Options, Region, Request, Tensors
+from florence2_client.images import EncodedImage, ImageLike
+from florence2_client.request import Options, Region, Request, Tensors, require_timeout
 from florence2_client.result import Result, result_from_tensors
+from florence2_client.results import failure
+from florence2_client.tasks import Prompted
 
 LOG = logging.getLogger("florence2_client.retry")
 FIRST_WAIT = 0.1  # seconds
@@ -146,6 +148,34 @@ class Reply:
             raise self.error
         assert self.result is not None
         return self.result
+
+    def as_result(self) -> Result[Any]:
+        """Return the result, or one that holds the error.
+
+        >>> [reply] = client.run_many([("no-such.png", "ocr")])
+        >>> reply.as_result().error
+        InvalidImage('there is no file no-such.png')
+        """
+        if self.error is None:
+            return self.unwrap()
+        return failure(self.question.task, self.question.text, self.error)
+
+
+def questions_about(image: EncodedImage, prompts: Iterable[Prompted], options: Options) -> Iterator[Question]:
+    """Return a question per task and text, all about one image. Their `timeout` is one for all of them together.
+
+    The questions are made as they are sent, so each one's own timeout is what is left of the common one by then.
+    """
+    require_timeout(timeout := options.get("timeout"))
+    end = time.monotonic() + (timeout or 0)
+    given: Options = {**options, "max_side": None}
+
+    def questions() -> Iterator[Question]:
+        for task, text in prompts:
+            left: Options = {"timeout": max(end - time.monotonic(), 1e-3)} if timeout else {}
+            yield Question(image, task, text, options={**given, **left})
+
+    return questions()
 
 
 Asked: TypeAlias = "Question | tuple[ImageLike, str] | tuple[ImageLike, str, Region | None]"

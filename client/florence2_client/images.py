@@ -11,6 +11,7 @@ import os
 import re
 import reprlib
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -40,8 +41,18 @@ class Array(Protocol):
         """Return the array."""
 
 
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image that was read and encoded once, for any number of requests."""
+
+    data: bytes
+    scale: tuple[float, float] = (1.0, 1.0)  # of x and y, if the image was scaled down
+    original_size: tuple[int, int] | None = None  # (width, height), upright, if that is known
+
+
 ImageLike: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | np.ndarray[Any, Any] | Array"
+    " | EncodedImage"
 )
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
@@ -62,6 +73,8 @@ def encoded_bytes(image: ImageLike) -> bytes:
     A HEIC photo is converted to JPEG. Raise InvalidImage if there is nothing to send. Whether other bytes are an image
     is for the server to decide.
     """
+    if isinstance(image, EncodedImage):
+        return image.data
     if isinstance(image, Image.Image):
         return _encode(image)
     if not isinstance(image, (bytes, bytearray, memoryview)) and hasattr(image, "__array__"):
@@ -105,19 +118,23 @@ def decoded_image(image: ImageLike, frame: int = 0) -> Image.Image:
     return decoded
 
 
-def scaled_down(image: ImageLike, max_side: int) -> tuple[bytes, tuple[float, float], tuple[int, int]]:
-    """Scale an image down to at most `max_side` pixels on each side; leave a small one untouched.
+def encode_image(image: ImageLike, max_side: int | None = None) -> EncodedImage:
+    """Return the image as it is sent, scaled down to at most `max_side` pixels on each side.
 
-    Return the encoded bytes, the scale of x and y, and the original (width, height), upright.
+    A small image stays untouched, and so does one that is encoded already. Raise InvalidImage if there is none to send.
     """
+    if isinstance(image, EncodedImage):
+        return image
+    if max_side is None:
+        return EncodedImage(encoded_bytes(image))
     if isinstance(max_side, bool) or not isinstance(max_side, int) or max_side < 1:
         raise InvalidOption(f"max_side must be a whole number of pixels above 0, not {reprlib.repr(max_side)}")
     small = decoded_image(image)
     size = small.size
     if max(size) <= max_side:
-        return encoded_bytes(image), (1.0, 1.0), size
+        return EncodedImage(encoded_bytes(image), original_size=size)
     small.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    return _jpeg(small), (small.width / size[0], small.height / size[1]), size
+    return EncodedImage(_jpeg(small), (small.width / size[0], small.height / size[1]), size)
 
 
 def _from_text(text: str) -> bytes:

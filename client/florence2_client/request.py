@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import operator
-import re
 import reprlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
@@ -14,16 +13,17 @@ import numpy as np
 
 from florence2.contract import OPTIONS, Option
 from florence2.errors import InvalidOption, InvalidPrompt
-from florence2_client.images import ImageLike, encoded_bytes, scaled_down
-from florence2_client.tasks import UnmarkedPrompt, parse_task
+from florence2_client.images import ImageLike, encode_image
+from florence2_client.tasks import PIXELS, UnmarkedPrompt, parse_task
 
 Tensors: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
 Region: TypeAlias = "str | Sequence[float] | np.ndarray[Any, Any]"
+Phrases: TypeAlias = "list[str] | tuple[str, ...]"
+Regions: TypeAlias = "list[str] | tuple[str, ...] | Sequence[Sequence[float]] | Sequence[np.ndarray[Any, Any]]"
 
 OPTIONS_BY_KEYWORD = {option.keyword: option for option in OPTIONS}
 INT32 = np.iinfo(np.int32)
 LONGEST_TIMEOUT = 24 * 60 * 60  # seconds
-REGION = re.compile(r"\s*[-+.\deE]+\s*(,\s*[-+.\deE]+\s*){3}")
 
 
 class Options(TypedDict, total=False):
@@ -71,22 +71,18 @@ def build_request(
     InvalidImage, InvalidPrompt or InvalidOption on a value that has no tensor. Whether values make sense is for the
     server to decide.
     """
-    if timeout is not None and not (isinstance(timeout, (int, float, np.number)) and 0 < timeout <= LONGEST_TIMEOUT):
-        limits = f"above 0 and at most {LONGEST_TIMEOUT} seconds"
-        raise InvalidOption(f"timeout must be {limits}, not {reprlib.repr(timeout)}")
+    require_timeout(timeout)
     parsed = parse_task(task)
     if parsed.note:
         warnings.warn(parsed.note, UnmarkedPrompt, stacklevel=2)
     prompt_text = text if text is None or isinstance(text, str) else _region_text(text)
-    sent_task, sent_text, image_size = parsed.sent, prompt_text, None
-    if max_side is None:
-        encoded = encoded_bytes(image)
-    else:
-        encoded, scale, image_size = scaled_down(image, max_side)
-        sent_text = _scaled_region(prompt_text, scale)
+    sent_task, sent_text = parsed.sent, prompt_text
+    encoded = encode_image(image, max_side)
+    if encoded.original_size:
+        sent_text = _scaled_region(prompt_text, encoded.scale)
         if parsed.known and parsed.text:
-            sent_task = f"{parsed.known.token}{_scaled_region(parsed.text, scale)}"
-    tensors = {"IMAGE": _bytes_tensor(encoded), "TASK": _text_tensor("task", sent_task)}
+            sent_task = f"{parsed.known.token}{_scaled_region(parsed.text, encoded.scale)}"
+    tensors = {"IMAGE": _bytes_tensor(encoded.data), "TASK": _text_tensor("task", sent_task)}
     if sent_text is not None:
         tensors["TEXT"] = _text_tensor("text", sent_text)
     for keyword, value in generation.items():
@@ -95,7 +91,30 @@ def build_request(
         if value is not None:
             option = OPTIONS_BY_KEYWORD[keyword]
             tensors[option.name] = _option_tensor(option, value)
-    return Request(tensors, timeout, image_size, prompt_text or parsed.text or None)
+    return Request(tensors, timeout, encoded.original_size, prompt_text or parsed.text or None)
+
+
+def require_timeout(timeout: float | None) -> None:
+    """Raise InvalidOption if a timeout is not a number of seconds in its range."""
+    if timeout is not None and not (isinstance(timeout, (int, float, np.number)) and 0 < timeout <= LONGEST_TIMEOUT):
+        limits = f"above 0 and at most {LONGEST_TIMEOUT} seconds"
+        raise InvalidOption(f"timeout must be {limits}, not {reprlib.repr(timeout)}")
+
+
+def listed(text: Any) -> list[Any] | None:
+    """Return the texts if there are several: a list of phrases or regions, or an array [n, 4]. None for a single one.
+
+    Four numbers are a region; a list of strings, of sequences, or of nothing holds several texts.
+    """
+    if text is None or isinstance(text, (str, bytes, Mapping)) or not isinstance(text, Iterable):
+        return None
+    items = list(text)
+    try:
+        for item in items:
+            iter(item)
+    except TypeError:  # a number, or an array of no dimension, which is an Iterable all the same
+        return None
+    return items
 
 
 def _region_text(region: Sequence[float] | np.ndarray[Any, Any]) -> str:
@@ -111,7 +130,7 @@ def _region_text(region: Sequence[float] | np.ndarray[Any, Any]) -> str:
 
 def _scaled_region(text: str | None, scale: tuple[float, float]) -> str | None:
     """Convert a region from pixels of the original image to pixels of the smaller image that is sent."""
-    if text is None or not REGION.fullmatch(text):
+    if text is None or not PIXELS.fullmatch(text):
         return text
     try:
         numbers = [float(number) for number in text.split(",")]

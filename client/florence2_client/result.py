@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from florence2.answers import FORMS, Answer, TextAnswer, answer_from_json
-from florence2.errors import InternalError, InvalidOption
+from florence2.errors import Florence2Error, InternalError, InvalidOption
 from florence2.parsing import parse, pieces_from_text
 from florence2.tasks import TASKS, Grammar, TaskInput
 from florence2_client.drawing import draw
 from florence2_client.images import ImageLike
-from florence2_client.objects import Found, coco_dataset, found_in, parsed, supervision_detections, yolo_lines
-
-if TYPE_CHECKING:
-    import supervision
+from florence2_client.located import Located
+from florence2_client.objects import Found, found_in, parsed
 
 AnswerT = TypeVar("AnswerT", bound=Answer, covariant=True)
 
@@ -28,7 +26,7 @@ COORDINATES = ("bboxes", "quad_boxes", "polygons")
 
 
 @dataclass(frozen=True)
-class Result(Generic[AnswerT]):
+class Result(Located, Generic[AnswerT]):
     """One answer. Coordinates are pixels of an image of `image_size`, with EXIF orientation applied.
 
     >>> result = client.caption("scene.png")
@@ -60,6 +58,15 @@ class Result(Generic[AnswerT]):
         return self.finish_reason != ""
 
     @property
+    def error(self) -> Florence2Error | None:
+        """Return None. Only a request that failed, one of several that were sent together, has an error here.
+
+        >>> [result.error for result in client.ask("scene.png", ["caption", "od"])]
+        [None, None]
+        """
+        return None
+
+    @property
     def objects(self) -> list[Found]:
         """Return everything the answer locates in the image, in one form for all tasks.
 
@@ -71,25 +78,8 @@ class Result(Generic[AnswerT]):
         >>> client.run("scene.png", Prompt("Locate the objects with category name in the image.")).labels
         ['star', 'triangle']
         """
-        found = found_in(self.answer, self.image_size)
-        task = TASKS.get(self.task)
-        if (
-            not self.prompt_text
-            or task is None
-            or task.input is not TaskInput.TEXT
-            or task.grammar is Grammar.GROUNDING
-        ):
-            return found
-        return [replace(one, label=one.label or self.prompt_text) for one in found]
-
-    @property
-    def labels(self) -> list[str]:
-        """Return the label of each object, in order and with repetitions.
-
-        >>> client.detect("scene.png").labels
-        ['star', 'triangle']
-        """
-        return [found.label for found in self.objects]
+        phrase = self.prompt_text if takes_phrase(self) else None
+        return [replace(one, label=one.label or phrase or "") for one in found_in(self.answer, self.image_size)]
 
     def read_as(self, form: str) -> Result[Answer]:
         """Return the result with an answer of another form, read from the generated text: without scores.
@@ -152,31 +142,14 @@ class Result(Generic[AnswerT]):
         """
         return draw(image, self.answer)
 
-    def to_supervision(self) -> supervision.Detections:
-        """Return the objects as `supervision.Detections`; needs the package supervision.
+    def _located(self) -> tuple[list[Found], tuple[int, int]]:
+        return self.objects, self.image_size
 
-        >>> detections = client.detect("scene.png").to_supervision()
-        >>> detections.data["class_name"].tolist(), detections.class_id.tolist()
-        (['star', 'triangle'], [0, 1])
-        """
-        return supervision_detections(self.objects, self.image_size)
 
-    def to_coco(self, file_name: str = "") -> dict[str, Any]:
-        """Return a COCO detection data set of this one image, with a category per label.
-
-        >>> coco = client.detect("scene.png").to_coco("scene.png")
-        >>> [category["name"] for category in coco["categories"]], len(coco["annotations"])
-        (['star', 'triangle'], 2)
-        """
-        return coco_dataset(self.objects, file_name, self.image_size)
-
-    def to_yolo(self, classes: Sequence[str]) -> list[str]:
-        """Return the lines of a YOLO label file. Classes are numbered as in `classes`; other labels are left out.
-
-        >>> len(client.detect("scene.png").to_yolo(["circle", "star"]))
-        1
-        """
-        return yolo_lines(self.objects, {label: index for index, label in enumerate(classes)}, self.image_size)
+def takes_phrase(result: Result[Any]) -> bool:
+    """Return whether the request had a phrase that says what to find, which is the label of everything it found."""
+    task = TASKS.get(result.task)
+    return task is not None and task.input is TaskInput.TEXT and task.grammar is not Grammar.GROUNDING
 
 
 def result_from_tensors(

@@ -13,17 +13,27 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from florence2.errors import InvalidPrompt
+from florence2.locations import LOCATION_TOKEN
 from florence2.tasks import OTHER_NAMES, TASKS, Task, TaskInput, letters_of, task_from_name
 
+PIXELS = re.compile(r"\s*[-+.\deE]+\s*(,\s*[-+.\deE]+\s*){3}")  # x1,y1,x2,y2
+REGION_TOKENS = re.compile(rf"\s*({LOCATION_TOKEN}){{4}}\s*")
 TOKEN = re.compile(r"\s*(<[^<>]+>)(.*)", re.DOTALL)
 WORD = re.compile(r"<?[\w-]*>?", re.ASCII)
 SIMILAR = 0.6  # of 1, as difflib counts
 NEARLY_EQUAL = 0.8
 FEW = 5  # words that may still be a misspelled name
 LONGEST_SHOWN = 60  # characters
+
+Prompted: TypeAlias = "tuple[str, Any]"  # a task with its phrase, caption or region, or None
+ANY_TEXT = frozenset({TaskInput.TEXT, TaskInput.REGION})
+NO_TEXT: frozenset[TaskInput] = frozenset()
 
 NAMES = {letters_of(name): name for name in [*(task.name for task in TASKS.values()), *OTHER_NAMES]}
 
@@ -93,6 +103,45 @@ def parse_task(task: str) -> ParsedTask:
         remedy = "`florence2 tasks` lists them, and a fine-tune's own token is written in brackets"
         raise InvalidPrompt(f"there is no task {shown}; {remedy}")
     return ParsedTask(task, note=f"{shown} is not the name of a task, so it is sent to the model as a free prompt")
+
+
+def prompts_of(tasks: Iterable[str | Prompted], texts: Sequence[Any]) -> list[Prompted]:
+    """Return what to send: each task that takes a text with every text that it can take, the other tasks once.
+
+    A task may have a text of its own, in a tuple or after its token. Where some tasks take phrases and others regions,
+    each text goes to tasks of its kind. A fine-tune's token may take any text, and a free prompt does if no other task
+    takes one. Raise InvalidPrompt if there is a text that none of several tasks takes.
+    """
+    asked = [(task, None) if isinstance(task, str) else task for task in tasks]
+    taken = [NO_TEXT if own is not None else _texts_taken_by(task) for task, own in asked]
+    if not any(taken):
+        single = len(asked) == 1  # the server says what is wrong with its text
+        taken = [NO_TEXT if own is not None else _texts_taken_by(task, free=True, known=single) for task, own in asked]
+    by_kind = NO_TEXT.union(*taken) == ANY_TEXT
+    given = [[text for text in texts if kinds and (not by_kind or _kind_of(text) in kinds)] for kinds in taken]
+    for text in texts:
+        if not any(text is other for some in given for other in some):
+            raise InvalidPrompt(f"none of the tasks takes the text {reprlib.repr(text)}")
+    return [(task, text) for (task, own), some in zip(asked, given, strict=True) for text in some or [own]]
+
+
+def _texts_taken_by(task: str, *, free: bool = False, known: bool = False) -> frozenset[TaskInput]:
+    """Return the kinds of texts that a task takes. A free prompt, or a known task without an input, does if told so."""
+    try:
+        parsed = parse_task(task)
+    except InvalidPrompt:
+        return NO_TEXT
+    if parsed.known is None:
+        token = TOKEN.fullmatch(parsed.sent)
+        return ANY_TEXT if free or (token and not token[2].strip()) else NO_TEXT
+    if parsed.text:
+        return NO_TEXT
+    return ANY_TEXT if known else frozenset({parsed.takes} & ANY_TEXT)
+
+
+def _kind_of(text: Any) -> TaskInput:
+    words = isinstance(text, str) and not PIXELS.fullmatch(text) and not REGION_TOKENS.fullmatch(text)
+    return TaskInput.TEXT if words else TaskInput.REGION
 
 
 def _similar(name: str, least: float) -> list[str]:

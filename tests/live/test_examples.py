@@ -23,7 +23,7 @@ def public_objects():
             continue
         yield name, value
         for member, method in inspect.getmembers(value) if inspect.isclass(value) else ():
-            if getattr(str, member, None) is method:  # inherited by Prompt
+            if any(getattr(kind, member, None) is method for kind in (str, list)):  # inherited by Prompt and Results
                 continue
             if not member.startswith("_") and inspect.getdoc(method) and (callable(method) or type(method) is property):
                 yield f"{name}.{member}", method

@@ -21,6 +21,7 @@ def checked(tmp_path_factory) -> str:
         "with Client('grpc://127.0.0.1:8001') as client:\n"
         "    client.detect('street.jpg', beams=1)\n"
         "    print(client.caption('street.jpg').answer.bboxes)\n"
+        "    print(client.find('street.jpg', ['a dog']).answer)\n"
     )
     settings = folder / "mypy.ini"
     settings.write_text(f"[mypy]\nstrict = True\nmypy_path = {ROOT}:{ROOT / 'client'}\nfollow_imports = silent\n")
@@ -41,6 +42,7 @@ def test_a_users_mistake_is_found(checked):
     """An option that does not exist, and an answer taken for another kind."""
     assert 'Unexpected keyword argument "beams"' in checked
     assert '"TextAnswer" has no attribute "bboxes"' in checked
+    assert '"Results[BoxesAndPolygons]" has no attribute "answer"' in checked
 
 
 def test_the_packages_are_marked_as_typed():

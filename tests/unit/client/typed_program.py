@@ -1,7 +1,7 @@
 """A user's program for test_types.py, which checks it with `mypy --strict` and does not run it."""
 
-from florence2.answers import Boxes, TextAnswer
-from florence2_client import AsyncClient, Client, Florence2Error, Options
+from florence2.answers import Boxes, BoxesAndPolygons, TextAnswer
+from florence2_client import AsyncClient, Client, Florence2Error, Options, Result, Results
 from florence2_client.objects import Found
 
 
@@ -24,6 +24,28 @@ def many(client: Client, images: list[str]) -> dict[str, str]:
     options: Options = {"num_beams": 1}
     replies = client.run_many([(image, "caption") for image in images], **options)
     return {image: reply.unwrap().text for image, reply in zip(images, replies, strict=True)}
+
+
+def several(client: Client, image: str, regions: list[tuple[int, int, int, int]]) -> list[str]:
+    found: Results[BoxesAndPolygons] = client.find(image, ["a dog", "a red car"])
+    one: Result[BoxesAndPolygons] = client.find(image, "a dog")
+    merged: BoxesAndPolygons = found.merged().answer
+    texts: Results[TextAnswer] = client.classify_region(image, regions)
+    tasks = client.ask(image, ["caption", ("find", "a dog")], timeout=30)
+    error: Florence2Error | None = tasks[0].error
+    boxes = client.ocr_region(image, one.answer.bboxes)
+    region: Result[TextAnswer] = client.ocr_region(image, one.answer.bboxes[0])
+    print(
+        merged.bboxes_labels, error, boxes[0].answer.text, region.answer.text, client.run(image, "find", ["a"]).labels
+    )
+    return [result.answer.text for result in texts.succeeded]
+
+
+async def several_async(client: AsyncClient, image: str) -> list[str]:
+    found = await client.segment(image, ["a dog", "a red car"])
+    captions = await client.describe_region(image, [(1, 2, 3, 4), (5, 6, 7, 8)])
+    both = await client.ask(image, ["caption", "od"])
+    return [*found.labels, *(result.answer.text for result in captions), *both.labels]
 
 
 with Client("grpc://127.0.0.1:8001") as client:
