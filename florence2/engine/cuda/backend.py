@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ MINIMUM_ROWS = 8  # and slots: fewer are hardly faster
 MINIMUM_LENGTH = 64  # decoder positions
 MINIMUM_RULES = 16  # tokens that a rule names for one row
 PREFILL_BATCH = 32  # requests that are encoded together: as many as 96 rows hold with 3 beams
+HIGH_PRIORITY = -1  # of a stream; 0 is the default, and lower numbers come first
 WARM_UP = 2  # runs before a capture, in which libraries allocate what a graph may not
 # How long another thread may keep the interpreter. Python's default, 5 ms, is longer than a step.
 SWITCH_SECONDS = 0.0005
@@ -52,10 +53,13 @@ class CudaBackend(Backend):
         self.decoder = PaddedDecoder(model)
         self._steps: dict[Shape, PaddedStep] = {}
         self._runs: dict[PaddedStep, Callable[[], None]] = {}
-        self._stream: torch.cuda.Stream | None = None  # one for all captures, since a pool's memory belongs to a stream
+        self._stream: torch.cuda.Stream | None = None  # of all steps and captures: a pool's memory belongs to a stream
         self._pool: Any = None  # torch.cuda.graph_pool_handle
         if model.device.type == "cuda":
             sys.setswitchinterval(SWITCH_SECONDS)
+            # Under MPS the GPU prefers a step's kernels to the vision encoder's (docs/gpu.md).
+            self._stream = torch.cuda.Stream(model.device, priority=HIGH_PRIORITY)
+            self._pool = torch.cuda.graph_pool_handle()
             with torch.inference_mode():
                 self._capture_usual_shapes(config)
 
@@ -67,7 +71,7 @@ class CudaBackend(Backend):
         return self._encoder.prefill(requests, self.cache.write_encoder)
 
     def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
-        with self._on_device():
+        with self._on_stream():
             step = self.filled_step(searches, spans)
             step.inputs.upload()
             if step not in self._runs:
@@ -111,9 +115,19 @@ class CudaBackend(Backend):
     def _encoder_bucket(self, length: int) -> int:
         return min(self.cache.encoder_positions, -(-length // ENCODER_BUCKET) * ENCODER_BUCKET)
 
-    def _on_device(self) -> contextlib.AbstractContextManager[None]:
-        """Make the cache's device the current one: each thread begins with device 0."""
-        return torch.cuda.device(self.cache.device) if self.cache.device.type == "cuda" else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """Make the cache's device the current one, since each thread begins with device 0, and our stream on it.
+
+        The stream first waits for what is under way on the thread's own, which prefill uses.
+        """
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.device(self.cache.device):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                yield
 
     def _capture_usual_shapes(self, config: ModelConfig) -> None:
         """Capture short answers to short prompts, from the largest step down, so that all share its memory."""
@@ -124,7 +138,7 @@ class CudaBackend(Backend):
                 slots = _bucket(max(1, rows // beams), self.rows, MINIMUM_ROWS)
                 width = _bucket(beams, self.rows)
                 step = self._step_of(Shape(rows, slots, width, MINIMUM_LENGTH, encoder_length, MINIMUM_RULES))
-                with self._on_device():
+                with self._on_stream():
                     step.inputs.upload()
                     self._runs[step] = self._capture(step)
 
@@ -148,13 +162,8 @@ class CudaBackend(Backend):
             return run
 
     def _captured(self, run: Callable[[], None]) -> Callable[[], None]:
-        if self._stream is None:
-            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP):
-                run()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        for _ in range(WARM_UP):
+            run()
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may call CUDA meanwhile, as torch's and Triton's own do.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):

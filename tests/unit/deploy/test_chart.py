@@ -129,6 +129,30 @@ def test_gpu_is_asked_for_where_it_is_used(render):
     assert options_of(cpu).tritonserver is None and "florence2-cpu:" in cpu["image"]
 
 
+def test_a_pod_can_join_the_mps_daemon_of_its_node(render):
+    """It needs the daemon's pipes and the node's shared memory, in place of its own."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    values = ("gpu.mpsPipeDirectory=/tmp/nvidia-mps", "server.env[0].name=A,server.env[0].value=b")
+    deployment = the(render("gpu", *values), "Deployment")
+    kubernetes_validate.validate(deployment, "1.37", strict=True)
+    pod = pod_of(deployment)
+    (server,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
+    (pipes,) = (volume for volume in pod["volumes"] if volume["name"] == mounts["/tmp/nvidia-mps"])
+    assert pod["hostIPC"] and pipes["hostPath"]["path"] == "/tmp/nvidia-mps" and "/dev/shm" not in mounts
+    assert server["env"] == [
+        {"name": "CUDA_MPS_PIPE_DIRECTORY", "value": "/tmp/nvidia-mps"},
+        {"name": "A", "value": "b"},
+    ]
+    assert "hostIPC" not in pod_of(the(render("gpu"), "Deployment"))
+
+
+def test_a_pod_has_one_gpu_at_most(render):
+    """One server uses one GPU; more of them are more replicas."""
+    with pytest.raises(RuntimeError, match="/gpu/count"):
+        render(None, "gpu.count=2")
+
+
 @example
 def test_containers_may_do_nothing_more(render, example):
     """Pods run without root, capabilities and cluster token, as the image's user, and write only to volumes."""

@@ -15,6 +15,7 @@ from florence2_client import cli
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = ROOT / "docker-compose.yml"
+MPS = ROOT / "deploy" / "mps.yml"  # for use together with it
 PROFILES = {"cpu", "gpu", "public"}
 OURS = ("export", "triton-cpu", "triton-gpu", "ui")
 
@@ -36,9 +37,15 @@ def services(**settings: str) -> dict[str, dict[str, Any]]:
     return composed["services"]
 
 
-def test_the_file_keeps_to_the_compose_specification():
+def test_the_files_keep_to_the_compose_specification():
     """Check against Compose's own JSON schema, which the package check-jsonschema ships."""
-    check = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", COMPOSE]
+    check = [
+        Path(sys.executable).with_name("check-jsonschema"),
+        "--builtin-schema",
+        "vendor.compose-spec",
+        COMPOSE,
+        MPS,
+    ]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -81,6 +88,17 @@ def test_triton_serves_what_export_wrote(target: str, tmp_path: Path):
     assert (options.tritonserver is not None) == (target == "gpu")
     asked.repository.mkdir()
     assert exported(export, tmp_path)[-2:] == ["there", "already"]
+
+
+def test_a_server_has_one_gpu_and_can_share_it_through_mps():
+    """The server gets the daemon's pipes and its memory. The merged file changes nothing else."""
+    (gpu,) = services()["triton-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (gpu["driver"], gpu["count"]) == ("nvidia", 1)
+    (service,) = yaml.safe_load(MPS.read_text())["services"].items()
+    pipes = "/tmp/nvidia-mps"
+    assert service == ("triton-gpu", {
+        "environment": {"CUDA_MPS_PIPE_DIRECTORY": pipes}, "ipc": "host", "volumes": [f"{pipes}:{pipes}"],
+    })  # fmt: skip
 
 
 def exported(service: dict[str, Any], models: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -69,3 +71,27 @@ def test_beams_that_swap_rows_keep_what_each_has_decoded(backend):
 def test_buckets(count, limit, least, size):
     """Powers of two, and never more than there are."""
     assert _bucket(count, limit, least) == size
+
+
+@torch.inference_mode()
+def test_a_step_runs_on_the_backends_stream_and_waits_for_prefill(backend, monkeypatch):
+    """Prefill writes keys and values on the thread's own stream."""
+    events = []
+
+    class Stream:
+        def wait_stream(self, other):
+            events.append(f"waits for {other}")
+
+    @contextlib.contextmanager
+    def current(what):
+        events.append(f"on {type(what).__name__}")
+        yield
+        events.append(f"off {type(what).__name__}")
+
+    backend._stream = Stream()
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the thread's own")
+    monkeypatch.setattr(backend, "_capture", lambda step: lambda: events.append("runs"))
+    backend.step(SEARCHES, SPANS)
+    assert events == ["on device", "waits for the thread's own", "on Stream", "runs", "off Stream", "off device"]
