@@ -25,7 +25,7 @@ class TextAnswer:
 
 @dataclass(frozen=True)
 class _Lists:
-    """An answer made of lists. Its fields are the keys of its JSON; absent scores have no key."""
+    """An answer made of lists. Its fields are the keys of its JSON; absent scores and confidences have no key."""
 
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -37,11 +37,13 @@ class Boxes(_Lists):
 
     As in Microsoft's `post_process_generation`. A score is no probability that the object is there: the probability of
     an edge is spread over neighboring bins, so correct boxes have low scores too. Only their order means something.
+    `confidences` are such probabilities, as far as the model knows them; see `confidence.confidence`.
     """
 
     bboxes: list[list[float]]
     labels: list[str]
     scores: list[float] | None = None
+    confidences: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Quads(_Lists):
 
     quad_boxes: list[list[float]]
     labels: list[str]
+    confidences: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,23 @@ class Polygons(_Lists):
 
     polygons: list[list[list[float]]]
     labels: list[str]
+    confidences: list[float] | None = None
 
 
 @dataclass(frozen=True)
 class BoxesAndPolygons(_Lists):
-    """The answer of open-vocabulary detection: boxes, polygons or both; `scores` are those of the boxes."""
+    """The answer of open-vocabulary detection: boxes, polygons or both.
+
+    `scores` and `confidences` are those of the boxes.
+    """
 
     bboxes: list[list[float]]
     bboxes_labels: list[str]
     polygons: list[list[list[float]]]
     polygons_labels: list[str]
     scores: list[float] | None = None
+    confidences: list[float] | None = None
+    polygons_confidences: list[float] | None = None
 
 
 Answer: TypeAlias = TextAnswer | Boxes | Quads | Polygons | BoxesAndPolygons

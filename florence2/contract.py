@@ -132,7 +132,8 @@ RESULT = Tensor(
     "RESULT", "STRING",
     help="JSON `{task: answer}`, with coordinates in pixels of the image as displayed. `scores`: for each box, exp of "
     "the mean log probability of its four location tokens. Neighboring locations share the probability, so correct "
-    "boxes have low scores too: use only their order, not a threshold",
+    "boxes have low scores too: use only their order, not a threshold. `confidences`: for each box, quad or outline, "
+    "the model's probability that its label is right and that its edges lie within 2 % of the image's side",
 )  # fmt: skip
 GENERATED_TEXT = Tensor("GENERATED_TEXT", "STRING", help="the generated text, location tokens kept")
 FINISH_REASON = Tensor("FINISH_REASON", "STRING", help="`stop`, or `length` if the answer was cut off")
@@ -167,6 +168,7 @@ TICKET = Tensor("TICKET", "INT64", help="admission: the decoder returns the tick
 PROMPT = Tensor("PROMPT", "STRING", direct_only=True, help="the prompt in words, for clients that call only this model")
 TOKENS = Tensor("TOKENS", "INT32", (-1,))
 LOG_PROBS = Tensor("LOG_PROBS", "FP32", (-1,))
+LOG_MASSES = Tensor("LOG_MASSES", "FP32", (-1,), help="of each token or, if it is a location, of those near it")
 
 
 def _optional(tensor: Tensor, **changes: Any) -> Tensor:
@@ -193,13 +195,14 @@ DECODER = Model(
         _optional(ANSWER_KEY, help="names the task in the metrics"),
         _optional(TICKET, help="from preprocess; clients that call only this model have none"),
     ),
-    (TOKENS, LOG_PROBS, FINISH_REASON, NUM_TOKENS, SEQUENCE_SCORE, NUM_PROMPT_TOKENS),
+    (TOKENS, LOG_PROBS, LOG_MASSES, FINISH_REASON, NUM_TOKENS, SEQUENCE_SCORE, NUM_PROMPT_TOKENS),
 )
 POSTPROCESS = Model(
     "postprocess",
     (
         TOKENS,
         LOG_PROBS,
+        _optional(LOG_MASSES, help="without them an answer has no confidences"),
         IMAGE_SIZE,
         ANSWER_KEY,
         # In the ensemble itself this wire would make Triton wait for postprocess even where a client asks only for an

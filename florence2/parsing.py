@@ -17,10 +17,11 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby, takewhile
-from typing import TypeAlias
+from itertools import accumulate, groupby, takewhile, zip_longest
+from typing import NamedTuple, TypeAlias
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
+from florence2.confidence import confidence, total
 from florence2.locations import LOCATION_TOKEN, location_of, to_pixel
 from florence2.tasks import Grammar
 
@@ -39,12 +40,24 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of text, or one structural token with its bin (locations) and log probability (if known)."""
+    """A piece of text, or one structural token with its bin (locations) and log probability (if known).
+
+    `log_mass`, if known: the sum of those of its tokens (see `beam.Candidate`).
+    """
 
     kind: Kind
     text: str
     location: int = 0
     log_prob: float | None = None
+    log_mass: float | None = None
+
+
+class Token(NamedTuple):
+    """A generated token: its text, decoded by itself, its log probability, and its log mass if known."""
+
+    text: str
+    log_prob: float
+    log_mass: float | None
 
 
 _CONTROL = ("<s>", "</s>", "<pad>")
@@ -55,35 +68,41 @@ _STRAY_MARKUP = re.compile(
 )
 
 
-def pieces_from_text(text: str, tokens: Sequence[tuple[str, float]] = ()) -> list[Piece]:
+def pieces_from_text(text: str, tokens: Sequence[Token] = ()) -> list[Piece]:
     """Return the pieces of decoded text without `<s>`, `</s>` and `<pad>`.
 
-    tokens: each token of the text, decoded by itself, with its log probability; without them, pieces have none. A token
-    that the model spelled out is as probable as all the tokens that spell it together.
+    tokens: those of the text; without them, pieces have no probabilities. A token that the model spelled out is as
+    probable as all the tokens that spell it together.
     """
     pieces = []
-    log_probs = _log_probs(tokens)
-    for part in filter(None, _TOKEN.split(text)):
+    for part, own in zip_longest(_TOKEN.split(text), _tokens_of_parts(tokens), fillvalue=()):
+        log_mass = total([token.log_mass for token in own])
+        if not part or part in _CONTROL:
+            continue
         if not _TOKEN.fullmatch(part):
-            pieces.append(Piece(Kind.TEXT, part))
-        elif part.startswith("<loc_"):
-            pieces.append(Piece(Kind.LOCATION, part, location_of(part), next(log_probs, None)))
-        elif part not in _CONTROL:
-            pieces.append(Piece(Kind(part), part, log_prob=next(log_probs, None)))
+            pieces.append(Piece(Kind.TEXT, part, log_mass=log_mass))
+            continue
+        log_prob = total([token.log_prob for token in own])
+        if part.startswith("<loc_"):
+            pieces.append(Piece(Kind.LOCATION, part, location_of(part), log_prob, log_mass))
+        else:
+            pieces.append(Piece(Kind(part), part, 0, log_prob, log_mass))
     return pieces
 
 
-def _log_probs(tokens: Sequence[tuple[str, float]]) -> Iterator[float]:
-    """Yield the log probability of each structural token.
+def _tokens_of_parts(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
+    """Yield the tokens of each part of the text: before, in and after each structural token.
 
     Half a character is garbled in a token decoded by itself, but structural tokens are ASCII: the same ones are found,
     in the same order, as in the whole text.
     """
-    ends = list(accumulate(len(text) for text, _ in tokens))
-    for match in _TOKEN.finditer("".join(text for text, _ in tokens)):
-        if match[0] not in _CONTROL:
-            first, last = bisect_right(ends, match.start()), bisect_left(ends, match.end())
-            yield sum(log_prob for _, log_prob in tokens[first : last + 1])
+    ends, done = list(accumulate(len(token.text) for token in tokens)), 0
+    for match in _TOKEN.finditer("".join(token.text for token in tokens)):
+        first, last = bisect_right(ends, match.start()), bisect_left(ends, match.end())
+        yield tokens[done:first]
+        yield tokens[first : last + 1]
+        done = last + 1
+    yield tokens[done:]
 
 
 def without_half_character(text: str) -> str:
@@ -114,77 +133,119 @@ def without_open_end(grammar: Grammar, pieces: Sequence[Piece]) -> Sequence[Piec
 def parse(grammar: Grammar, pieces: Sequence[Piece], size: Size, banned_phrases: Collection[str]) -> Answer:
     """Return the answer in pixels of an image of `size`. Never fail: leave out what fits no structure.
 
-    `banned_phrases` are dropped from phrase grounding. Boxes have scores if the log probabilities are known.
+    `banned_phrases` are dropped from phrase grounding. Boxes have scores if the log probabilities are known, and
+    everything located in the image has a confidence if the log masses are known.
     """
     match grammar:
         case Grammar.TEXT:
             return TextAnswer("".join(piece.text for piece in pieces).strip())
         case Grammar.OCR:
-            runs = [
-                (" ".join(_labels(text)), next(_location_stretches(run), [])) for text, run in _phrases(pieces) if text
-            ]
-            lines = [(line, stretch[:8]) for line, stretch in runs if len(stretch) >= 8]  # corners need a line
-            return Quads([_pixels(corners, size) for _, corners in lines], [line for line, _ in lines])
+            return _quads(pieces, size)
         case Grammar.LABELED_BOXES:
-            return _boxes(list(_labeled_corners(pieces)), size)
+            return _boxes(_labeled_corners(pieces), size)
         case Grammar.BARE_BOXES:
-            return _boxes([("", four) for _, run in _phrases(pieces) for four in _fours(run)], size)
+            bare = [_Located("", each.log_mass, four) for each in _phrases(pieces) for four in _fours(each.run)]
+            return _boxes(bare, size)
         case Grammar.GROUNDING:
-            found = _labeled_corners(pieces)
-            return _boxes([(label, corners) for label, corners in found if label not in banned_phrases], size)
+            return _boxes([each for each in _labeled_corners(pieces) if each.label not in banned_phrases], size)
         case Grammar.POLYGONS:
             return _polygons(pieces, size)
         case Grammar.BOXES_OR_POLYGONS:
             return _boxes_and_polygons(pieces, size)
 
 
-def _boxes(found: list[tuple[str, list[Piece]]], size: Size) -> Boxes:
+@dataclass(frozen=True)
+class _Phrase:
+    """A text, its log mass, and the structural pieces after it."""
+
+    text: str
+    log_mass: float | None
+    run: list[Piece]
+
+
+@dataclass(frozen=True)
+class _Located:
+    """A label and its locations: the corners of a box or quad, or an instance's points and separators."""
+
+    label: str
+    log_mass: float | None  # of the label
+    locations: list[Piece]
+
+
+def _confidences(found: Sequence[_Located]) -> list[float] | None:
+    """Return how sure the model is of each, if the log masses are known."""
+    masses = [[piece.log_mass for piece in each.locations if piece.kind is Kind.LOCATION] for each in found]
+    known = [confidence(each.log_mass, own) for each, own in zip(found, masses, strict=True)]
+    return [value for value in known if value is not None] if None not in known else None
+
+
+def _boxes(found: Sequence[_Located], size: Size) -> Boxes:
     """Return boxes, scored with exp of the mean log probability of their four locations if these are known."""
-    log_probs = [[piece.log_prob for piece in four if piece.log_prob is not None] for _, four in found]
-    known = all(len(four) == 4 for four in log_probs)
+    log_probs = [total([piece.log_prob for piece in box.locations]) for box in found]
+    known = [math.exp(log_prob / 4) for log_prob in log_probs if log_prob is not None]
     return Boxes(
-        [_pixels(four, size) for _, four in found],
-        [label for label, _ in found],
-        [math.exp(sum(four) / 4) for four in log_probs] if known else None,
+        [_pixels(box.locations, size) for box in found],
+        [box.label for box in found],
+        known if len(known) == len(found) else None,
+        _confidences(found),
     )
+
+
+def _quads(pieces: Sequence[Piece], size: Size) -> Quads:
+    """Return the lines of text that have all their corners."""
+    lines = []
+    for phrase in _phrases(pieces):
+        corners = next(_location_stretches(phrase.run), [])[:8]
+        if phrase.text and len(corners) == 8:  # corners need a line
+            lines.append(_Located(" ".join(_labels(phrase.text)), phrase.log_mass, corners))
+    return Quads([_pixels(line.locations, size) for line in lines], [line.label for line in lines], _confidences(lines))
 
 
 def _polygons(pieces: Sequence[Piece], size: Size) -> Polygons:
     """Return the instances between the polygon marks of a run, or the whole run if it has none, with empty labels."""
-    instances: list[list[Piece]] = []
-    for _, run in _phrases(pieces):
-        parts = _parts(run)
+    instances: list[_Located] = []
+    for phrase in _phrases(pieces):
+        parts = _parts(phrase.run)
         marked = [part for inside, part in parts if inside]
-        instances += marked or [part for _, part in parts]
-    polygons = [outlines for outlines in (_outlines(part, size) for part in instances) if outlines]
-    return Polygons(polygons, [""] * len(polygons))
+        instances += [_Located("", phrase.log_mass, part) for part in marked or [part for _, part in parts]]
+    found = [instance for instance in instances if _outlines(instance.locations, size)]
+    polygons = [_outlines(instance.locations, size) for instance in found]
+    return Polygons(polygons, [""] * len(polygons), _confidences(found))
 
 
 def _boxes_and_polygons(pieces: Sequence[Piece], size: Size) -> BoxesAndPolygons:
     """Return locations between polygon marks as polygons, and all others as boxes."""
-    corners: list[tuple[str, list[Piece]]] = []
-    instances: list[tuple[str, list[list[float]]]] = []
-    for text, run in _phrases(pieces):
-        labels = _labels(text)
-        for inside, part in _parts(run):
+    corners: list[_Located] = []
+    instances: list[_Located] = []
+    for phrase in _phrases(pieces):
+        labels = _labels(phrase.text)
+        for inside, part in _parts(phrase.run):
             if not inside:
-                corners += [(label, four) for four in _fours(part) for label in labels]
-            elif outlines := _outlines(part, size):
-                instances += [(label, outlines) for label in labels]
-    boxes = _boxes(corners, size)
-    polygons, polygons_labels = [outlines for _, outlines in instances], [label for label, _ in instances]
-    return BoxesAndPolygons(boxes.bboxes, boxes.labels, polygons, polygons_labels, boxes.scores)
+                corners += [_Located(label, phrase.log_mass, four) for four in _fours(part) for label in labels]
+            elif _outlines(part, size):
+                instances += [_Located(label, phrase.log_mass, part) for label in labels]
+    boxes, confidences = _boxes(corners, size), _confidences([*corners, *instances])
+    return BoxesAndPolygons(
+        boxes.bboxes,
+        boxes.labels,
+        [_outlines(instance.locations, size) for instance in instances],
+        [instance.label for instance in instances],
+        boxes.scores,
+        None if confidences is None else confidences[: len(corners)],
+        None if confidences is None else confidences[len(corners) :],
+    )
 
 
-def _phrases(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece]]]:
+def _phrases(pieces: Sequence[Piece]) -> Iterator[_Phrase]:
     """Yield each text with the run of structural pieces after it, except unfinished runs of fewer than four."""
-    text = ""
+    text: list[Piece] = []
     for is_text, group in groupby(pieces, lambda piece: piece.kind is Kind.TEXT):
         stretch = list(group)
         if is_text:
-            text = "".join(piece.text for piece in stretch)
+            text = stretch
         elif len(stretch) >= 4:
-            yield text, stretch
+            log_mass = total([piece.log_mass for piece in text]) if text else 0.0
+            yield _Phrase("".join(piece.text for piece in text), log_mass, stretch)
 
 
 def _parts(run: list[Piece]) -> list[tuple[bool, list[Piece]]]:
@@ -204,11 +265,13 @@ def _location_stretches(run: list[Piece]) -> Iterator[list[Piece]]:
             yield list(group)
 
 
-def _labeled_corners(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[Piece]]]:
-    for text, run in _phrases(pieces):
-        for four in _fours(run):
-            for label in _labels(text):
-                yield label, four
+def _labeled_corners(pieces: Sequence[Piece]) -> list[_Located]:
+    return [
+        _Located(label, phrase.log_mass, four)
+        for phrase in _phrases(pieces)
+        for four in _fours(phrase.run)
+        for label in _labels(phrase.text)
+    ]
 
 
 def _fours(run: list[Piece]) -> Iterator[list[Piece]]:

@@ -14,7 +14,7 @@ import tokenizers
 
 from florence2.config import LOCATION_BINS
 from florence2.errors import CheckpointError
-from florence2.parsing import Piece, pieces_from_text
+from florence2.parsing import Piece, Token, pieces_from_text
 
 LOWEST_LOG_PROB = -9999.0  # in JSON, which has no infinity
 _LEFT_OUT = ("<s>", "</s>", "<pad>")
@@ -48,9 +48,13 @@ class Tokenizer:
         kept = [id for id in ids if id not in self._left_out]
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
-    def pieces(self, ids: Sequence[int], log_probs: Sequence[float]) -> list[Piece]:
-        """Return generated ids, each with its log probability, as pieces for the parser."""
-        tokens = [(self._decode_one(id), log_prob) for id, log_prob in zip(ids, log_probs, strict=True)]
+    def pieces(
+        self, ids: Sequence[int], log_probs: Sequence[float], log_masses: Sequence[float] | None = None
+    ) -> list[Piece]:
+        """Return generated ids, each with its log probability and log mass if known, as pieces for the parser."""
+        masses: Sequence[float | None] = log_masses or [None] * len(ids)
+        given = zip(ids, log_probs, masses, strict=True)
+        tokens = [Token(self._decode_one(id), prob, mass) for id, prob, mass in given if id not in self._left_out]
         return pieces_from_text(self.decode(ids), tokens)
 
     def log_probs_as_json(self, ids: Sequence[int], log_probs: Sequence[float]) -> str:

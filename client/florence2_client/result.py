@@ -102,7 +102,7 @@ class Result(Located, Generic[AnswerT]):
         `parsed`: the boxes and outlines that a text answer contains, in the shape of open-vocabulary detection.
 
         >>> list(client.detect("scene.png").to_dict()["answer"])
-        ['bboxes', 'labels', 'scores']
+        ['bboxes', 'labels', 'scores', 'confidences']
         """
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.compare}
         values |= {"answer": self.answer.to_json(), "image_size": list(self.image_size)}

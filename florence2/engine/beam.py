@@ -22,12 +22,17 @@ LOWEST = -3e38  # about the lowest float32
 
 
 class Candidate(NamedTuple):
-    """A continuation: `score` is the hypothesis' sum of log-probs with this token, `log_prob` the token's own."""
+    """A continuation: `score` is the hypothesis' sum of log-probs with this token, `log_prob` the token's own.
+
+    `log_mass` is the log of the probability that the model itself, before any rule, gives to the token; of a location
+    token, to all locations at most `locations.NEAR` bins away.
+    """
 
     score: float
     beam: int
     token: int
     log_prob: float
+    log_mass: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,16 @@ class Hypothesis:
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]  # of all tokens but the start token
     score: float  # sum of log_probs, in the float32 arithmetic of the logits
+    log_masses: tuple[float, ...] = ()  # of the same tokens
 
     def extend(self, candidate: Candidate) -> Hypothesis:
         """Return this hypothesis with one more token."""
-        return Hypothesis((*self.tokens, candidate.token), (*self.log_probs, candidate.log_prob), candidate.score)
+        return Hypothesis(
+            (*self.tokens, candidate.token),
+            (*self.log_probs, candidate.log_prob),
+            candidate.score,
+            (*self.log_masses, candidate.log_mass),
+        )
 
 
 Finished: TypeAlias = "tuple[float, Hypothesis]"  # the final score first
@@ -49,12 +60,13 @@ Top: TypeAlias = Callable[["list[float]", int], "list[int]"]
 
 @dataclass(frozen=True)
 class Generation:
-    """The answer: generated tokens without the start token, `<s>` and `</s>` included, and their log-probs."""
+    """The answer: generated tokens without the start token, `<s>` and `</s>` included, and the numbers of each."""
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float  # sum of log_probs / len(tokens) ** length_penalty
     finish_reason: Literal["stop", "length", ""]  # empty for a partial answer
+    log_masses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,7 @@ class Search(ABC):
         """Return the answer, once `advance` has returned None."""
         score, best = self.finished[0]
         reason: Literal["stop", "length"] = "length" if len(best.tokens) == self.max_length else "stop"
-        return Generation(best.tokens[1:], best.log_probs, score, reason)
+        return Generation(best.tokens[1:], best.log_probs, score, reason, best.log_masses)
 
     def _is_complete(self, hypothesis: Hypothesis) -> bool:
         return hypothesis.tokens[-1] == self.tokens.eos or len(hypothesis.tokens) >= self.max_length
@@ -147,8 +159,8 @@ class GreedySearch(Search):
 
     def so_far(self) -> Generation:
         """Return the answer as if it ended with the newest token; there must be one."""
-        hypothesis = self.running[0]
-        return Generation(hypothesis.tokens[1:], hypothesis.log_probs, self._final_score(hypothesis), "")
+        newest = self.running[0]
+        return Generation(newest.tokens[1:], newest.log_probs, self._final_score(newest), "", newest.log_masses)
 
 
 class BeamSearch(Search):

@@ -21,6 +21,7 @@ import triton_python_backend_utils as pb_utils
 from florence2 import errors
 from florence2.config import ModelConfig
 from florence2.contract import INPUTS, OPTIONS, GenerationOptions
+from florence2.engine.beam import Generation
 from florence2.engine.metrics import Kind, Metric, Sample, Series
 from florence2.prompts import MAX_CHARACTERS
 from florence2.triton.admission import NO_TICKET, Tickets
@@ -53,22 +54,22 @@ class Arguments:
         return int(self._parameters[name]["string_value"])
 
 
-def array(request: Any, name: str) -> np.ndarray | None:
-    """Return a private copy of an input tensor, or None if the request leaves it out."""
+def array(request: Any, name: str, most: int | None = None) -> np.ndarray | None:
+    """Return a private copy of an input tensor, or None if the request leaves it out.
+
+    Raises InvalidRequest if it has more than `most` elements: clients can call each model by itself, and one huge
+    tensor must not keep the others waiting.
+    """
     tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy()
+    value = None if tensor is None else tensor.as_numpy()
+    if most is not None and value is not None and value.size > most:
+        raise errors.InvalidRequest(f"{name} has {value.size:,} elements; at most {most:,} are accepted")
+    return value
 
 
 def required(request: Any, name: str, most: int | None = None) -> np.ndarray:
-    """Return a private copy of an input tensor.
-
-    Raises InvalidRequest if the request leaves it out, or if it has more than `most` elements: clients can call each
-    model by itself, and one huge tensor must not keep the others waiting.
-    """
-    value = _present(array(request, name), name)
-    if most is not None and value.size > most:
-        raise errors.InvalidRequest(f"{name} has {value.size:,} elements; at most {most:,} are accepted")
-    return value
+    """Return a private copy of an input tensor. Raises InvalidRequest as `array` does, or if it is left out."""
+    return _present(array(request, name, most), name)
 
 
 def required_scalar(request: Any, name: str) -> Any:
@@ -120,6 +121,18 @@ def generation_options(request: Any, config: ModelConfig, *, greedy: bool = Fals
             )
         given["num_beams"] = 1
     return config.generation_options(**given)
+
+
+def generation_tensors(generation: Generation) -> Outputs:
+    """Return the decoder's outputs for an answer, complete or not."""
+    return {
+        "TOKENS": np.array(generation.tokens, np.int32),
+        "LOG_PROBS": np.array(generation.log_probs, np.float32),
+        "LOG_MASSES": np.array(generation.log_masses, np.float32),
+        "FINISH_REASON": strings(generation.finish_reason),
+        "NUM_TOKENS": np.array([len(generation.tokens)], np.int32),
+        "SEQUENCE_SCORE": np.array([generation.score], np.float32),
+    }
 
 
 def require_no_parameters(request: Any) -> None:

@@ -20,7 +20,7 @@ from transformers import Florence2ForConditionalGeneration
 from tritonclient.utils import InferenceServerException
 
 from florence2.contract import OPTIONS
-from florence2.tasks import TASKS
+from florence2.tasks import TASKS, Grammar
 from tests.reference import DEMO, processor
 from tests.unit.test_model_repository import CONTRACT_OUTPUTS
 from tools.toy_model import evaluate, scenes
@@ -109,7 +109,8 @@ def test_every_task_answers_as_transformers(server, transformers_model, token, s
 
 def without_scores(result: dict) -> dict:
     [(task, answer)] = result.items()
-    return {task: {k: v for k, v in answer.items() if k != "scores"} if isinstance(answer, dict) else answer}
+    ours = ("scores", "confidences", "polygons_confidences")
+    return {task: {k: v for k, v in answer.items() if k not in ours} if isinstance(answer, dict) else answer}
 
 
 def truncated(value):
@@ -184,6 +185,20 @@ def test_scores_are_the_mean_location_log_probs(server):
     boxes = json.loads(ask(server, png(scene_image(SEEDS[0])), "<OD>")["RESULT"])["<OD>"]
     assert len(boxes["scores"]) == len(boxes["bboxes"]) > 0
     assert all(0 < score <= 1 for score in boxes["scores"])
+
+
+@pytest.mark.parametrize("token", [token for token in TASKS if TASKS[token].grammar is not Grammar.TEXT])
+def test_everything_located_has_a_confidence(server, token):
+    """Next to its label, in every task, with greedy and with beam search."""
+    seed, lists = SEEDS[0], {"confidences": ("labels", "bboxes_labels"), "polygons_confidences": ("polygons_labels",)}
+    image, text = png(scene_image(seed)), examples(seed)[token].input
+    for beams in (1, 3):
+        answer = json.loads(ask(server, image, token, text, NUM_BEAMS=beams)["RESULT"])[token]
+        for name, labels in lists.items():
+            if name in answer:
+                assert len(answer[name]) == len(next(answer[each] for each in labels if each in answer))
+                assert all(0 < each <= 1 for each in answer[name])
+        assert answer["confidences"] or answer.get("polygons_confidences")
 
 
 def test_images_are_understood_in_every_wrapping(server):
@@ -339,6 +354,8 @@ def test_hostile_tensors_sent_straight_to_the_decoder_are_refused(server):
         {"LOG_PROBS": np.zeros(2, np.float32)},
         {"LOG_PROBS": np.array([0, np.nan, 0], np.float32)},
         {"LOG_PROBS": np.array([0, 3000, 0], np.float32)},
+        {"LOG_MASSES": np.zeros(2, np.float32)},
+        {"LOG_MASSES": np.array([0, np.nan, 0], np.float32)},
         {"TOKENS": np.array([0, -1, 2], np.int32)},
         {"TOKENS": np.array([0, 2**31 - 1, 2], np.int32)},
         {"IMAGE_SIZE": np.array([0, 0], np.int32)},

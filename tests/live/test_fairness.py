@@ -99,6 +99,7 @@ HUGE = np.zeros(1_000_000, np.int32)
 ODD = {
     "postprocess, tokens": ("florence2_postprocess", {"TOKENS": HUGE, "LOG_PROBS": HUGE.astype(np.float32)}),
     "postprocess, log-probs": ("florence2_postprocess", {"LOG_PROBS": HUGE.astype(np.float32)}),
+    "postprocess, log masses": ("florence2_postprocess", {"LOG_MASSES": HUGE.astype(np.float32)}),
     "postprocess, key": ("florence2_postprocess", {"ANSWER_KEY": np.array([b"x" * 2_000_000], np.object_)}),
     "postprocess, size": ("florence2_postprocess", {"IMAGE_SIZE": np.array([-(2**31), 2**31 - 1], np.int32)}),
     "decoder, prompt": ("florence2_decoder", tensors(prompt=np.zeros(3_000_000, np.int32))),

@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from florence2.config import ModelConfig
+from florence2.config import LOCATION_BINS, ModelConfig, TokenConfig
 from florence2.engine.backend import Backend, Span, cache_bytes
 from florence2.engine.bart import LanguageModel, Prefill, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cpu.cache import PackedCache
-from florence2.engine.cpu.kernels.layout import Batch, Scratch
+from florence2.engine.cpu.kernels.layout import Batch, Scratch, Vocabulary
 from florence2.engine.cpu.kernels.step import decode
 from florence2.engine.cpu.packing import as_array, pack_decoder, whole_vectors
+from florence2.locations import NEAR
 
 
 class CpuBackend(Backend):
@@ -34,7 +35,7 @@ class CpuBackend(Backend):
     def __init__(self, model: LanguageModel, config: ModelConfig, rows: int) -> None:
         text, dtype = config.text, self.cache_dtype(model)
         self.rows, self.cache_bytes = rows, cache_bytes(config, dtype)
-        self._known_tokens, self._vocabulary = config.tokens.known, text.vocab_size
+        self._vocabulary, self._size = vocabulary_of(config.tokens), text.vocab_size
         self._encoder = TextEncoder(model)
         self._weights = pack_decoder(model)
         self.cache = PackedCache(config, rows, dtype)
@@ -55,7 +56,7 @@ class CpuBackend(Backend):
 
     def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
         batch = batch_of(searches, spans)
-        step = (np.zeros(1, np.int64), self._weights, self._known_tokens, self._cache_arrays, batch, self.scratch)
+        step = (np.zeros(1, np.int64), self._weights, self._vocabulary, self._cache_arrays, batch, self.scratch)
         for steps in self._helpers:
             steps.put(step)
         decode(0, self.threads, *step)  # returns when all threads have done their shares
@@ -66,17 +67,17 @@ class CpuBackend(Backend):
 
     def _candidates(self, searches: Sequence[Search]) -> list[list[Candidate]]:
         rows = sum(len(search.running) for search in searches)
-        parts = self.scratch.best_sums, self.scratch.best_places, self.scratch.best_log_probs
+        scratch = self.scratch
+        parts = scratch.best_sums, scratch.best_places, scratch.best_log_probs, scratch.best_log_masses
         best = zip(*(part[: 2 * rows].tolist() for part in parts), strict=True)
         found = []
         for search in searches:
             theirs = [
-                Candidate(score, place // self._vocabulary, place % self._vocabulary, log_prob)
-                for score, place, log_prob in itertools.islice(best, 2 * len(search.running))
+                Candidate(score, place // self._size, place % self._size, log_prob, log_mass)
+                for score, place, log_prob, log_mass in itertools.islice(best, 2 * len(search.running))
             ]
             if len(search.running) == 1:
-                _, beam, token, log_prob = theirs[0]
-                theirs = [Candidate(search.running[0].score + log_prob, beam, token, log_prob)]
+                theirs = [theirs[0]._replace(score=search.running[0].score + theirs[0].log_prob)]
             found.append(theirs)
         return found
 
@@ -95,12 +96,16 @@ class CpuBackend(Backend):
             attended=_zeros(rows, width),
             widened=_zeros(rows, inner),
             change=_zeros(rows, whole_vectors(d_model)),
-            logits=_zeros(rows, whole_vectors(self._vocabulary)),
+            logits=_zeros(rows, whole_vectors(self._size)),
             largest=_zeros(rows),
             log_sums=_zeros(rows),
+            raw_logits=_zeros(rows, self._size),
+            raw_largest=_zeros(rows),
+            raw_log_sums=_zeros(rows),
             best_sums=_zeros(2 * rows),
             best_places=_zeros(2 * rows, dtype=torch.int64),
             best_log_probs=_zeros(2 * rows),
+            best_log_masses=_zeros(2 * rows),
         )
 
 
@@ -114,6 +119,11 @@ def _help(thread: int, threads: int, steps: SimpleQueue[tuple[Any, ...] | None])
 def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> NDArray[Any]:
     """Return zeros that begin at a cache line, as numpy's do not: reading a vector across two lines takes two reads."""
     return as_array(torch.zeros(shape, dtype=dtype))
+
+
+def vocabulary_of(tokens: TokenConfig) -> Vocabulary:
+    """Return what the kernels need of the tokens' ids."""
+    return Vocabulary(tokens.known, tokens.first_location, tokens.first_location + LOCATION_BINS - 1, NEAR)
 
 
 def batch_of(searches: Sequence[Search], spans: Sequence[Span]) -> Batch:

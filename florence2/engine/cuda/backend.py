@@ -48,7 +48,7 @@ class CudaBackend(Backend):
         dtype = self.cache_dtype(model)
         self.rows, self.cache_bytes = rows, cache_bytes(config, dtype)
         self.cache = PaddedCache(config, rows, dtype, model.device)
-        self._known_tokens = config.tokens.known
+        self._tokens = config.tokens
         self._encoder = TextEncoder(model)
         self.decoder = PaddedDecoder(model)
         self._steps: dict[Shape, PaddedStep] = {}
@@ -109,7 +109,7 @@ class CudaBackend(Backend):
 
     def _step_of(self, shape: Shape) -> PaddedStep:
         if shape not in self._steps:
-            self._steps[shape] = PaddedStep(self.cache, self.decoder.vocabulary, self._known_tokens, shape)
+            self._steps[shape] = PaddedStep(self.cache, self.decoder.vocabulary, self._tokens, shape)
         return self._steps[shape]
 
     def _encoder_bucket(self, length: int) -> int:

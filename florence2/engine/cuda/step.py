@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from florence2.config import LOCATION_BINS, TokenConfig
 from florence2.engine.backend import Span
 from florence2.engine.bart import DecoderLayer, LanguageModel, PackedLayer
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.linear import pack
+from florence2.locations import NEAR
 
 GROUP = 128  # log-probs of which only the largest is looked at first
 SMALL = 4096  # so few log-probs are searched at once
@@ -65,9 +67,9 @@ class PaddedStep:
     Its tensors keep their addresses and shapes whatever it is filled with.
     """
 
-    def __init__(self, cache: PaddedCache, vocabulary: int, known_tokens: int, shape: Shape) -> None:
+    def __init__(self, cache: PaddedCache, vocabulary: int, tokens: TokenConfig, shape: Shape) -> None:
         self.cache, self.shape = cache, shape
-        self._vocabulary, self._known_tokens = vocabulary, known_tokens
+        self._vocabulary, self._tokens = vocabulary, tokens
         rows, slots, beams, _, _, rules = shape
         by_row = ("tokens", "positions", "parents", "forced", "greedy", "places", "scores", "penalties")
         sizes = dict.fromkeys(by_row, rows) | {
@@ -78,8 +80,9 @@ class PaddedStep:
         }
         self.inputs = Inputs(sizes, ("scores", "penalties"), cache.device)
         self._row_index = torch.arange(rows, device=cache.device)
-        self._best = torch.zeros(3, rows, 2 * beams, device=cache.device)
-        best = torch.zeros(3, rows, 2 * beams)
+        self._offsets = torch.arange(-NEAR, NEAR + 1, device=cache.device)
+        self._best = torch.zeros(4, rows, 2 * beams, device=cache.device)
+        best = torch.zeros(4, rows, 2 * beams)
         self._best_on_host = best.pin_memory() if cache.device.type == "cuda" else best
         self._masks: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
         self.fill([], [])
@@ -154,7 +157,8 @@ class PaddedStep:
         """
         inputs, rows, size = self.inputs.device, self.shape.rows, self._vocabulary
         greedy = inputs["greedy"][:, None] > 0
-        scores = F.pad(torch.where(greedy, logits, logits.log_softmax(-1)), (0, 1))  # the last column is no token
+        raw = logits.log_softmax(-1)
+        scores = F.pad(torch.where(greedy, logits, raw), (0, 1))  # the last column is no token
         penalized = inputs["penalized"].long().view(rows, -1)
         chosen, penalties = scores.gather(1, penalized), inputs["penalties"][:, None]
         scores = scores.scatter(1, penalized, torch.where(chosen < 0, chosen * penalties, chosen / penalties))
@@ -164,32 +168,46 @@ class PaddedStep:
         scores = torch.where(forced < size, only, scores)
         log_probs = torch.where(greedy, scores.log_softmax(-1), scores)
         ranked = torch.where(greedy, scores, scores + inputs["scores"][:, None])
-        best, tokens = top_of_rows(ranked[:, : self._known_tokens], 2 * self.shape.beams)
-        torch.stack([best, tokens.float(), log_probs.gather(1, tokens)], out=self._best)
+        best, tokens = top_of_rows(ranked[:, : self._tokens.known], 2 * self.shape.beams)
+        found = best, tokens.float(), log_probs.gather(1, tokens), self.log_masses(raw, tokens)
+        torch.stack(found, out=self._best)
+
+    def log_masses(self, log_probs: Tensor, tokens: Tensor) -> Tensor:
+        """Return the log of the probability of each token or, of a location, of those near it: [R, 2K] -> [R, 2K]."""
+        first = self._tokens.first_location
+        last = min(first + LOCATION_BINS, self._vocabulary) - 1
+        near = tokens[:, :, None] + self._offsets  # [R, 2K, offsets]
+        are_locations = (near >= first) & (near <= last) & (tokens >= first)[:, :, None] & (tokens <= last)[:, :, None]
+        counted = are_locations | (self._offsets == 0)
+        probed = log_probs.gather(1, near.clamp(0, self._vocabulary - 1).flatten(1)).view_as(near)
+        return probed.where(counted, -math.inf).logsumexp(-1).clamp(max=0)
 
     def candidates(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
         """Bring the best continuations to the host, and return those of each search, best first."""
         self._best_on_host.copy_(self._best)
-        sums, tokens, log_probs = self._best_on_host.numpy()
+        found = self._best_on_host.numpy()
         return [
-            _of_search(search, *(part[span.rows.start : span.rows.stop] for part in (sums, tokens, log_probs)))
+            _of_search(search, found[:, span.rows.start : span.rows.stop])
             for search, span in zip(searches, spans, strict=True)
         ]
 
 
-def _of_search(search: Search, sums: NDArray[np.float32], tokens: NDArray[np.float32],
-               log_probs: NDArray[np.float32]) -> list[Candidate]:  # fmt: skip
-    """Return a search's candidates from the best continuations of its rows, [K, 2K at most] each, best first."""
+def _of_search(search: Search, found: NDArray[np.float32]) -> list[Candidate]:
+    """Return a search's candidates, best first.
+
+    found: sums, tokens, log-probs and log masses of the best continuations of its rows, [4, K, 2K at most].
+    """
+    sums = found[0]
     if len(sums) == 1:
-        log_prob = float(log_probs[0, 0])
-        return [Candidate(search.running[0].score + log_prob, 0, int(tokens[0, 0]), log_prob)]
+        _, token, log_prob, log_mass = found[:, 0, 0].tolist()
+        return [Candidate(search.running[0].score + log_prob, 0, int(token), log_prob, log_mass)]
     order = np.argsort(-sums, axis=None, kind="stable")[: 2 * len(sums)]  # equal sums in the order of rows and tokens
     if np.isnan(sums).any():  # argsort puts them last
         order[0] = np.isnan(sums).argmax()
-    best = zip(*(part.ravel()[order].tolist() for part in (sums, tokens, log_probs)), strict=True)
+    best = zip(*(part.ravel()[order].tolist() for part in found), strict=True)
     return [
-        Candidate(score, place // sums.shape[1], int(token), log_prob)
-        for place, (score, token, log_prob) in zip(order.tolist(), best, strict=True)
+        Candidate(score, place // sums.shape[1], int(token), log_prob, log_mass)
+        for place, (score, token, log_prob, log_mass) in zip(order.tolist(), best, strict=True)
     ]
 
 

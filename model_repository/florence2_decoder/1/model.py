@@ -58,25 +58,15 @@ class TritonPythonModel:
 
         def answer(outcome):
             if isinstance(outcome, Generation):
-                reply.send(outputs(outcome) | more)
+                reply.send(adapter.generation_tensors(outcome) | more)
             else:
                 reply.fail(outcome)
 
         def follow(so_far):
-            reply.send_so_far(outputs(so_far) | more)
+            reply.send_so_far(adapter.generation_tensors(so_far) | more)
 
-        limits = reply.deadline, reply.start_by
-        return Job(decoded, answer, reply.is_cancelled, *limits, task, follow if self.streams else None)
+        watched = reply.is_cancelled, reply.deadline, reply.start_by
+        return Job(decoded, answer, *watched, task, follow if self.streams else None)
 
     def finalize(self):
         self.worker.stop()
-
-
-def outputs(generation):
-    return {
-        "TOKENS": np.array(generation.tokens, np.int32),
-        "LOG_PROBS": np.array(generation.log_probs, np.float32),
-        "FINISH_REASON": adapter.strings(generation.finish_reason),
-        "NUM_TOKENS": np.array([len(generation.tokens)], np.int32),
-        "SEQUENCE_SCORE": np.array([generation.score], np.float32),
-    }

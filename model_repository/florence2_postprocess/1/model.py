@@ -22,11 +22,14 @@ class TritonPythonModel:
     def postprocess(self, request):
         tokens = adapter.required(request, "TOKENS", self.config.max_new_tokens)
         log_probs = adapter.required(request, "LOG_PROBS", self.config.max_new_tokens)
+        log_masses = adapter.array(request, "LOG_MASSES", self.config.max_new_tokens)
         size = adapter.required(request, "IMAGE_SIZE")
         key = adapter.required_text(request, "ANSWER_KEY")
         unfinished = adapter.text(request, "FINISH_REASON") == ""
-        self.check(tokens, log_probs, size)
-        pieces = self.tokenizer.pieces(tokens.tolist(), log_probs.tolist())
+        self.check(tokens, {"LOG_PROBS": log_probs, "LOG_MASSES": log_masses}, size)
+        pieces = self.tokenizer.pieces(
+            tokens.tolist(), log_probs.tolist(), None if log_masses is None else log_masses.tolist()
+        )
         grammar = self.config.grammar(key)
         text = self.tokenizer.decode(tokens.tolist())
         if unfinished:
@@ -39,13 +42,14 @@ class TritonPythonModel:
             "IMAGE_SIZE": size,
         }
 
-    def check(self, tokens, log_probs, size):
+    def check(self, tokens, logarithms, size):
         """Raise InvalidRequest on what the decoder would never send: clients can call this model without it."""
-        if len(tokens) != len(log_probs):
-            raise InvalidRequest("TOKENS and LOG_PROBS must have the same length")
         if not np.all((tokens >= 0) & (tokens < self.config.tokens.known)):
             raise InvalidRequest("TOKENS holds an id that is not in the vocabulary")
-        if not np.all(log_probs <= 0):
-            raise InvalidRequest("LOG_PROBS must be logarithms of probabilities, so 0 at most")
+        for name, values in logarithms.items():
+            if values is not None and len(tokens) != len(values):
+                raise InvalidRequest(f"TOKENS and {name} must have the same length")
+            if values is not None and not np.all(values <= 0):
+                raise InvalidRequest(f"{name} must be logarithms of probabilities, so 0 at most")
         if size.min() < 1:
             raise InvalidRequest("IMAGE_SIZE must be at least 1 x 1")

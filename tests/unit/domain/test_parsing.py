@@ -122,17 +122,18 @@ def test_tokens_are_read_as_their_text_is(grammar, text):
 def read(grammar, text, size=(1000, 1000)):
     """The answer by token ids, as the server reads it; tokens that the vocabulary lacks are spelled out."""
     ids = TOKENIZER.encode_prompt(text)
-    return parse(grammar, TOKENIZER.pieces(ids, [-1.0] * len(ids)), size, BANNED)
+    return parse(grammar, TOKENIZER.pieces(ids, [-1.0] * len(ids), [-1.0] * len(ids)), size, BANNED)
 
 
 @given(st.sampled_from(GRAMMARS_OF_LISTS), ugly)
 def test_locations_beyond_the_image_count_as_its_edges(grammar, text):
-    """However many tokens spell them, each counts as one; a score is the lower the more of them are unlikely."""
+    """However many tokens spell them, each counts as one; scores are the lower the more of them are unlikely."""
     clamped = re.sub("<loc_([0-9]+)>", lambda token: f"<loc_{min(int(token[1]), 999)}>", text)
     spelled, answer = read(grammar, text), read(grammar, clamped)
-    if hasattr(answer, "scores"):
-        assert all(low <= high for low, high in zip(spelled.scores, answer.scores, strict=True))
-        spelled, answer = dataclasses.replace(spelled, scores=None), dataclasses.replace(answer, scores=None)
+    for kind in {"scores", "confidences", "polygons_confidences"} & {*vars(answer)}:
+        lower, higher = getattr(spelled, kind), getattr(answer, kind)
+        assert all(low <= high + 1e-9 for low, high in zip(lower, higher, strict=True))
+        spelled, answer = dataclasses.replace(spelled, **{kind: None}), dataclasses.replace(answer, **{kind: None})
     assert spelled == answer
 
 
@@ -280,6 +281,50 @@ def test_a_score_is_the_geometric_mean_of_the_boxes_own_tokens(grammar):
     assert parse(grammar, banned, (10, 10), BANNED).scores[-1] == 1.0
 
 
+def weighed(*tokens):
+    """Pieces of (text, probability mass) pairs."""
+    return [dataclasses.replace(pieces_from_text(text)[0], log_mass=math.log(mass)) for text, mass in tokens]
+
+
+FOUR_MASSES = [("<loc_1>", 0.9), ("<loc_2>", 0.8), ("<loc_3>", 0.5), ("<loc_4>", 1.0)]  # 0.36 together
+
+
+@pytest.mark.parametrize("grammar", [Grammar.LABELED_BOXES, Grammar.GROUNDING, Grammar.BOXES_OR_POLYGONS])
+def test_a_confidence_is_the_probability_of_the_label_and_the_four_edges(grammar):
+    """Each box of a label counts the label, but neither another box nor a dropped phrase nor leftover locations."""
+    cat = weighed(("cat", 0.5), *FOUR_MASSES, *[("<loc_7>", 1.0)] * 4, ("<loc_9>", 0.1), ("dog", 0.1), *FOUR_MASSES)
+    assert parse(grammar, cat, (10, 10), BANNED).confidences == pytest.approx([0.18, 0.5, 0.036])
+    if grammar is Grammar.GROUNDING:
+        banned = weighed(("it", 0.1), *FOUR_MASSES, ("cat", 0.5), *FOUR_MASSES)
+        assert parse(grammar, banned, (10, 10), BANNED).confidences == pytest.approx([0.18])
+
+
+def test_the_confidence_of_a_proposal_is_that_of_its_edges():
+    """There is no label to doubt."""
+    assert parse(Grammar.BARE_BOXES, weighed(*FOUR_MASSES), (10, 10), ()).confidences == pytest.approx([0.36])
+
+
+def test_outlines_are_not_doubted_for_their_length():
+    """The geometric mean of all points stands in for each of four edges; marks do not count."""
+    twice = [*FOUR_MASSES, ("<sep>", 0.01), *FOUR_MASSES]
+    assert parse(Grammar.OCR, weighed(("STOP", 0.5), *FOUR_MASSES, *FOUR_MASSES), (10, 10), ()).confidences == [
+        pytest.approx(0.18)
+    ]
+    assert parse(Grammar.POLYGONS, weighed(*twice), (10, 10), ()).confidences == pytest.approx([0.36])
+    mixed = weighed(("hat", 0.5), *FOUR_MASSES, ("<poly>", 0.01), *twice, ("</poly>", 0.01))
+    answer = parse(Grammar.BOXES_OR_POLYGONS, mixed, (10, 10), ())
+    assert (answer.confidences, answer.polygons_confidences) == (pytest.approx([0.18]), pytest.approx([0.18]))
+
+
+def test_the_mass_of_a_text_is_that_of_all_its_tokens():
+    """Between the locations; tokens that are no text, such as the forced `<s>`, do not count."""
+    ids = TOKENIZER.encode_prompt("a red STOP sign<loc_7>")
+    masses = [-(2.0**place) for place in range(len(ids))]
+    text, location = TOKENIZER.pieces(ids, masses, masses)
+    assert (text.log_mass, location.log_mass) == (sum(masses[1:-2]), masses[-2])
+    assert len(ids) > 5
+
+
 def test_scores_are_absent_where_log_probabilities_are_unknown():
     """No box has one, rather than some a made-up one."""
     assert parse(Grammar.LABELED_BOXES, pieces_from_text(f"a{CORNERS}"), (1000, 1000), ()) == Boxes([BOX], ["a"], None)
@@ -320,13 +365,15 @@ def test_an_answer_so_far_holds_only_what_stays(grammar, text):
     ids = TOKENIZER.encode_prompt(text)
     whole = read(grammar, text, SIZE).to_json()
     for end in range(len(ids) + 1):
-        pieces = TOKENIZER.pieces(ids[:end], [-1.0] * end)
+        pieces = TOKENIZER.pieces(ids[:end], [-1.0] * end, [-1.0] * end)
         so_far = parse(grammar, without_open_end(grammar, pieces), SIZE, ()).to_json()
+        outlines = ("polygons", "polygons_confidences" if "bboxes" in so_far else "confidences")
         for key, items in so_far.items():
+            if "polygons" in so_far and key in outlines:
+                assert len(items) <= len(whole[key])
             if key == "polygons":
-                pairs = zip(items, whole[key], strict=False)
-                assert len(items) <= len(whole[key]) and all(all_[: len(part)] == part for part, all_ in pairs)
-            else:
+                assert all(all_[: len(part)] == part for part, all_ in zip(items, whole[key], strict=False))
+            elif "polygons" not in so_far or key not in outlines:
                 assert items == whole[key][: len(items)]
 
 

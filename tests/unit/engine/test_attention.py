@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from florence2.config import TextConfig
+from florence2.config import TextConfig, TokenConfig
 from florence2.engine.backend import Span
 from florence2.engine.beam import Constraint, Hypothesis
 from florence2.engine.cpu.backend import batch_of
@@ -48,6 +48,9 @@ def random_spans(chance: random.Random) -> list[Span]:
     return spans
 
 
+TOKENS = TokenConfig(bos=0, pad=1, eos=2, decoder_start=2, first_location=3, known=40)
+
+
 def expected(queries, keys, values):
     """Return torch's attention: [H, E] over [H, S, E] -> [H, E]."""
     return scaled_dot_product_attention(queries[None, :, None], keys[None], values[None], scale=1.0)[0, :, 0]
@@ -56,7 +59,7 @@ def expected(queries, keys, values):
 def padded_attention(cache, spans, queries, keys, values):
     """Return what each live row gets from itself and from the encoder, [R, H, E] each."""
     places = [row for span in spans for row in span.rows]
-    step = PaddedStep(cache, 40, 40, Shape(ROWS, ROWS, beams=8, length=300, encoder_length=200, rules=16))
+    step = PaddedStep(cache, 40, TOKENS, Shape(ROWS, ROWS, beams=8, length=300, encoder_length=200, rules=16))
     step.fill([AnyToken([0] * len(span.rows)) for span in spans], spans)
     step.inputs.upload()
     step.begin()

@@ -23,6 +23,7 @@ from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
 from florence2.engine.weights import build_language_model, create_backend
+from florence2.locations import NEAR
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
 from florence2_export.language import language_tensors
 
@@ -65,6 +66,23 @@ class Reference:
         pixels = torch.randn(1, 3, image.height, image.width, generator=random)
         with torch.inference_mode():
             return self.model.get_image_features(pixels).pooler_output[0].numpy()
+
+    def log_masses(self, request: Request, tokens: tuple[int, ...]) -> list[float]:
+        """Return the log of what transformers' model gives, without rules, to each token and the locations near it."""
+        ids = self.checkpoint.config.tokens
+        prompt = self.model.get_input_embeddings()(torch.tensor([request.prompt_ids]))
+        inputs = torch.cat([torch.from_numpy(request.image_features)[None], prompt], dim=1)
+        given = torch.tensor([[ids.decoder_start, *tokens[:-1]]])
+        with torch.inference_mode():
+            encoded = self.model.model.language_model.encoder(inputs_embeds=inputs)
+            logits = self.model(encoder_outputs=encoded, decoder_input_ids=given).logits[0]
+        masses = []
+        for token, probabilities in zip(tokens, logits.double().softmax(-1), strict=True):
+            locations = probabilities[ids.first_location : ids.first_location + 1000]
+            place = token - ids.first_location
+            near = locations[max(0, place - NEAR) : place + NEAR + 1] if 0 <= place < 1000 else probabilities[token]
+            masses.append(float(near.sum().log()))
+        return masses
 
     def generate(self, request: Request) -> tuple[list[int], float | None]:
         """Return transformers' tokens without the start token, and its sequences_scores (None for greedy)."""
@@ -157,6 +175,16 @@ def test_at_least_so_many_tokens_and_a_penalty_on_repetitions(reference, backend
     for request, generation in zip(requests, reference.engine(backend).generate(requests), strict=True):
         assert len(generation.tokens) > request.options.min_new_tokens - 1
         assert_equal(reference, request, generation)
+
+
+@pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
+def test_log_masses_are_the_models_own_probabilities_of_the_answer(reference, backend):
+    """Token by token, through beams that moved, and whatever rules forbid, penalize or force."""
+    rules = [rule for rule in RULES if rule["repetition_penalty"] in (1.0, 1.3)]
+    requests = [request_of(reference, seed, **options) for seed, options in enumerate(rules)]
+    for request, generation in zip(requests, reference.engine(backend).generate(requests), strict=True):
+        expected = reference.log_masses(request, generation.tokens)
+        assert list(generation.log_masses) == pytest.approx(expected, abs=2e-3), request.options
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from florence2.config import TokenConfig
 from florence2.engine import scoring
 from florence2.engine.backend import Span
 from florence2.engine.beam import Candidate, Constraint, Hypothesis
-from florence2.engine.cpu.backend import batch_of
+from florence2.engine.cpu.backend import batch_of, vocabulary_of
 from florence2.engine.cpu.kernels.choice import choose
 from florence2.engine.cpu.kernels.layout import Scratch
 from florence2.engine.cuda.cache import PaddedCache
@@ -43,7 +44,13 @@ class Search:
         return self._constraints
 
 
-def compiled_candidates(searches: list[Search], logits: np.ndarray, known: int) -> list[list[tuple]]:
+def tokens_of(random: np.random.Generator, vocabulary: int) -> TokenConfig:
+    """Return ids for a vocabulary: its locations may begin and end anywhere."""
+    known, first_location = vocabulary - int(random.integers(7)), int(random.integers(vocabulary))
+    return TokenConfig(bos=0, pad=1, eos=2, decoder_start=2, first_location=first_location, known=known)
+
+
+def compiled_candidates(searches: list[Search], logits: np.ndarray, tokens: TokenConfig) -> list[list[tuple]]:
     """Return what `choose` finds; three threads share the requests, one after the other."""
     rows, vocabulary = logits.shape
     starts = itertools.accumulate((len(search.running) for search in searches), initial=0)
@@ -55,16 +62,25 @@ def compiled_candidates(searches: list[Search], logits: np.ndarray, known: int) 
         log_sums=np.zeros(rows, np.float32),
         best_sums=np.zeros(2 * rows, np.float32),
         best_places=np.zeros(2 * rows, np.int64),
+        raw_logits=np.zeros((rows, vocabulary), np.float32),
+        raw_largest=np.zeros(rows, np.float32),
+        raw_log_sums=np.zeros(rows, np.float32),
         best_log_probs=np.zeros(2 * rows, np.float32),
+        best_log_masses=np.zeros(2 * rows, np.float32),
     )
     for thread in range(3):
-        choose(thread, 3, vocabulary, known, batch, scratch)
+        choose(thread, 3, vocabulary, vocabulary_of(tokens), batch, scratch)
     found = []
     for span in spans:
         first, count = 2 * span.rows.start, 2 * len(span.rows) if len(span.rows) > 1 else 1
         found.append(
             [
-                (scratch.best_sums[i], scratch.best_places[i], scratch.best_log_probs[i])
+                (
+                    scratch.best_sums[i],
+                    scratch.best_places[i],
+                    scratch.best_log_probs[i],
+                    scratch.best_log_masses[i],
+                )
                 for i in range(first, first + count)
             ]
         )
@@ -76,21 +92,20 @@ def test_it_chooses_what_torch_does(seed):
     """The same tokens in the same order, though many logits are equal and so are many sums."""
     random = np.random.default_rng(seed)
     vocabulary = int(random.integers(130, 2000))
-    known = vocabulary - int(random.integers(7))
-    searches = [Search(random, known) for _ in range(random.integers(1, 6))]
+    tokens = tokens_of(random, vocabulary)
+    searches = [Search(random, tokens.known) for _ in range(random.integers(1, 6))]
     rows = sum(len(search.running) for search in searches)
     logits = random.integers(0, random.integers(2, 300), (rows, vocabulary)).astype(np.float32) / 8
-    expected = torch_choice.candidates(searches, torch.from_numpy(logits.copy()), known)
-    for best, ours, search in zip(expected, compiled_candidates(searches, logits, known), searches, strict=True):
-        assert [beam * vocabulary + token for _, beam, token, _ in best] == [place for _, place, _ in ours]
-        assert [log_prob for *_, log_prob in ours] == pytest.approx(
-            [candidate.log_prob for candidate in best], abs=1e-5
-        )
+    expected = torch_choice.candidates(searches, torch.from_numpy(logits.copy()), tokens)
+    for best, ours, search in zip(expected, compiled_candidates(searches, logits, tokens), searches, strict=True):
+        assert [each.beam * vocabulary + each.token for each in best] == [place for _, place, *_ in ours]
+        for field, place in ("log_prob", 2), ("log_mass", 3):
+            assert [each[place] for each in ours] == pytest.approx([getattr(each, field) for each in best], abs=1e-5)
         if len(search.running) > 1:
             assert [score for score, *_ in ours] == pytest.approx([candidate.score for candidate in best], abs=1e-5)
 
 
-def padded_candidates(searches: list[Search], logits: np.ndarray, known: int) -> list[list[Candidate]]:
+def padded_candidates(searches: list[Search], logits: np.ndarray, tokens: TokenConfig) -> list[list[Candidate]]:
     """Return what a padded step chooses, with requests in rows apart from each other."""
     spans, row = [], 1
     for slot, search in enumerate(searches):
@@ -98,7 +113,7 @@ def padded_candidates(searches: list[Search], logits: np.ndarray, known: int) ->
         row += len(search.running) + slot % 2
     shape = Shape(row, len(searches), max(len(search.running) for search in searches), 1, 1, rules=20)
     vocabulary = logits.shape[1]
-    step = PaddedStep(PaddedCache(CONFIG, row, torch.float32, torch.device("cpu")), vocabulary, known, shape)
+    step = PaddedStep(PaddedCache(CONFIG, row, torch.float32, torch.device("cpu")), vocabulary, tokens, shape)
     step.fill(searches, spans)
     step.inputs.upload()
     padded = torch.zeros(row, vocabulary)
@@ -112,17 +127,17 @@ def test_a_padded_step_chooses_what_torch_does(seed):
     """Different logits and scores: how equal ones are ordered depends on the device."""
     random = np.random.default_rng(seed)
     vocabulary = int(random.integers(130, 6000))
-    known = vocabulary - int(random.integers(7))
-    searches = [Search(random, known) for _ in range(random.integers(1, 6))]
+    tokens = tokens_of(random, vocabulary)
+    searches = [Search(random, tokens.known) for _ in range(random.integers(1, 6))]
     for search in searches:
         search.running = [Hypothesis((7,), (), float(random.standard_normal())) for _ in search.running]
     rows = sum(len(search.running) for search in searches)
     logits = random.standard_normal((rows, vocabulary), np.float32) * 3
-    expected = torch_choice.candidates(searches, torch.from_numpy(logits.copy()), known)
-    for best, ours in zip(expected, padded_candidates(searches, logits, known), strict=True):
+    expected = torch_choice.candidates(searches, torch.from_numpy(logits.copy()), tokens)
+    for best, ours in zip(expected, padded_candidates(searches, logits, tokens), strict=True):
         finite = [candidate for candidate in best if np.isfinite(candidate.log_prob)]  # the rest has no order
         assert [each[1:3] for each in ours[: len(finite)]] == [each[1:3] for each in finite]
-        for field in ("log_prob", "score"):
+        for field in ("log_prob", "log_mass", "score"):
             ours_by_field, theirs = ([getattr(each, field) for each in part] for part in (ours[: len(finite)], finite))
             assert ours_by_field == pytest.approx(theirs, abs=1e-5)
 
@@ -142,7 +157,7 @@ def test_a_padded_step_reports_nan_in_a_beam(beam):
     searches = [search for _ in range(99) if len((search := Search(random, 500)).running) == 3][:2]
     logits = random.standard_normal((6, 500)).astype(np.float32)
     logits[beam, 77] = np.nan
-    ill, healthy = padded_candidates(searches, logits, 500)
+    ill, healthy = padded_candidates(searches, logits, tokens_of(random, 500))
     assert np.isnan(ill[0].score) and not np.isnan(healthy[0].score)
 
 
@@ -153,7 +168,7 @@ def test_nan_in_a_beam_is_reported(beam):
     searches = [search for _ in range(99) if len((search := Search(random, 500)).running) == 3][:2]
     logits = random.standard_normal((6, 500)).astype(np.float32)
     logits[beam, 77] = np.nan
-    ill, healthy = compiled_candidates(searches, logits, 500)
+    ill, healthy = compiled_candidates(searches, logits, tokens_of(random, 500))
     assert np.isnan(ill[0][0]) and not np.isnan(healthy[0][0])
 
 

@@ -8,20 +8,25 @@ R rows of a step, K rows (beams) of one request, N requests with as many beams, 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from florence2.config import TokenConfig
 from florence2.engine.beam import Candidate, Constraint, Search
+from florence2.locations import NEAR
 
 
-def candidates(searches: Sequence[Search], logits: Tensor, known_tokens: int) -> list[list[Candidate]]:
+def candidates(searches: Sequence[Search], logits: Tensor, tokens: TokenConfig) -> list[list[Candidate]]:
     """Return for each search the candidates of its `advance`, best first.
 
     logits: float32 [R, V], the rows in the order of the searches; they are overwritten.
     """
+    probabilities = logits.double().softmax(-1)  # of the model itself, without rules
     groups: defaultdict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))  # places and rows, by beams
     row = 0
     for place, search in enumerate(searches):
@@ -36,9 +41,22 @@ def candidates(searches: Sequence[Search], logits: Tensor, known_tokens: int) ->
         theirs = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
         constraints = [constraint for search in group for constraint in search.constraints()]
         score = _best_tokens if beams == 1 else _best_continuations
-        for place, best in zip(places, score(group, theirs, constraints, known_tokens), strict=True):
+        for place, best in zip(places, score(group, theirs, constraints, tokens.known), strict=True):
             found[place] = best
-    return found
+    starts = accumulate((len(search.running) for search in searches), initial=0)
+    return [
+        [each._replace(log_mass=_log_mass(probabilities[start + each.beam], each.token, tokens)) for each in best]
+        for start, best in zip(starts, found, strict=False)
+    ]
+
+
+def _log_mass(probabilities: Tensor, token: int, tokens: TokenConfig) -> float:
+    """Return the log of a token's probability, or of all locations' at most NEAR bins from it."""
+    location = token - tokens.first_location
+    if not 0 <= location < 1000:
+        return math.log(probabilities[token])
+    locations = probabilities[tokens.first_location : tokens.first_location + 1000]
+    return math.log(locations[max(0, location - NEAR) : location + NEAR + 1].sum())
 
 
 def _best_tokens(

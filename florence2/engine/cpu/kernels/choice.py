@@ -13,36 +13,52 @@ STRETCH = 128  # logits that are looked at together
 
 
 @compiled
-def choose(thread, threads, vocabulary, known, batch, scratch):
-    """Set scratch.best_sums, best_places and best_log_probs for this thread's requests, from scratch.logits."""
+def choose(thread, threads, size, vocabulary, batch, scratch):
+    """Set scratch.best_… for this thread's requests, from `size` scratch.logits of each row."""
     first, last = share(len(batch.slots), thread, threads)
     for n in range(first, last):
         start, stop = batch.starts[n], batch.starts[n + 1]
         for r in range(start, stop):
-            apply_rules(r, stop - start == 1, vocabulary, batch, scratch)
+            apply_rules(r, stop - start == 1, size, batch, scratch)
         found = 2 * start, 2 * start + (1 if stop - start == 1 else 2 * (stop - start))
-        find_best(start, stop, vocabulary, known, batch, scratch, *found)
+        find_best(start, stop, size, vocabulary.known, batch, scratch, *found)
         for i in range(*found):
-            r, token = start + scratch.best_places[i] // vocabulary, scratch.best_places[i] % vocabulary
+            r, token = start + scratch.best_places[i] // size, scratch.best_places[i] % size
             scratch.best_log_probs[i] = (scratch.logits[r, token] - scratch.largest[r]) - scratch.log_sums[r]
+            scratch.best_log_masses[i] = log_mass(r, token, vocabulary, scratch)
 
 
 @compiled
-def apply_rules(r, greedy, vocabulary, batch, scratch):
+def log_mass(r, token, vocabulary, scratch):
+    """Return the log of the probability, before the rules, of a token or of the locations near it."""
+    first, last = token, token
+    if vocabulary.first_location <= token <= vocabulary.last_location:
+        first = max(token - vocabulary.near, vocabulary.first_location)
+        last = min(token + vocabulary.near, vocabulary.last_location)
+    near = sum_of_exps(scratch.raw_logits[r, first : last + 1], scratch.raw_largest[r])
+    return min(np.log(near) - scratch.raw_log_sums[r], np.float32(0))
+
+
+@compiled
+def apply_rules(r, greedy, size, batch, scratch):
     """Apply the rules of row r to the logits of a greedy search, or to the log-probs of a beam search."""
-    logits = scratch.logits[r, :vocabulary]
+    logits = scratch.logits[r, :size]
     banned = batch.banned[batch.banned_starts[r] : batch.banned_starts[r + 1]]
     penalized = batch.penalized[batch.penalized_starts[r] : batch.penalized_starts[r + 1]]
+    scratch.raw_logits[r] = logits
+    largest = maximum(logits)
+    log_sum = np.log(sum_of_exps(logits, largest))
+    scratch.raw_largest[r], scratch.raw_log_sums[r] = largest, log_sum
     if batch.forced[r] >= 0:  # its log-prob is 0
         logits[:] = -np.inf
         logits[batch.forced[r]] = 0
         scratch.largest[r] = scratch.log_sums[r] = 0
         return
-    if greedy:
+    if greedy and (len(penalized) or len(banned)):
         penalize(logits, penalized, batch.penalties[r])
         ban(logits, banned)
-    largest = maximum(logits)
-    log_sum = np.log(sum_of_exps(logits, largest))
+        largest = maximum(logits)
+        log_sum = np.log(sum_of_exps(logits, largest))
     if len(penalized) and not greedy:
         for i in range(len(logits)):
             logits[i] = (logits[i] - largest) - log_sum
@@ -67,7 +83,7 @@ def ban(logits, tokens):
 
 
 @compiled
-def find_best(start, stop, vocabulary, known, batch, scratch, first, last):
+def find_best(start, stop, size, known, batch, scratch, first, last):
     """Set sums and places `first` up to `last` to the best of rows `start` up to `stop`, the best first.
 
     Ties fall as in torch.topk over all the sums side by side, which (unless V < 128) is std::partial_sort of GNU's
@@ -80,7 +96,7 @@ def find_best(start, stop, vocabulary, known, batch, scratch, first, last):
         less, log_sum, score = scratch.largest[r], scratch.log_sums[r], batch.beam_scores[r]
         if count == 1:  # greedy: compare the logits, which are more exact than their log-probs
             less = log_sum = score = np.float32(0)
-        offset, token = (r - start) * vocabulary, 0
+        offset, token = (r - start) * size, 0
         while filled < count and token < known:
             sums[filled], places[filled] = (logits[token] - less) - log_sum + score, offset + token
             filled, token = filled + 1, token + 1

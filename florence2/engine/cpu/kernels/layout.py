@@ -58,6 +58,15 @@ class Weights(NamedTuple):
     head: Product  # D -> V
 
 
+class Vocabulary(NamedTuple):
+    """The ids of tokens."""
+
+    known: int  # ids from here on are padding rows of the embedding, which are never chosen
+    first_location: int
+    last_location: int
+    near: int  # locations at most so far from each other count as the same place
+
+
 class CacheArrays(NamedTuple):
     """Keys and values, floats or upper halves; self-attention's by row, cross-attention's by slot."""
 
@@ -103,6 +112,10 @@ class Scratch(NamedTuple):
     logits: Floats  # [R, V or more]
     largest: Floats  # [R]; log_softmax is (logits - largest) - log_sums
     log_sums: Floats  # [R]
+    raw_logits: Floats  # [R, V], before the rules
+    raw_largest: Floats  # [R]
+    raw_log_sums: Floats  # [R]
     best_sums: Floats  # [2 * R], scores of the best continuations; those of request n begin at 2 * starts[n]
     best_places: Integers  # [2 * R], beam * V + token
     best_log_probs: Floats  # [2 * R], of the tokens
+    best_log_masses: Floats  # [2 * R], of the tokens and, if they are locations, those near them

@@ -17,11 +17,11 @@ def build_step(digest: int) -> Callable[..., None]:
     """Return `decode`, which closes over `digest`: when it differs, numba does not use what it kept on disk."""
 
     @kept_on_disk
-    def decode(thread, threads, arrived, weights, known, cache, batch, scratch):
+    def decode(thread, threads, arrived, weights, vocabulary, cache, batch, scratch):
         """Do this thread's share of a step.
 
-        At the end scratch.best_sums, best_places and best_log_probs hold the best continuations with tokens below
-        `known`: 2K for a request of K beams, one for a request of one. `arrived` [1]: zero at the start.
+        At the end scratch.best_… hold the best continuations with known tokens: 2K for a request of K beams, one for
+        a request of one. `arrived` [1]: zero at the start.
         """
         _ = digest
         rows = len(batch.rows)
@@ -55,7 +55,7 @@ def build_step(digest: int) -> Callable[..., None]:
             layer_norm(x, weights.final_norm, layer)
         multiply(thread, threads, weights.head, 0, x, scratch, scratch.logits)
         done = wait(arrived, done, threads)
-        choose(thread, threads, len(weights.embedding.tokens), known, batch, scratch)
+        choose(thread, threads, len(weights.embedding.tokens), vocabulary, batch, scratch)
         wait(arrived, done, threads)
 
     return decode
