@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.locations import LOCATION_TOKEN
 from florence2.parsing import parse, pieces_from_text
 from florence2.tasks import Grammar
+from florence2_client.masks import coco_mask, masks_of
 
 if TYPE_CHECKING:
     import supervision
@@ -116,13 +116,17 @@ def numbered(labels: Iterable[str], first: int = 0) -> dict[str, int]:
     return {label: number for number, label in enumerate(dict.fromkeys(labels), first)}
 
 
-def coco_dataset(objects: Sequence[Found], file_name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """Return a COCO data set of one image of `size` (width, height)."""
+def coco_dataset(
+    objects: Sequence[Found], file_name: str, size: tuple[int, int], *, rle: bool = False
+) -> dict[str, Any]:
+    """Return a COCO data set of one image of `size` (width, height); with `rle`, every object has a mask in RLE."""
     categories = numbered((found.label for found in objects), first=1)
     return {
         "images": [coco_image(1, file_name, size)],
         "annotations": [
-            {"id": number} | coco_annotation(found, 1, categories[found.label])
+            {"id": number}
+            | coco_annotation(found, 1, categories[found.label])
+            | (coco_mask(found, size) if rle else {})
             for number, found in enumerate(objects, 1)
         ],
         "categories": coco_categories(categories),
@@ -209,7 +213,7 @@ def supervision_detections(objects: Sequence[Found], size: tuple[int, int]) -> s
     scores = [found.score for found in objects]
     masks = None
     if any(found.shape is Shape.POLYGON for found in objects):
-        masks = np.stack([_mask(found, size) for found in objects])
+        masks = masks_of(objects, size)
     return supervision.Detections(
         xyxy=np.array([found.box for found in objects], dtype=np.float32),
         mask=masks,
@@ -217,15 +221,3 @@ def supervision_detections(objects: Sequence[Found], size: tuple[int, int]) -> s
         class_id=np.array([numbers[label] for label in labels]),
         data=data,
     )
-
-
-def _mask(found: Found, size: tuple[int, int]) -> np.ndarray[Any, Any]:
-    """Return a mask, bool [height, width]; that of a box fills it."""
-    mask = Image.new("1", size)
-    brush = ImageDraw.Draw(mask)
-    for polygon in found.polygons:
-        if len(polygon) >= 3:
-            brush.polygon(polygon, fill=1)
-    if not found.polygons:
-        brush.rectangle(found.box, fill=1)
-    return np.asarray(mask)
