@@ -23,6 +23,7 @@ from bench.gpu.harness import (
 )
 from florence2.engine.bart import Prefill
 from florence2.engine.cuda.backend import PREFILL_BATCH, CudaBackend
+from florence2.engine.cuda.memory import memory_of_graphs, memory_of_steps
 from florence2.engine.cuda.step import PaddedStep
 from florence2.engine.engine import Engine
 
@@ -31,19 +32,21 @@ WARM_UP = 6
 
 
 class TimedBackend(CudaBackend):
-    """Notes how long each capture takes."""
+    """Note how long the captures take, and how much of the device's memory."""
 
     def __init__(self, *arguments: Any) -> None:
         self.captures: dict[str, int] = {}
+        self.taken = 0
         super().__init__(*arguments)
 
     def _capture(self, step: PaddedStep) -> Callable[[], None]:
         torch.cuda.synchronize()
-        started = time.perf_counter()
+        started, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         run = super()._capture(step)
         torch.cuda.synchronize()
         shape = ", ".join(f"{size} {name}" for name, size in step.shape._asdict().items())
         self.captures[shape] = round((time.perf_counter() - started) * 1e3)
+        self.taken += free - torch.cuda.mem_get_info()[0]
         return run
 
 
@@ -95,6 +98,9 @@ def captures(report: Report, weights: dict[str, Tensor]) -> None:
     assert isinstance(engine.backend, TimedBackend)
     report("capture_ms", engine.backend.captures)
     report("memory_mib", {"before": before, "after": memory_mib("cuda")})
+    graphs, rows = len(engine.backend.captures), engine.backend.rows
+    estimated = memory_of_steps(config, rows, torch.float16) + memory_of_graphs(config, graphs)
+    report("steps_and_graphs_mib", {"taken": engine.backend.taken // 2**20, "estimated": estimated // 2**20})
 
 
 @torch.inference_mode()

@@ -73,6 +73,11 @@ class Backend(ABC):
     def cache_dtype(cls, model: LanguageModel) -> torch.dtype:
         """Return the type in which this backend keeps the keys and values of `model`."""
 
+    @classmethod
+    def memory_bytes(cls, model: LanguageModel, config: ModelConfig, rows: int) -> int:
+        """Return what a backend with so many rows takes of the budget: keys, values, and what else grows with it."""
+        return rows * sum(cache_bytes(config, cls.cache_dtype(model)))
+
     @abstractmethod
     def prefill(self, requests: Sequence[Prefill]) -> Generator[None, None, list[bool]]:
         """Encode images and prompts, and write the decoder's cross-attention keys and values into the requests' slots.

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from florence2.config import ModelConfig
-from florence2.engine.backend import Backend, cache_bytes
+from florence2.engine.backend import Backend
 from florence2.engine.bart import LanguageModel
 from florence2.errors import CheckpointError, ServerError
 
@@ -57,7 +57,7 @@ def create_backend(
 ) -> Backend:
     """Return the backend for the device that holds the model's weights, which it takes over.
 
-    With `memory_bytes` it has fewer than `rows` rows if their keys and values would take more, but at least one.
+    With `memory_bytes` it has fewer than `rows` rows if it would take more next to the weights, but at least one.
     """
     backend: type[Backend]
     if model.device.type == "cpu":  # imported here: a CPU needs numba, a GPU does not
@@ -65,5 +65,10 @@ def create_backend(
     else:
         from florence2.engine.cuda.backend import CudaBackend as backend
     if memory_bytes is not None:
-        rows = max(1, min(rows, memory_bytes // sum(cache_bytes(config, backend.cache_dtype(model)))))
+        rows = rows_within(memory_bytes, backend, model, config, rows)
     return backend(model, config, rows)
+
+
+def rows_within(memory_bytes: int, backend: type[Backend], model: LanguageModel, config: ModelConfig, rows: int) -> int:
+    """Return the number of rows, at most `rows` and at least one, that such a backend has room for."""
+    return next((few for few in range(rows, 1, -1) if backend.memory_bytes(model, config, few) <= memory_bytes), 1)

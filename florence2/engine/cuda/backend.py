@@ -19,6 +19,7 @@ from florence2.engine.backend import Backend, DeviceLost, Span, cache_bytes
 from florence2.engine.bart import LanguageModel, Prefill, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
+from florence2.engine.cuda.memory import memory_of_graphs, memory_of_prefill, memory_of_steps
 from florence2.engine.cuda.step import PaddedDecoder, PaddedStep, Shape
 
 ENCODER_BUCKET = 64  # positions: base's images and usual prompts have 580 to 640
@@ -27,6 +28,7 @@ MINIMUM_LENGTH = 64  # decoder positions
 MINIMUM_RULES = 16  # tokens that a rule names for one row
 PREFILL_BATCH = 32  # requests that are encoded together: as many as 96 rows hold with 3 beams
 HIGH_PRIORITY = -1  # of a stream; 0 is the default, and lower numbers come first
+GRAPHS = 64  # at most, so that their memory can be counted; those of short answers are about ten
 WARM_UP = 2  # runs before a capture, in which libraries allocate what a graph may not
 # How long another thread may keep the interpreter. Python's default, 5 ms, is longer than a step.
 SWITCH_SECONDS = 0.0005
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 class CudaBackend(Backend):
     """Decode with one graph for each shape: the usual ones are captured at once, others when they are first needed.
 
+    At most GRAPHS are kept; the one that was not used for longest makes room for another.
     Rows, slots, beams, decoder positions and tokens of rules come in powers of two, encoder positions in multiples of
     ENCODER_BUCKET. cuBLAS may choose other kernels for other numbers of rows, so on a GPU the last bits of a request's
     numbers can depend on how many others there are.
@@ -67,6 +70,15 @@ class CudaBackend(Backend):
     def cache_dtype(cls, model: LanguageModel) -> torch.dtype:
         return model.dtype
 
+    @classmethod
+    def memory_bytes(cls, model: LanguageModel, config: ModelConfig, rows: int) -> int:
+        return (
+            super().memory_bytes(model, config, rows)
+            + memory_of_steps(config, rows, model.dtype)
+            + memory_of_graphs(config, GRAPHS)
+            + memory_of_prefill(config, min(rows, PREFILL_BATCH), model.dtype)
+        )
+
     def prefill(self, requests: Sequence[Prefill]) -> Generator[None, None, list[bool]]:
         return self._encoder.prefill(requests, self.cache.write_encoder)
 
@@ -74,10 +86,13 @@ class CudaBackend(Backend):
         with self._on_stream():
             step = self.filled_step(searches, spans)
             step.inputs.upload()
-            if step not in self._runs:
-                self._runs[step] = self._capture(step)
+            run = self._runs.pop(step, None)
+            if run is None:
+                self._make_room()
+                run = self._capture(step)
                 step.inputs.upload()  # the warm-up ran without moves
-            self._runs[step]()
+            self._runs[step] = run  # as the one that was used last
+            run()
             return step.candidates(searches, spans)
 
     def clear(self, rows: range) -> None:
@@ -111,6 +126,12 @@ class CudaBackend(Backend):
         if shape not in self._steps:
             self._steps[shape] = PaddedStep(self.cache, self.decoder.vocabulary, self._tokens, shape)
         return self._steps[shape]
+
+    def _make_room(self) -> None:
+        """Forget the graph that was not used for longest if there are as many as the budget counts."""
+        if len(self._runs) >= GRAPHS:
+            oldest = next(iter(self._runs))
+            del self._runs[oldest], self._steps[oldest.shape]
 
     def _encoder_bucket(self, length: int) -> int:
         return min(self.cache.encoder_positions, -(-length // ENCODER_BUCKET) * ENCODER_BUCKET)
