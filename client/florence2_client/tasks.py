@@ -110,23 +110,23 @@ def prompts_of(tasks: Iterable[str | Prompted], texts: Sequence[Any]) -> list[Pr
 
     A task may have a text of its own, in a tuple or after its token. Where some tasks take phrases and others regions,
     each text goes to tasks of its kind. A fine-tune's token may take any text, and a free prompt does if no other task
-    takes one. Raise InvalidPrompt if there is a text that none of several tasks takes.
+    takes one. Raise InvalidPrompt if there is a text that no task takes.
     """
     asked = [(task, None) if isinstance(task, str) else task for task in tasks]
     taken = [NO_TEXT if own is not None else _texts_taken_by(task) for task, own in asked]
     if not any(taken):
-        single = len(asked) == 1  # the server says what is wrong with its text
-        taken = [NO_TEXT if own is not None else _texts_taken_by(task, free=True, known=single) for task, own in asked]
+        taken = [NO_TEXT if own is not None else _texts_taken_by(task, free=True) for task, own in asked]
     by_kind = NO_TEXT.union(*taken) == ANY_TEXT
     given = [[text for text in texts if kinds and (not by_kind or _kind_of(text) in kinds)] for kinds in taken]
     for text in texts:
-        if not any(text is other for some in given for other in some):
+        blank = isinstance(text, str) and not text.strip()
+        if not blank and not any(text is other for some in given for other in some):
             raise InvalidPrompt(f"none of the tasks takes the text {reprlib.repr(text)}")
     return [(task, text) for (task, own), some in zip(asked, given, strict=True) for text in some or [own]]
 
 
-def _texts_taken_by(task: str, *, free: bool = False, known: bool = False) -> frozenset[TaskInput]:
-    """Return the kinds of texts that a task takes. A free prompt, or a known task without an input, does if told so."""
+def _texts_taken_by(task: str, *, free: bool = False) -> frozenset[TaskInput]:
+    """Return the kinds of texts that a task takes; `free` says whether a free prompt takes any."""
     try:
         parsed = parse_task(task)
     except InvalidPrompt:
@@ -134,9 +134,7 @@ def _texts_taken_by(task: str, *, free: bool = False, known: bool = False) -> fr
     if parsed.known is None:
         token = TOKEN.fullmatch(parsed.sent)
         return ANY_TEXT if free or (token and not token[2].strip()) else NO_TEXT
-    if parsed.text:
-        return NO_TEXT
-    return ANY_TEXT if known else frozenset({parsed.takes} & ANY_TEXT)
+    return NO_TEXT if parsed.text else frozenset({parsed.takes} & ANY_TEXT)
 
 
 def _kind_of(text: Any) -> TaskInput:

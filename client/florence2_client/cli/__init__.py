@@ -23,7 +23,7 @@ from florence2_client.cli.arguments import in_flags
 from florence2_client.cli.console import complain
 
 COMMANDS = {  # name -> module:function, and one line of help
-    "run": ("florence2_client.cli.run:add_arguments", "run one task on one image"),
+    "run": ("florence2_client.cli.run:add_arguments", "run tasks on one image"),
     "batch": ("florence2_client.cli.batch:add_arguments", "run tasks on many images, and resume where it stopped"),
     "ui": ("florence2_client.cli.serve:add_ui", "serve a web page for a running server"),
     "health": ("florence2_client.cli.health:add_arguments", "check that a server is alive, with a real inference"),
@@ -97,7 +97,7 @@ def _for_argparse(arguments: list[str]) -> list[str]:
     """Join `--text -5,0,50,50` with `=`: argparse takes a region that begins with a minus sign for an option."""
     for place, (name, value) in enumerate(itertools.pairwise(arguments)):
         if name == "--text" and re.match(r"-[\d.]", value):
-            return [*arguments[:place], f"{name}={value}", *arguments[place + 2 :]]
+            return [*arguments[:place], f"{name}={value}", *_for_argparse(arguments[place + 2 :])]
     return arguments
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from florence2.contract import OPTIONS
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2.prompts import build_prompt
+from florence2.tasks import task_from_name
 from florence2_client.cli.console import complain
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import INT32, LONGEST_TIMEOUT, Options
-from florence2_client.tasks import Prompt, parse_task
+from florence2_client.tasks import TOKEN, WORD, Prompt, parse_task
 from florence2_client.transports import DEFAULT_URL, Tls
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # shtab's names for completing file names
@@ -26,6 +27,7 @@ WORDS = {"TASK": "--task", "TEXT": "--text", "max_side": "--max-side"}
 WORDS |= FLAGS | {option.keyword: FLAGS[option.name] for option in OPTIONS}
 MOST_IN_FLIGHT = 4096
 ANY_SIZE = (1 << 31, 1 << 31)  # of an image: a region that fits into this one may fit
+TEXT_HELP = "a phrase or caption; for region tasks x1,y1,x2,y2 in pixels"
 METAVARS = {"INT32": "N", "INT64": "N", "FP32": "X"}
 
 
@@ -65,7 +67,16 @@ def require_prompt(task: str, text: str | None) -> None:
 def add_task(parser: argparse.ArgumentParser) -> None:
     """Add `--task` and `--text`."""
     parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
-    parser.add_argument("--text", metavar="T", help="a phrase or caption; for region tasks x1,y1,x2,y2 in pixels")
+    parser.add_argument("--text", metavar="T", help=TEXT_HELP)
+
+
+def add_several_tasks(parser: argparse.ArgumentParser) -> None:
+    """Add `--task` and `--text` with lists as their values."""
+    parser.add_argument(
+        "--task", "--tasks", required=True, action="extend", type=task_names, metavar="TASK",
+        help="such as od, caption or ocr, or several: caption,od",
+    )  # fmt: skip
+    parser.add_argument("--text", action="append", metavar="T", help=f"{TEXT_HELP}; repeatable")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +126,15 @@ def task_name(name: str) -> str:
         return name
     complain(f"note: {note}")
     return Prompt(name)
+
+
+def task_names(names: str) -> list[str]:
+    """Return the tasks in `caption,od`, each as `task_name` does. The commas of a free prompt separate nothing."""
+    parts = [part.strip() for part in names.split(",")]
+    known = [bool(task_from_name(part) or TOKEN.fullmatch(part)) for part in parts]
+    if all(known) or (any(known) and all(map(WORD.fullmatch, parts))):
+        return [task_name(part) for part in parts if part]
+    return [task_name(names)]
 
 
 def number(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from florence2.errors import InvalidPrompt, InvalidRequest
-from florence2.tasks import TASKS, TaskInput
+from florence2.tasks import TaskInput
 from florence2_client.cli.arguments import (
     FILES,
     MOST_IN_FLIGHT,
@@ -30,7 +29,7 @@ from florence2_client.cli.sources import (
     require_own_folder,
     require_writable,
 )
-from florence2_client.tasks import parse_task
+from florence2_client.tasks import Prompted, parse_task, prompts_of
 
 EXAMPLES = """\
 examples:
@@ -60,11 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     sources.complete = FILES  # type: ignore[attr-defined]
     parser.add_argument("--tasks", required=True, type=_tasks, metavar="T,T", help="such as caption,od,ocr")
-    parser.add_argument("--text", metavar="T", help="phrase, caption or region for tasks that take one")
+    parser.add_argument(
+        "--text", action="append", metavar="T", help="phrase, caption or region for tasks that take one; repeatable"
+    )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="FILE.jsonl", help="answers, one JSON line each; - prints them"
     )
     parser.add_argument("--coco", type=Path, metavar="FILE.json", help="objects as COCO detection")
+    parser.add_argument("--rle", action="store_true", help="with --coco: a mask of every object, run-length encoded")
     parser.add_argument("--yolo", type=Path, metavar="DIR", help="objects as YOLO label files")
     parser.add_argument(
         "--all-objects", action="store_true",
@@ -100,8 +102,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> int:
+    if options.rle and not options.coco:
+        raise InvalidRequest("--rle is about --coco, which was not given")
     sources = ImagePaths(options.sources)
-    batch = Batch(options, sources.paths, _with_text(options.tasks, options.text))
+    batch = Batch(options, sources.paths, _with_texts(options.tasks, options.text or []))
     classes = options.yolo / "classes.txt" if options.yolo else None
     outputs = [path for path in (out, options.coco, options.csv, classes) if path]
     for path in outputs:
@@ -122,7 +126,7 @@ def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> 
             found = tasks_with_objects(out, [task for task, _ in options.tasks])
             kept = found if options.all_objects else found[:1]
             if options.coco:
-                write_coco(out, options.coco, kept)
+                write_coco(out, options.coco, kept, rle=options.rle)
             if options.yolo:
                 write_yolo(out, options.yolo, kept)
             if left := found[len(kept) :]:
@@ -133,22 +137,13 @@ def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> 
     return code
 
 
-def _with_text(tasks: Sequence[tuple[str, str | None]], text: str | None) -> list[tuple[str, str | None]]:
-    """Give the common text to tasks that take one and have none of their own.
-
-    A token of a fine-tune may take one; a free prompt does only if no other task takes it. Raise InvalidPrompt if the
-    text is missing, or if no task takes it.
-    """
-    own_texts = {task for task, own in tasks if own is not None}
-    takes_text = [task for task, own in tasks if own is None and input_of(task) is not TaskInput.NONE]
-    if takes_text and text is None:
-        raise InvalidPrompt(f"{takes_text[0]} takes a text: add --text")
-    others = [task for task, _ in tasks if task not in TASKS and task not in own_texts]
-    takes_text += [task for task in others if re.fullmatch(r"<[^<>]+>", task)]
-    takes_text = takes_text or others
-    if text is not None and not takes_text:
-        raise InvalidPrompt("--text was given, but none of the tasks takes one")
-    return [(task, text if task in takes_text and own is None else own) for task, own in tasks]
+def _with_texts(tasks: Sequence[Prompted], texts: Sequence[str]) -> list[Prompted]:
+    """Return each task with each text that it takes. Raise InvalidPrompt if one is missing, or not taken by any."""
+    prompts = prompts_of(tasks, texts)
+    for task, text in prompts:
+        if text is None and input_of(task) is not TaskInput.NONE:
+            raise InvalidPrompt(f"{task} takes a text: add --text")
+    return list(dict.fromkeys(prompts))
 
 
 def _tasks(names: str) -> list[tuple[str, str | None]]:

@@ -120,12 +120,18 @@ def _points(flat: Sequence[float]) -> str:
     return " ".join(f"{x:.0f},{y:.0f}" for x, y in zip(flat[0::2], flat[1::2], strict=True))
 
 
-def summary_line(result: Result, milliseconds: float) -> str:
+def summary_line(result: Result, milliseconds: float | None = None) -> str:
     """Return one line about how the answer was generated."""
     width, height = result.image_size
     finish = "stop" if result.finish_reason == "stop" else f"{result.finish_reason} (cut off)"
-    line = f"{result.num_tokens} tokens, {finish}, image {width}x{height}, {milliseconds:.0f} ms"
-    return styled(line, "dim", sys.stdout)
+    took = "" if milliseconds is None else f", {milliseconds:.0f} ms"
+    return styled(f"{result.num_tokens} tokens, {finish}, image {width}x{height}{took}", "dim", sys.stdout)
+
+
+def title_of(result: Result) -> str:
+    """Return the task's name and the text of the request: `open_vocabulary_detection: a dog`."""
+    name = TASKS[result.task].name if result.task in TASKS else result.task
+    return f"{name}: {result.prompt_text}" if result.prompt_text else name
 
 
 def task_lines() -> list[str]:

@@ -26,6 +26,7 @@ from florence2.answers import TextAnswer
 from florence2.errors import Florence2Error, InvalidImage, InvalidRequest
 from florence2.tasks import TASKS
 from florence2_client.cli.sources import naming, output_path
+from florence2_client.masks import coco_mask
 from florence2_client.objects import coco_annotation, coco_categories, coco_image, plain_text, yolo_lines
 from florence2_client.result import Result
 
@@ -200,8 +201,11 @@ def tasks_with_objects(journal: Path, first: Iterable[str]) -> list[str]:
     return [task for task, any_objects in located.items() if any_objects]
 
 
-def write_coco(journal: Path, target: Path, tasks: Collection[str]) -> None:
-    """Write one data set of the objects that these tasks found; images without any are listed too."""
+def write_coco(journal: Path, target: Path, tasks: Collection[str], *, rle: bool = False) -> None:
+    """Write one data set of the objects that these tasks found; images without any are listed too.
+
+    rle: give every object a mask, run-length encoded.
+    """
     images: dict[str, tuple[int, tuple[int, int]]] = {}
     categories: dict[str, int] = {}
     for entry, result in _answered(journal):
@@ -214,6 +218,7 @@ def write_coco(journal: Path, target: Path, tasks: Collection[str]) -> None:
         file.write('\n], "annotations": [\n')
         annotations = (
             coco_annotation(found, images[entry.key[0]][0], categories[found.label])
+            | (coco_mask(found, result.image_size) if rle else {})
             for entry, result in _answered(journal)
             if entry.key[1] in tasks
             for found in result.objects

@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import io
 import os
-import re
 import sys
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
@@ -23,7 +22,7 @@ from florence2_client.async_client import AsyncClient
 from florence2_client.cli.arguments import connection, generation, in_flags, require_prompt
 from florence2_client.cli.console import Progress, complain, retries_shown
 from florence2_client.cli.journal import Entry, Journal, Key
-from florence2_client.cli.sources import file_of, naming, output_path, write_image
+from florence2_client.cli.sources import file_name, file_of, naming, output_path, write_image
 from florence2_client.documents import pages
 from florence2_client.exchange import Question, Reply
 from florence2_client.tasks import Prompt
@@ -222,7 +221,7 @@ class Batch:
         names: dict[tuple[str, str | None], str] = {}
         for task, text in self._tasks:
             name = TASKS[task].name if task in TASKS else task
-            name = re.sub(r"[^\w-]+", "_", f"{name}_{text}" if text else name).strip("_")[:80]
+            name = file_name(f"{name}_{text}" if text else name)
             if name.lower() in map(str.lower, names.values()):
                 name += "_" + hashlib.sha256(f"{task}{text}".encode()).hexdigest()[:8]
             names[task, text] = name

@@ -10,6 +10,7 @@ import errno
 import glob
 import importlib.util
 import io
+import itertools
 import os
 import re
 import sys
@@ -35,7 +36,7 @@ REMEDIES = {
     suffix: f"needs: pip install 'florence2-triton[{name}]'" for suffixes, _, name in EXTRAS for suffix in suffixes
 }
 DRAWINGS_MARK = ".florence2-drawings"
-MARK_TEXT = "florence2 batch writes drawings to this folder, and reads no images from it.\n"
+MARK_TEXT = "florence2 writes drawings or masks to this folder, and batches read no images from it.\n"
 MOST_NAMES = 3  # of skipped files of one kind
 
 
@@ -189,14 +190,30 @@ def require_distinct(paths: Iterable[str], folder: Path, what: str, suffix: str 
             raise InvalidRequest(f"{seen[name]} and {path} would share the {what} {target}")
 
 
-def require_own_folder(folder: Path, paths: Iterable[str]) -> None:
-    """Mark a folder as one of drawings. Raise InvalidRequest if it holds images of this run."""
+def file_name(text: str) -> str:
+    """Return a task, label or prompt as part of a file's name."""
+    return re.sub(r"[^\w-]+", "_", text).strip("_")[:80]
+
+
+def free_name(text: str, taken: set[str]) -> str:
+    """Return the text as a file's name that is not taken, also if the file system ignores case, and take it."""
+    name = base = file_name(text) or "_"
+    for number in itertools.count(2):
+        if name.casefold() not in taken:
+            break
+        name = f"{base}-{number}"
+    taken.add(name.casefold())
+    return name
+
+
+def require_own_folder(folder: Path, paths: Iterable[str], flag: str = "--draw") -> None:
+    """Mark a folder as one of drawings or masks. Raise InvalidRequest if it holds images of this run."""
     real = os.path.join(os.path.realpath(folder), "")
     parents = cache(lambda parent: os.path.join(os.path.realpath(parent), "").startswith(real))
     if not (folder / DRAWINGS_MARK).exists():
         for path in paths:
             if parents(os.path.dirname(path) or "."):
-                raise InvalidRequest(f"{folder} contains {path}, an image of this run; give --draw a folder of its own")
+                raise InvalidRequest(f"{folder} contains {path}, an image of this run; give {flag} a folder of its own")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DRAWINGS_MARK).write_text(MARK_TEXT)
 

@@ -237,7 +237,8 @@ def test_mistake_in_the_request_is_not_blamed_on_the_images(server, folder, caps
         (["--tasks", "captoin"], "did you mean caption"),
         (["--tasks", ","], "names no task"),
         (["--tasks", "region_to_segmentation"], "takes a text"),
-        (["--tasks", "caption", "--text", "x"], "none of the tasks takes one"),
+        (["--tasks", "caption", "--text", "x"], "none of the tasks takes the text 'x'"),
+        (["--tasks", "caption,open_vocabulary_detection,region_to_ocr", "--text", "x"], "<REGION_TO_OCR> takes a text"),
         (["--tasks", "caption", "--concurrency", "0"], "concurrency must be at least 1"),
     ],
 )
@@ -260,6 +261,28 @@ def test_text_goes_to_the_tasks_that_take_one(server, folder):
     assert {line.get("prompt_text") for line in lines()} == {None, "1,2,30,40", "a dog"}
     assert batch("--tasks", tasks, "--text", "1,2,30,40", sources=["images/0.png"]) == 0
     assert len(lines()) == 4
+
+
+def test_masks_are_run_length_encoded_if_asked_for(server, folder):
+    """Of boxes too; without --rle a box has no segmentation."""
+    for flags, segmented in (([], False), (["--rle"], True)):
+        assert batch("--tasks", "od", "--coco", "coco.json", *flags, sources=["images/0.png"]) == 0
+        [note] = json.loads(Path("coco.json").read_text())["annotations"]
+        assert (note["segmentation"] != []) == segmented and note["area"] == 400
+    assert list(note["segmentation"]) == ["size", "counts"]
+    assert batch("--tasks", "od", "--rle", sources=["images/0.png"]) == 2
+
+
+def test_several_texts_go_to_each_task_that_takes_one(server, folder):
+    """Each is an answer of its own, and the objects of all are in the COCO file."""
+    texts = ["--text", "a dog", "--text", "a red car"]
+    assert batch("--tasks", "od,open_vocabulary_detection", *texts, sources=["images/0.png"]) == 0
+    asked = sorted((asked["TASK"], asked.get("TEXT", b"")) for asked in server.images_asked())
+    found = b"<OPEN_VOCABULARY_DETECTION>"
+    assert asked == [(b"<OD>", b""), (found, b"a dog"), (found, b"a red car")]
+    assert [line.get("prompt_text") for line in lines()].count("a red car") == 1
+    assert batch("--tasks", "od,open_vocabulary_detection", *texts, sources=["images/0.png"]) == 0
+    assert len(lines()) == 3
 
 
 def test_other_formats_are_made_from_all_lines(server, folder):

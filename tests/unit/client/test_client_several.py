@@ -270,17 +270,23 @@ OWN = ("<DocVQA>", "What?")
         ([Prompt("a prompt of one's own"), "od"], ["a"], [("a prompt of one's own", "a"), ("od", None)]),
         ([Prompt("a prompt of one's own"), "find"], ["a"], [("a prompt of one's own", None), ("find", "a")]),
         ([OWN, "od"], [], [OWN, ("od", None)]),
-        (["caption"], ["a"], [("caption", "a")]),
+        (["caption", "od"], [" "], [("caption", None), ("od", None)]),
         (["captoin", "find"], ["a"], [("captoin", None), ("find", "a")]),
     ],
 )  # fmt: skip
 def test_a_text_goes_to_the_tasks_that_take_it(tasks, given, sent):
-    """Each is sent to those of its kind; a single task gets what it is given, and the server judges."""
+    """Each is sent to those of its kind, and a blank one to none that takes none."""
     assert prompts_of(tasks, given) == sent
 
 
 @pytest.mark.parametrize(
-    ("tasks", "given", "left"), [(["caption", "od"], ["a dog"], "'a dog'"), (["find", "ocr_region", "od"], ["a"], None)]
+    ("tasks", "given", "left"),
+    [
+        (["caption", "od"], ["a dog"], "'a dog'"),
+        (["caption"], ["a dog"], "'a dog'"),
+        (["<OPEN_VOCABULARY_DETECTION>own", ("find", "own")], ["a dog"], "'a dog'"),
+        (["find", "ocr_region", "od"], ["a"], None),
+    ],
 )
 def test_a_text_that_no_task_takes_is_a_mistake(call, tasks, given, left):
     if left:
