@@ -264,7 +264,7 @@ def test_text_goes_to_the_tasks_that_take_one(server, folder):
 
 
 def test_masks_are_run_length_encoded_if_asked_for(server, folder):
-    """Of boxes too; without --rle a box has no segmentation."""
+    """Boxes have one too; without --rle a box has no segmentation."""
     for flags, segmented in (([], False), (["--rle"], True)):
         assert batch("--tasks", "od", "--coco", "coco.json", *flags, sources=["images/0.png"]) == 0
         [note] = json.loads(Path("coco.json").read_text())["annotations"]
