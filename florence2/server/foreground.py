@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from types import FrameType
 
 from florence2.server.embedded import EmbeddedServer, ServerDied
@@ -13,8 +15,11 @@ DEATHS_SECONDS = 300
 LONGEST_PAUSE = 32  # seconds before a restart
 
 
-def serve(options: ServingOptions) -> int:
+def serve(options: ServingOptions, front: Callable[[str], AbstractContextManager[None]] | None = None) -> int:
     """Serve until a signal and return 0. Call it in the main thread, the one that gets signals.
+
+    `front` stands in front of the server: it gets the server's gRPC URL, is entered when the server is first ready, and
+    stays while the server starts again. It is left before the server stops, so that what it sent is answered.
 
     When tritonserver or a model's process dies, the server starts again on the same ports, after pauses of 0, 1, 2, 4
     and at last LONGEST_PAUSE seconds if it dies often: clients can crash Triton 2.51, so a number of deaths is no
@@ -27,6 +32,7 @@ def serve(options: ServingOptions) -> int:
     # SIGTERM acts like Ctrl-C. In a shell's background job Ctrl-C is ignored unless it has a handler of ours.
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     deaths: list[float] = []
+    fronts = ExitStack()
     try:
         while True:
             try:
@@ -38,9 +44,13 @@ def serve(options: ServingOptions) -> int:
                         _print_indented(url)
                     options = server.options
                     try:
+                        if front:
+                            fronts.enter_context(front(server.grpc_url))
+                            front = None
                         server.wait()
                     except KeyboardInterrupt:
                         _print("\nStopping when running requests are answered. Ctrl-C again stops at once.")
+                        fronts.close()
                         raise
             except ServerDied as death:
                 now = time.monotonic()
@@ -52,6 +62,7 @@ def serve(options: ServingOptions) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
+        fronts.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 

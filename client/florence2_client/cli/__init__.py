@@ -31,6 +31,7 @@ COMMANDS = {  # name -> module:function, and one line of help
     "tasks": ("florence2_client.cli.info:add_tasks", "list the tasks"),
     "bench": ("florence2_client.cli.bench:add_arguments", "measure latency and throughput of a running server"),
     "serve": ("florence2_client.cli.serve:add_serve", "serve an exported model"),
+    "gateway": ("florence2_client.cli.gateway:add_arguments", "serve OpenAI's API in front of a server"),
     "export": ("florence2_export.cli:add_arguments", "turn a checkpoint into a servable model"),
 }
 SHELLS = ("bash", "zsh", "tcsh")

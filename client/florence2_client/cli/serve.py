@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from florence2.errors import Florence2Error, ServerError
@@ -75,6 +77,13 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 def serve(options: argparse.Namespace) -> int:
     """Serve a repository until Ctrl-C; return the server's exit code."""
+    return run_server(
+        ServingOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ServingOptions)})
+    )
+
+
+def run_server(options: ServingOptions, front: Callable[[str], AbstractContextManager[None]] | None = None) -> int:
+    """Serve until Ctrl-C, with something in front of the server (see `foreground.serve`); return the exit code."""
     if not options.tritonserver and (problem := machine.missing()):
         raise ServerError(problem)  # ahead of the packages, which cannot all be installed on an unsupported Python
     try:
@@ -83,9 +92,7 @@ def serve(options: argparse.Namespace) -> int:
         raise Florence2Error(
             f"the server needs more packages ({error}); run: pip install 'florence2-triton[serve]'"
         ) from error
-    return foreground.serve(
-        ServingOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(ServingOptions)})
-    )
+    return foreground.serve(options, front)
 
 
 def add_ui(parser: argparse.ArgumentParser) -> None:

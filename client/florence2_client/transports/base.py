@@ -6,8 +6,10 @@ import ipaddress
 import re
 import ssl
 from collections.abc import AsyncGenerator, Generator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
@@ -20,6 +22,9 @@ Outputs: TypeAlias = "Mapping[str, np.ndarray[Any, Any] | None]"
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+# Headers for the requests of the current task or thread, besides the address's own: those that trace a request.
+REQUEST_HEADERS: ContextVar[Mapping[str, str]] = ContextVar("REQUEST_HEADERS", default=NO_HEADERS)
 HEADER = re.compile(r"[A-Za-z0-9_.-]+: ?[\x20-\x7e]*")
 
 
@@ -77,6 +82,11 @@ class Address:
     def secure(self) -> bool:
         """Return whether the connection uses TLS."""
         return self.scheme.endswith("s")
+
+    @property
+    def request_headers(self) -> dict[str, str]:
+        """Return the headers of a request that is sent now."""
+        return {**self.headers, **REQUEST_HEADERS.get()}
 
     @property
     def target(self) -> str:

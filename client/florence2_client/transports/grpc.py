@@ -69,7 +69,7 @@ class GrpcTransport:
         client = triton.InferenceServerClient(**connection_arguments(self._address))
         self._streams.add(client)
         try:
-            client.start_stream(arrive, stream_timeout=timeout, headers=dict(self._address.headers))
+            client.start_stream(arrive, stream_timeout=timeout, headers=self._address.request_headers)
             with contextlib.suppress(InferenceServerException):  # it has already ended; the reason is queued
                 client.async_stream_infer(model, _inputs(tensors), timeout=triton_timeout(timeout))
             while True:
@@ -108,7 +108,7 @@ class AsyncGrpcTransport:
         async def requests() -> AsyncGenerator[dict[str, Any], None]:
             yield {"model_name": model, "inputs": _inputs(tensors), "timeout": triton_timeout(timeout)}
 
-        headers = dict(self._address.headers)
+        headers = self._address.request_headers
         started = time.monotonic()
         arrivals = self._client.stream_infer(requests(), stream_timeout=timeout, headers=headers)
         try:
@@ -156,7 +156,7 @@ def _call(address: Address, model: str, tensors: Tensors, timeout: float | None)
         "inputs": _inputs(tensors),
         "timeout": triton_timeout(timeout),
         "client_timeout": timeout,
-        "headers": dict(address.headers),
+        "headers": address.request_headers,
     }
 
 

@@ -29,7 +29,7 @@ from tritonclient.utils import (
 
 from florence2.errors import Cancelled, ConnectionFailed, Florence2Error, InternalError, InvalidOption
 from florence2_client.request import Tensors
-from florence2_client.transports.base import Address, Outputs, tls_context, triton_timeout
+from florence2_client.transports.base import REQUEST_HEADERS, Address, Outputs, tls_context, triton_timeout
 from florence2_client.transports.errors import (
     HTTP_STATUS,
     connection_failed,
@@ -96,7 +96,7 @@ class AsyncHttpTransport:
         limit = aiohttp.ClientTimeout(total=timeout, connect=None, sock_connect=CONNECT_SECONDS)
         try:
             async with self._session.post(
-                f"{self._address}/v2/{path}", data=body, headers=headers, timeout=limit
+                f"{self._address}/v2/{path}", data=body, headers={**REQUEST_HEADERS.get(), **headers}, timeout=limit
             ) as response:
                 yield response
         except asyncio.TimeoutError as error:

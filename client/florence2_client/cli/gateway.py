@@ -1,0 +1,133 @@
+"""`florence2 gateway`: OpenAI's API in front of a server, in the foreground until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+from florence2.errors import Florence2Error, InvalidRequest
+from florence2.server.options import ServingOptions
+from florence2_client.cli.arguments import FILES, add_connection, connection, number, port, seconds
+from florence2_client.cli.serve import run_server
+
+EXAMPLES = """\
+examples:
+  florence2 gateway --serve                              the embedded server and the gateway in one command
+  florence2 gateway --url grpc://gpu-box:8001 --host 0.0.0.0 --api-key-file keys.txt
+  OPENAI_BASE_URL=http://127.0.0.1:8080/v1 python your_program.py
+
+Needs the `gateway` extra: pip install 'florence2-triton[gateway]'
+"""
+KEYS_VARIABLE = "FLORENCE2_API_KEYS"
+MOST_BODY_MIB = 1024
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = "Serve OpenAI's chat API (/v1/chat/completions) for Florence-2 until Ctrl-C."
+    parser.epilog = EXAMPLES
+    parser.set_defaults(command=run)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every address (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=port, default=8080, metavar="PORT", help="0 picks a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=120.0,
+        metavar="S",
+        help="give up on a request after S seconds (default: 120)",
+    )
+    parser.add_argument(
+        "--drain-seconds", type=number(int, 0), default=30, metavar="S",
+        help="time for running requests to finish when the gateway is stopped (default: %(default)s)",
+    )  # fmt: skip
+    access = parser.add_argument_group("access")
+    access.add_argument(
+        "--api-key", action="append", default=[], metavar="KEY",
+        help="a key that clients must send; repeatable. Other users of this machine can see it: the variable\n"
+        f"{KEYS_VARIABLE} (keys separated by commas) and --api-key-file keep it to yourself",
+    )  # fmt: skip
+    keys = access.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file with a key on each line")
+    keys.complete = FILES  # type: ignore[attr-defined]
+    access.add_argument(
+        "--requests-per-minute", type=number(float, 0, above=True), metavar="N", help="of each key (default: no limit)"
+    )
+    access.add_argument(
+        "--concurrency", type=number(int, 1), metavar="N", help="running requests of each key (default: no limit)"
+    )
+    access.add_argument(
+        "--max-body-mib", type=number(int, 1, MOST_BODY_MIB), default=64, metavar="MIB",
+        help="largest request (default: %(default)s)",
+    )  # fmt: skip
+    access.add_argument(
+        "--allow-images-from", action="append", default=[], metavar="HOST",
+        help="fetch images from https URLs of this host too, or of all below *.HOST; repeatable\n"
+        "(default: only data: URLs)",
+    )  # fmt: skip
+    access.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN",
+        help="let pages of this origin send requests from browsers, such as https://example.com; repeatable",
+    )  # fmt: skip
+    access.add_argument("--no-access-log", action="store_true", help="do not print a line for each request")
+    serving = parser.add_argument_group("embedded server")
+    serving.add_argument("--serve", action="store_true", help="start the embedded server too, on free local ports")
+    serving.add_argument(
+        "--repository", type=Path, default=ServingOptions.repository, metavar="DIR",
+        help="what --serve serves (default: %(default)s)",
+    )  # fmt: skip
+    add_connection(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C or SIGTERM, and then until running requests are answered; return the exit code."""
+    try:
+        from florence2_client.gateway import server
+        from florence2_client.gateway.access import Limits
+        from florence2_client.gateway.app import GatewayOptions
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("florence2"):
+            raise
+        raise Florence2Error(
+            f"the gateway needs more packages ({error}); run: pip install 'florence2-triton[gateway]'"
+        ) from error
+    keys = _keys(options)
+    where = connection(options)
+    gateway = GatewayOptions(
+        url=where["url"],
+        models=(where["model"],),
+        headers=where["headers"],
+        tls=where["tls"],
+        keys=keys,
+        limits=Limits(options.requests_per_minute, options.concurrency, options.max_body_mib << 20),
+        image_hosts=tuple(options.allow_images_from),
+        origins=tuple(options.cors_origin),
+        timeout=options.timeout,
+    )
+    front = server.Front(options.host, options.port, options.drain_seconds, access_log=not options.no_access_log)
+    if not keys and not front.is_loopback:
+        print(f"no API keys: every client that can reach {options.host} can send requests", flush=True)
+    if not options.serve:
+        return front.run(gateway)
+    serving = ServingOptions.on_free_ports(options.repository, stream=True)
+    return run_server(serving, lambda url: front.running(dataclasses.replace(gateway, url=url)))
+
+
+def _keys(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return all keys that were given. Raise InvalidRequest if the file cannot be read or a key cannot be sent."""
+    keys = [*options.api_key, *os.environ.get(KEYS_VARIABLE, "").split(",")]
+    if options.api_key_file:
+        try:
+            keys += options.api_key_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"--api-key-file {options.api_key_file} cannot be read: {error}") from error
+        if not any(key.strip() for key in keys):
+            raise InvalidRequest(f"--api-key-file {options.api_key_file} holds no key")
+    found = tuple(dict.fromkeys(filter(None, (key.strip() for key in keys))))
+    if any(not (key.isascii() and key.isprintable()) or " " in key for key in found):
+        raise InvalidRequest("an API key consists of ASCII characters without spaces")
+    return found

@@ -1,0 +1,272 @@
+"""The gateway: an OpenAI-compatible HTTP API in front of a Florence-2 server.
+
+`read_messages` and `completion` (chat) translate, `ImageSource` (images) fetches, `Guard` (access) limits, `Observer`
+(observe) logs and counts. This module connects them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response, StreamingResponse
+
+from florence2 import __version__
+from florence2.errors import Cancelled, Florence2Error, InternalError, InvalidRequest, ModelNotFound
+from florence2.tasks import task_from_name
+from florence2_client.async_client import AsyncClient
+from florence2_client.cli.health import Health, check_health
+from florence2_client.gateway.access import NO_LIMITS, Guard, Limits
+from florence2_client.gateway.chat import Asked, Chunks, completion, read_messages, usage_of
+from florence2_client.gateway.errors import AsciiJson, Refused, error_body, error_response
+from florence2_client.gateway.images import ImageSource
+from florence2_client.gateway.observe import Counts, Observer, print_line
+from florence2_client.gateway.schema import ChatRequest, Completion, ErrorResponse, ModelList
+from florence2_client.methods import DEFAULT_MODEL
+from florence2_client.result import Result
+from florence2_client.transports import DEFAULT_URL, Tls, open_async_transport, parse_url
+
+T = TypeVar("T")
+HEALTH_SECONDS = 10.0  # for the probe
+HEALTH_AGE = 5.0  # seconds for which a finding holds, so that clients cannot make the gateway probe all the time
+STATUSES = {  # what the description says of errors
+    400: "the request is wrong", 401: "the API key is missing or wrong", 404: "there is no such model",
+    408: "the request took too long to arrive", 413: "the request is too large", 422: "never sent",
+    429: "too many requests; Retry-After says when to try again", 500: "the server failed",
+    503: "no server answers", 504: "the time limit passed",
+}  # fmt: skip
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": words} for status, words in STATUSES.items() if status != 422
+}
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """What the gateway stands in front of, and what it permits.
+
+    `models`: ensembles of the server, the first of which answers to /health. `keys`: API keys; with none, every client
+    may send requests. `image_hosts`: see `ImageSource`. `origins`: of web pages that may send requests (CORS).
+    """
+
+    url: str = DEFAULT_URL
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    headers: dict[str, str] = field(default_factory=dict)
+    tls: Tls | None = None
+    keys: tuple[str, ...] = ()
+    limits: Limits = NO_LIMITS
+    image_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    timeout: float = 120.0
+
+
+def make_app(options: GatewayOptions, log: Callable[[str], None] | None = print_line) -> FastAPI:
+    """Return the ASGI application. `log` takes the lines of the access log."""
+    gateway = Gateway(options)
+    app: FastAPI = FastAPIOffline(
+        title="Florence-2 gateway", version=__version__, redoc_url=None, lifespan=gateway.lifespan,
+        description="Florence-2 behind OpenAI's API. Boxes and scores are in `message.florence2`.",
+    )  # fmt: skip
+    app.get("/v1/models", response_model=ModelList, responses={401: ERRORS[401]})(gateway.models)
+    app.post("/v1/chat/completions", response_model=Completion, responses=ERRORS)(gateway.chat)
+    app.get("/health", responses={503: {"description": "the server does not work"}})(gateway.health)
+    app.get("/metrics", response_class=Response, responses={401: ERRORS[401]})(gateway.metrics)
+    app.add_exception_handler(Florence2Error, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_error)
+    app.add_exception_handler(Exception, _answer_error)
+    app.add_middleware(Guard, keys=options.keys, limits=options.limits)
+    if options.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=options.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(Observer, counts=gateway.counts, log=log)
+    return app
+
+
+class Gateway:
+    """The routes, and the connections that they share."""
+
+    def __init__(self, options: GatewayOptions) -> None:
+        self._options = options
+        self._address = parse_url(options.url, options.headers, options.tls)
+        self._started = int(time.time())
+        self._health: tuple[float, Health] | None = None
+        self._probing = asyncio.Lock()
+        self.counts = Counts()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        """Hold the connections while the application runs."""
+        transport = open_async_transport(self._address)
+        # Without retries: back-pressure must reach the client, which knows how long it wants to wait.
+        self._clients = {
+            model.removesuffix("_ensemble"): AsyncClient(
+                self._options.url, model, headers=self._options.headers, tls=self._options.tls, retry_for=0,
+                transport=transport,
+            )
+            for model in self._options.models
+        }  # fmt: skip
+        async with ImageSource(self._options.image_hosts) as self._images:
+            yield
+        await transport.close()
+
+    async def models(self) -> Any:
+        """List the models."""
+        return {
+            "object": "list",
+            "data": [
+                {"id": name, "object": "model", "created": self._started, "owned_by": "florence2"}
+                for name in self._clients
+            ],
+        }
+
+    async def chat(self, request: Request, body: ChatRequest) -> Any:
+        """Run a task on an image."""
+        state = request.scope["state"]
+        client = self._client(body.model)
+        state["model"] = client.model
+        body.require_supported()
+        asked = read_messages(body.messages)
+        known = task_from_name(asked.task.partition(">")[0] + ">" if asked.task.startswith("<") else asked.task)
+        state["task"] = known.token if known else "other"
+        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
+        options = {**body.options(), "timeout": self._options.timeout}
+        logprobs = bool(body.logprobs)
+        if body.stream:
+            include_usage = bool(body.stream_options and body.stream_options.include_usage)
+            chunks = Chunks(head, logprobs=logprobs, include_usage=include_usage)
+            return await self._stream(request, client, asked, options, chunks)
+        result = await _unless_gone(request, self._run(client, asked, options))
+        state["tokens"] = _counted(result)
+        return AsciiJson(completion(result, head, logprobs=logprobs))
+
+    def _client(self, model: str) -> AsyncClient:
+        found = self._clients.get(model.removesuffix("_ensemble"))
+        if found is None:
+            raise ModelNotFound(f"there is no model {model[:80]!r}; the models are {', '.join(self._clients)}")
+        return found
+
+    async def _run(self, client: AsyncClient, asked: Asked, options: Any) -> Result[Any]:
+        image = await self._images.read(asked.image_url)
+        return await client.run(image, asked.task, asked.text, **options)
+
+    async def _stream(
+        self, request: Request, client: AsyncClient, asked: Asked, options: Any, chunks: Chunks
+    ) -> StreamingResponse:
+        """Return the response once the first result is there, so that an early error has its own status."""
+        image = await self._images.read(asked.image_url)
+        results = client.stream(image, asked.task, asked.text, **options)
+        first = await _unless_gone(request, anext(results))
+
+        async def events() -> AsyncIterator[str]:
+            yield _event(chunks.first())
+            try:
+                async with contextlib.aclosing(results):
+                    async for chunk in _chunks(first, results, chunks, request.scope["state"]):
+                        yield _event(chunk)
+            except Florence2Error as error:
+                request.scope["state"]["error"] = error.code
+                yield _event(error_body(error))
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def health(self) -> Any:
+        """Say whether the server works, by a real request every few seconds."""
+        async with self._probing:
+            if self._health is None or time.monotonic() - self._health[0] > HEALTH_AGE:
+                found = await asyncio.to_thread(
+                    check_health, self._options.url, self._options.models[0], HEALTH_SECONDS,
+                    headers=self._options.headers, tls=self._options.tls,
+                )  # fmt: skip
+                self._health = (time.monotonic(), found)
+        found = self._health[1]
+        status = "ok" if found.alive else "unavailable"
+        return AsciiJson({"status": status, "message": found.sentence}, 200 if found.alive else 503)
+
+    async def metrics(self) -> Response:
+        """Return the gateway's counters for Prometheus."""
+        return Response(generate_latest(self.counts.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _chunks(
+    first: Result[Any], rest: AsyncGenerator[Result[Any], None], chunks: Chunks, state: dict[str, Any]
+) -> AsyncIterator[dict[str, Any]]:
+    result = first
+    while not result.final:
+        if grown := chunks.growth(result):
+            yield grown
+        result = await anext(rest)
+    state["tokens"] = _counted(result)
+    for chunk in chunks.last(result):
+        yield chunk
+
+
+def _counted(result: Result[Any]) -> dict[str, int]:
+    usage = usage_of(result)
+    return {"prompt": usage["prompt_tokens"], "completion": usage["completion_tokens"]}
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Return what the work returns; cancel it, and with it the server's work, when the client disconnects."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_departure(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Cancelled("the client disconnected")
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _departure(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer_error(request: Request, error: Exception) -> AsciiJson:
+    """Answer any failure of a route in OpenAI's form."""
+    param: str | None = None
+    failure: Florence2Error | Refused
+    if isinstance(error, Florence2Error):
+        failure = error
+    elif isinstance(error, RequestValidationError):
+        failure, param = _invalid(error.errors())
+    elif isinstance(error, HTTPException):
+        codes = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 408: "REQUEST_TIMEOUT", 413: "REQUEST_TOO_LARGE"}
+        sentences = {404: "there is no such route", 405: "the route does not take this method"}
+        sentence = sentences.get(error.status_code, str(error.detail))
+        failure = Refused(error.status_code, codes.get(error.status_code, "INVALID_REQUEST"), sentence)
+    else:
+        failure = InternalError("the gateway failed on this request; see its log")
+    request.scope["state"]["error"] = failure.code
+    return error_response(failure, param)
+
+
+def _invalid(errors: Sequence[Any]) -> tuple[InvalidRequest, str | None]:
+    """Return the first mistake that pydantic found, and the field that it is in."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not valid JSON: {first['ctx']['error']}"), None
+    place = ".".join(str(part) for part in first["loc"][1:] if not str(part).startswith(("list[", "function-")))
+    sentence = f"{place}: {first['msg'].lower()}" if place else "the body must be a JSON object"
+    return InvalidRequest(sentence), place or None
