@@ -352,7 +352,7 @@ def test_help_is_printed(capsys, arguments):
 def test_serve_hands_over_to_the_server(monkeypatch, tmp_path):
     """`serve` passes its flags on and returns the server's exit code."""
     calls = []
-    monkeypatch.setattr("florence2.server.foreground.serve", lambda options: calls.append(options) or 5)
+    monkeypatch.setattr("florence2.server.foreground.serve", lambda options, front: calls.append(options) or 5)
     assert cli.main(["serve", "--repository", str(tmp_path), "--host", "0.0.0.0", "--http-port", "0"]) == 5
     assert calls == [ServingOptions(tmp_path, host="0.0.0.0", http_port=0)]
 
