@@ -31,7 +31,7 @@ BASE = ModelConfig(
     banned_phrases=(),
     source="random weights, base geometry",
 )
-PRECISIONS = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight
+PRECISIONS = ("float32", "bfloat16", "int8", "int4")
 LOADS = ((1, 1), (1, 3), (8, 1), (8, 3))  # requests in flight and beams
 PROMPT_TOKENS = 15
 WARM_UP, STEPS = 8, 24
@@ -95,7 +95,7 @@ def read_seconds(size: int) -> float:
 def multiply_seconds(parameters: int, rows: int, precision: str) -> float:
     """Return the time at the rate of large matrix products with the same threads, the best of several."""
     size = 2048
-    if precision == "int8":
+    if precision in ("int8", "int4"):
         one, other = torch.ones(2, size, size, dtype=torch.int8)
         multiply = functools.partial(torch._int_mm, one, other)
     else:
@@ -133,6 +133,7 @@ def prefill_seconds(engine: Engine) -> float:
 
 def table(precisions: list[str]) -> Iterator[str]:
     weights = random_weights(BASE)
+    parameters = decoder_bytes(language_tensors(weights)) // 4
     yield "| weights | read once | 24 rows multiplied | " + " | ".join(f"{r} x {b}" for r, b in LOADS) + " | prefill |"
     yield "|---|---|---|" + "---|" * (len(LOADS) + 1)
     for precision in precisions:
@@ -141,7 +142,7 @@ def table(precisions: list[str]) -> Iterator[str]:
         engine = Engine(backend, BASE, prefill_seconds=60)
         size = decoder_bytes(tensors)
         floor = read_seconds(size)
-        multiplied = multiply_seconds(size // PRECISIONS[precision], 24, precision)
+        multiplied = multiply_seconds(parameters, 24, precision)
         cells = []
         for requests, beams in LOADS:
             seconds = step_seconds(engine, requests, beams)

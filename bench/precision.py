@@ -25,14 +25,14 @@ from florence2_export.language import language_tensors
 from tools.toy_model import architecture, scenes
 from tools.toy_model.evaluate import CHECKPOINT, DRAWN_SIZE, MEASURES, Scores, in_groups, table
 
-PRECISIONS = {"cpu": ("float32", "bfloat16", "int8"), "gpu": ("float32", "float16", "bfloat16")}
+PRECISIONS = {"cpu": ("float32", "bfloat16", "int8", "int4"), "gpu": ("float32", "float16", "bfloat16", "int4")}
 SPECIAL = re.compile("<s>|</s>|<pad>")
 GROUP = 20  # scenes at a time
 
 
 def engine_of(checkpoint: Checkpoint, precision: str, target: str) -> Engine:
     config = checkpoint.config
-    model = build_language_model(language_tensors(checkpoint.weights, precision), config, precision)
+    model = build_language_model(language_tensors(checkpoint.weights, precision, target), config, precision)
     backend = create_backend(model, config) if target == "cpu" else CudaBackend(model, config, 24)
     return Engine(backend, config, max_waiting=GROUP * len(MEASURES))
 

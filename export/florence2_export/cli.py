@@ -13,7 +13,7 @@ from florence2.answers import FORMS
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2.tasks import TASKS
 
-PRECISIONS = ("auto", "float32", "bfloat16", "int8", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int4", "float16")
 EXAMPLES = """\
 examples:
   florence2 export florence-community/Florence-2-base-ft

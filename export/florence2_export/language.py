@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from florence2.engine.bart import DECODER_EMBEDDING
+from florence2.engine.int4 import compress
 from florence2.engine.linear import quantize
 from florence2_export.layouts import HEAD
 
@@ -24,11 +25,15 @@ def choose_precision(asked: str, device: str) -> str:
     return "int8" if device == "cpu" else "float16"
 
 
-def language_tensors(weights: Mapping[str, Tensor], precision: str = "float32") -> dict[str, Tensor]:
+def language_tensors(
+    weights: Mapping[str, Tensor], precision: str = "float32", device: str = "cpu"
+) -> dict[str, Tensor]:
     """Return tensors by name without prefix. Copies of the embedding are left out, except an int8 head."""
     tensors = {name.removeprefix(PREFIX): weights[name] for name in weights if name.startswith((PREFIX, HEAD))}
     if precision == "int8":
         return dict(_int8(tensors))
+    if precision == "int4":
+        return dict(_int4(tensors, CAST["float32" if device == "cpu" else "float16"]))
     return {name: tensor.to(CAST[precision]).contiguous() for name, tensor in tensors.items()}
 
 
@@ -45,7 +50,26 @@ def _int8(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor.to(torch.float32).contiguous()
 
 
-def export_language_model(weights: Mapping[str, Tensor], path: Path, precision: str = "float32") -> None:
+def _int4(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Yield the layers' matrices as int4, embeddings and an untied head as int8, and the small rest as `dtype`.
+
+    The numbers between the layers have the type of the small rest.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dim() != 2 or name.endswith("embed_positions.weight"):
+            yield name, tensor.to(dtype).contiguous()
+            continue
+        if ".layers." in name:
+            parts = compress(tensor)
+        else:
+            parts = dict(zip(("weight", "scale"), quantize(tensor), strict=True))
+        for part, values in parts.items():
+            yield name.removesuffix("weight") + part, values
+
+
+def export_language_model(
+    weights: Mapping[str, Tensor], path: Path, precision: str = "float32", device: str = "cpu"
+) -> None:
     """Write the tensors as safetensors."""
-    save_file(language_tensors(weights, precision), path, metadata={"precision": precision})
+    save_file(language_tensors(weights, precision, device), path, metadata={"precision": precision})
     path.chmod(0o644)  # safetensors makes the file private, but the server may run as another user

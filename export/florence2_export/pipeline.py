@@ -64,7 +64,7 @@ def export_checkpoint(
     """Write the models to `target` and return True, or leave it unchanged and return False if the comparison fails.
 
     `image_size` is the side in pixels to resize images to, or None for the checkpoint's own.
-    `precision` is float32, bfloat16, int8, float16, or auto, which each model interprets. `device` is cpu or gpu.
+    `precision` is float32, bfloat16, int8, int4, float16, or auto, which each model interprets. `device` is cpu or gpu.
     `accelerator` is cuda or tensorrt, or None for the default. `answers` names the form in which the server parses the
     answers to a fine-tune's own prompts. `max_prompt_tokens` bounds prompts, and the memory that is kept for each
     request. `add_version` keeps the present models as the previous version. Raise CheckpointError if the checkpoint
@@ -124,7 +124,7 @@ def _build(checkpoint: Checkpoint, stage: Path, name: str, version: int, plan: P
         metadata = {key: value for key, value in provenance.items() if key != "exported"}  # equal exports, equal files
         vision.export_vision(checkpoint, encoder / "model.onnx", plan.vision, metadata)
         say(f"writing the language model as safetensors, in {plan.language}")
-        language.export_language_model(checkpoint.weights, decoder / "model.safetensors", plan.language)
+        language.export_language_model(checkpoint.weights, decoder / "model.safetensors", plan.language, plan.device)
     except (OSError, SafetensorError) as error:
         # numpy and safetensors, which write most of the bytes, drop the system's reason.
         reason = getattr(error, "strerror", None) or f"the disk is full or limits the size of a file ({error})"

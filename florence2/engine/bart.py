@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from florence2.config import ModelConfig, TextConfig
-from florence2.engine.linear import LayerType, Linear, Projection, layer_type, pack
+from florence2.engine.linear import LayerType, Linear, Projection, Table, layer_type, make_head, pack, table_type
 
 POSITION_OFFSET = 2  # BART keeps two rows before position 0
 HIGHEST_FLOAT16 = torch.finfo(torch.float16).max - 1000
@@ -65,7 +65,7 @@ class Stack(nn.Module):
         super().__init__()
         self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.d_model)
         self.layernorm_embedding = nn.LayerNorm(config.d_model)
-        self.embed_tokens: nn.Embedding | None = None  # the decoder's own, if it is untied
+        self.embed_tokens: Table | None = None  # the decoder's own, if it is untied
         self.layers = nn.ModuleList(layers)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -88,23 +88,23 @@ class Stack(nn.Module):
 class LanguageModel(nn.Module):
     """All parameters as in the checkpoint, without the prefix `model.language_model.`.
 
-    `precision`: float32, bfloat16, float16, or int8, which keeps float32 between the layers. The decoder's
+    `precision`: float32, bfloat16, float16, or int8 or int4, which keep float32 between the layers. The decoder's
     embedding and the head are `shared`, which embeds the prompt, unless `untied` names their weights.
     """
 
     def __init__(self, config: ModelConfig, *, untied: Container[str] = (), precision: str = "float32") -> None:
         super().__init__()
-        text, linear = config.text, layer_type(precision)
+        text, linear, table = config.text, layer_type(precision), table_type(precision)
         self.precision = precision
         self.embed_scale = math.sqrt(text.d_model) if text.scale_embedding else 1.0
-        self.shared = nn.Embedding(text.vocab_size, text.d_model)
+        self.shared: Table = table(text.vocab_size, text.d_model)
         encoder = (text.d_model, text.encoder_heads, text.encoder_ffn, linear)
         decoder = (text.d_model, text.decoder_heads, text.decoder_ffn, linear)
         self.encoder = Stack(text, [Layer(*encoder) for _ in range(text.encoder_layers)])
         self.decoder = Stack(text, [DecoderLayer(*decoder) for _ in range(text.decoder_layers)])
         if DECODER_EMBEDDING in untied:
-            self.decoder.embed_tokens = nn.Embedding(text.vocab_size, text.d_model)
-        self.lm_head = linear(text.d_model, text.vocab_size, bias=False) if HEAD in untied else None
+            self.decoder.embed_tokens = table(text.vocab_size, text.d_model)
+        self.lm_head = make_head(precision, text.d_model, text.vocab_size) if HEAD in untied else None
 
     @property
     def device(self) -> torch.device:
@@ -115,12 +115,12 @@ class LanguageModel(nn.Module):
         """The type of the numbers between the layers."""
         return self.encoder.layernorm_embedding.weight.dtype
 
-    def take_head(self) -> Linear | nn.Embedding:
+    def take_head(self) -> Linear | Table:
         """Return what makes logits, and forget it unless prefill needs it too."""
         head, self.lm_head = self.lm_head or self.shared, None
         return head
 
-    def embed(self, tokens: Tensor, own: nn.Embedding | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, own: Table | None = None) -> Tensor:
         """Return the tokens' embeddings, from a stack's own table if it has one: [N] -> [N, D]."""
         return (own or self.shared)(tokens).to(self.dtype) * self.embed_scale
 

@@ -1,4 +1,4 @@
-"""Linear layers as a device computes them fastest: packed by oneDNN, with int8 weights, or as torch has them.
+"""Linear layers as a device computes them fastest: packed by oneDNN, with weights of 8 or 4 bits, or as torch has them.
 
 `bart.LanguageModel` is loaded with the layers of `layer_type`, which `pack` then turns into projections.
 
@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from florence2.engine.int4 import LEVELS, TINY, Int4Linear, unpack
+
 Projection = Callable[[Tensor], Tensor]
 TYPICAL_ROWS = 4  # for which oneDNN chooses the layout of the weights; any other number works too
-LEVELS = 127  # of int8 on either side of zero
 ZERO_POINT = 128  # of inputs, which are unsigned bytes
-TINY = 1e-30  # the scale of a row of zeros
 
 
 class Int8Linear(nn.Module):
@@ -37,8 +37,28 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", torch.empty(outputs) if bias else None)
 
 
-Linear = nn.Linear | Int8Linear
-LayerType = type[nn.Linear] | type[Int8Linear]
+class Int8Embedding(Int8Linear):
+    """A table of int8 rows, each with a scale. It is its own head: the products with all rows."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(width, rows, bias=False)
+        self.num_embeddings = rows
+        self._lookup: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return rows: [...] -> float32 [..., I]."""
+        return (self._lookup(tokens) if self._lookup else self.weight[tokens]) * self.scale[tokens, None]
+
+    def keep_elsewhere(self, lookup: Callable[[Tensor], Tensor]) -> None:
+        """Forget the rows, which `lookup` returns from now on: [...] -> int8 [..., I]."""
+        self._lookup, self.weight = lookup, self.weight.new_empty(0)
+
+
+Linear = nn.Linear | Int8Linear | Int4Linear
+Table = nn.Embedding | Int8Embedding
+LayerType = type[nn.Linear] | type[Int8Linear] | type[Int4Linear]
+TableType = type[nn.Embedding] | type[Int8Embedding]
+LAYERS: dict[str, LayerType] = {"int8": Int8Linear, "int4": Int4Linear}
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,16 +68,44 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
+def as_int8(layer: Int4Linear) -> Int8Linear:
+    """Return the layer that an Int4Linear stands for."""
+    same = Int8Linear(layer.inputs, len(layer.weight))
+    same.weight = unpack(layer.weight, layer.lowest, layer.spacing)[:, : layer.inputs].contiguous()
+    same.scale, same.bias = layer.scale, layer.bias
+    return same
+
+
 def layer_type(precision: str) -> LayerType:
     """Return the class of linear layers of this precision."""
-    return Int8Linear if precision == "int8" else nn.Linear
+    return LAYERS.get(precision, nn.Linear)
 
 
-def pack(*layers: Linear | nn.Embedding) -> Projection:
+def table_type(precision: str) -> TableType:
+    """Return the class of embeddings of this precision."""
+    return Int8Embedding if precision == "int4" else nn.Embedding
+
+
+def make_head(precision: str, inputs: int, outputs: int) -> Linear:
+    """Return a head of this precision that is not the embedding."""
+    if precision == "int4":
+        return Int8Embedding(outputs, inputs)
+    return (Int8Linear if precision == "int8" else nn.Linear)(inputs, outputs, bias=False)
+
+
+def pack(*layers: Linear | Table) -> Projection:
     """Return one projection for layers of the same inputs, their outputs side by side. A head may be an embedding."""
     weight = _joined([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers if isinstance(layer, Linear) and layer.bias is not None]
     bias = _joined(biases) if biases else None
+    int4 = [layer for layer in layers if isinstance(layer, Int4Linear)]
+    if int4:
+        lowest, spacing, scale = (
+            _joined([getattr(each, name) for each in int4]) for name in ("lowest", "spacing", "scale")
+        )
+        return _unpacked(lambda: unpack(weight, lowest, spacing), scale, bias)
+    if isinstance(layers[0], Int8Embedding):
+        return _unpacked(lambda: weight, layers[0].scale, bias)
     scales = [layer.scale for layer in layers if isinstance(layer, Int8Linear)]
     if scales:
         return _int8(weight, _joined(scales), bias)
@@ -94,5 +142,26 @@ def _int8(weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Projecti
         scale = x.abs().amax(-1, keepdim=True).clamp_min_(TINY)
         sums: Tensor = multiply(x / scale, 1 / LEVELS, ZERO_POINT, packed)
         return torch.addcmul(offset, sums, scale)
+
+    return project
+
+
+def _unpacked(weight_of: Callable[[], Tensor], weight_scale: Tensor, bias: Tensor | None) -> Projection:
+    """Make int8 weights for each product, so that they take no memory in between.
+
+    Inputs in float32 are rounded as by `_int8`. float16, which a GPU computes with, multiplies weights in float16.
+    """
+
+    def project(x: Tensor) -> Tensor:
+        """Return the product: [..., I] -> [..., O], in the type of x."""
+        weight = weight_of()
+        if x.dtype != torch.float32:
+            exact = weight[:, : x.shape[-1]].to(x.dtype).mul_(weight_scale[:, None])
+            return nn.functional.linear(x, exact, bias)
+        scale = x.abs().amax(-1, keepdim=True).clamp_min_(TINY)
+        rounded = (x * (LEVELS / scale)).round().to(torch.int8)
+        whole = nn.functional.pad(rounded, (0, weight.shape[1] - x.shape[-1]))
+        sums = torch._int_mm(whole.flatten(0, -2), weight.T).view(*x.shape[:-1], -1)
+        return torch.addcmul(bias if bias is not None else torch.zeros(1), sums * weight_scale, scale / LEVELS)
 
     return project

@@ -27,15 +27,16 @@ MOST_PREPROCESSES = 8
 def vision_precision(target: str, precision: str) -> str:
     """Return what `--precision` means for the vision encoder. Raise CheckpointError if the target cannot compute it.
 
-    On a GPU every precision but float32 means float16: TensorRT has BF16 only since Triton 26.02.
+    On a GPU every precision but float32 means float16: TensorRT has BF16 only since Triton 26.02. int4 is for the
+    language model, and leaves the encoder as it is by default.
     """
     if target == "gpu":
         if precision == "int8":
-            raise CheckpointError("int8 is for --target cpu; on a GPU choose auto, float16, bfloat16 or float32")
+            raise CheckpointError("int8 is for --target cpu; on a GPU choose auto, float16, bfloat16, int4 or float32")
         return "float32" if precision == "float32" else "float16"
     if precision == "float16":
-        raise CheckpointError("float16 is for --target gpu; on a CPU choose auto, bfloat16, int8 or float32")
-    return "bfloat16" if precision == "auto" else precision
+        raise CheckpointError("float16 is for --target gpu; on a CPU choose auto, bfloat16, int8, int4 or float32")
+    return "bfloat16" if precision in ("auto", "int4") else precision
 
 
 def choose_accelerator(target: str, accelerator: str | None, precision: str) -> str | None:

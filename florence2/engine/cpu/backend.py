@@ -23,7 +23,7 @@ from florence2.engine.backend import Backend, Span, cache_bytes
 from florence2.engine.bart import LanguageModel, Prefill, TextEncoder
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cpu.cache import PackedCache
-from florence2.engine.cpu.kernels.layout import Batch, Scratch, Vocabulary
+from florence2.engine.cpu.kernels.layout import BLOCK, Batch, Scratch, Vocabulary
 from florence2.engine.cpu.kernels.step import decode
 from florence2.engine.cpu.packing import as_array, pack_decoder, whole_vectors
 from florence2.locations import NEAR
@@ -88,7 +88,7 @@ class CpuBackend(Backend):
         each = self.threads, rows
         return Scratch(
             x=_zeros(*each, d_model),
-            inputs=_zeros(*each, whole_vectors(max(inner, width, d_model)), dtype=torch.uint16),
+            inputs=_zeros(*each, -(-max(inner, width, d_model) // BLOCK) * BLOCK, dtype=torch.uint16),
             row_scales=_zeros(*each),
             scores=_zeros(*each, positions),
             moving=_zeros(*each, positions, head_size, dtype=self.cache.self_keys.dtype),

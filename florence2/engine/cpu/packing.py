@@ -14,8 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from florence2.engine.bart import LanguageModel
-from florence2.engine.cpu.kernels.layout import LANES, PAIRS, QUADS, ZERO_POINT, Embedding, Norm, Product, Weights
-from florence2.engine.linear import Int8Linear
+from florence2.engine.cpu.kernels.layout import (
+    BLOCK,
+    LANES,
+    PAIRS,
+    QUADS,
+    ZERO_POINT,
+    Embedding,
+    Norm,
+    Product,
+    Weights,
+)
+from florence2.engine.int4 import GROUP, Int4Linear, codes_of, unpack
+from florence2.engine.linear import Int8Embedding, Int8Linear, as_int8
 
 Arrange = Callable[[Tensor, int], Tensor]  # pads a weight along an axis
 
@@ -31,27 +42,41 @@ def pack_decoder(model: LanguageModel) -> Weights:
         by_head = tensor.unflatten(axis, (own[0].heads, -1))
         return _whole(by_head, axis + 1).flatten(axis, axis + 1)
 
+    def joined(attention: Any) -> Any:
+        """Return what follows the heads. The padding of heads would tear the groups of int4 weights apart."""
+        layer, padded = attention.out_proj, attention.q_proj.weight.shape[0] // attention.heads % LANES
+        return as_int8(layer) if padded and isinstance(layer, Int4Linear) else layer
+
+    table, head = model.decoder.embed_tokens or model.shared, model.take_head()
+    head_product = _product(_stacked([head]))
+    tokens: NDArray[Any] | Product
+    if not isinstance(table, Int8Embedding):
+        tokens = _table(table.weight)
+    else:
+        tokens = head_product if table is head else _product(_stacked([table]))
+        table.keep_elsewhere(_rows_of(tokens, table.weight.shape[1]))
     return Weights(
         embedding=Embedding(
-            tokens=_table((model.decoder.embed_tokens or model.shared).weight),
+            tokens=tokens,
             positions=_table(model.decoder.positions),
             scale=np.float32(model.embed_scale),
             norm=_norm([model.decoder.layernorm_embedding]),
+            size=model.shared.num_embeddings,
         ),
         self_qkv=_product(
             _stacked([each.q_proj for each in own], rows=heads, factor=scale),
             _stacked([each.k_proj for each in own], rows=heads),
             _stacked([each.v_proj for each in own], rows=heads),
         ),
-        self_out=_product(_stacked([each.out_proj for each in own], columns=heads)),
+        self_out=_product(_stacked([joined(each) for each in own], columns=heads)),
         self_norm=_norm([layer.self_attn_layer_norm for layer in layers]),
         cross_query=_product(_stacked([each.q_proj for each in cross], rows=heads, factor=scale)),
-        cross_out=_product(_stacked([each.out_proj for each in cross], columns=heads)),
+        cross_out=_product(_stacked([joined(each) for each in cross], columns=heads)),
         cross_norm=_norm([layer.encoder_attn_layer_norm for layer in layers]),
         fc1=_product(_stacked([layer.fc1 for layer in layers])),
         fc2=_product(_stacked([layer.fc2 for layer in layers])),
         final_norm=_norm([layer.final_layer_norm for layer in layers]),
-        head=_product(_stacked([model.take_head()])),
+        head=head_product,
     )
 
 
@@ -106,6 +131,8 @@ def _stacked(
 
 
 def _packed(layer: Any, rows: Arrange, columns: Arrange, factor: float) -> tuple[Tensor, ...]:
+    if isinstance(layer, Int4Linear):
+        return _packed_int4(layer, rows, factor)
     weight = columns(rows(layer.weight.data, 0), 1)  # [O, I]
     outputs = len(weight)
     if isinstance(layer, Int8Linear):
@@ -121,6 +148,30 @@ def _packed(layer: Any, rows: Arrange, columns: Arrange, factor: float) -> tuple
     bias = getattr(layer, "bias", None)
     biases = torch.zeros(outputs) if bias is None else rows(bias.data, 0).float()
     return weights.flatten(), biases * factor, scale * factor, offset
+
+
+def _packed_int4(layer: Int4Linear, rows: Arrange, factor: float) -> tuple[Tensor, ...]:
+    stored = [rows(part, 0) for part in (layer.weight, layer.lowest, layer.spacing)]
+    offset = ZERO_POINT * unpack(*stored).sum(1, dtype=torch.float32)  # inputs that fill a block are 0 too
+    return _blocks(*stored), rows(layer.bias, 0).float() * factor, rows(layer.scale, 0) * factor, offset
+
+
+def _blocks(weight: Tensor, lowest: Tensor, spacing: Tensor) -> Tensor:
+    """Return the weights of an Int4Linear in the order of the kernels: uint8 [any]."""
+    codes = codes_of(weight)
+    codes = _fill(codes, 1, -(-codes.shape[1] // BLOCK) * BLOCK)
+    quads = codes.reshape(len(codes) // LANES, LANES, -1, BLOCK // QUADS // 2, 2, QUADS)
+    lower, upper = quads.permute(4, 0, 2, 3, 1, 5)  # [vectors, blocks, pairs of quads, LANES, QUADS] each
+    levels = torch.stack([lowest.view(torch.uint8), spacing], -1)  # [O, groups, 2]
+    levels = _fill(levels, 1, codes.shape[1] // GROUP)
+    levels = levels.reshape(len(codes) // LANES, LANES, -1, BLOCK // GROUP, 2).permute(0, 2, 3, 4, 1)
+    return torch.cat([(lower | upper << 4).flatten(2), levels.flatten(2)], 2).flatten()
+
+
+def _rows_of(product: Product, width: int) -> Callable[[Tensor], Tensor]:
+    """Return what finds rows of a packed table: [...] -> int8 [..., width]."""
+    quads = torch.from_numpy(product.weights[0]).view(product.bias.shape[1] // LANES, -1, LANES)
+    return lambda tokens: quads[tokens // LANES, :, tokens % LANES].view(torch.int8)[..., :width]
 
 
 def _table(weight: Tensor) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """The compiled step against the padded one, and what must not change a number."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import psutil
@@ -15,6 +16,7 @@ from florence2.engine.cpu.cache import PackedCache
 from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.weights import build_language_model
 from florence2_export.language import language_tensors
+from florence2_export.layouts import EMBEDDING, HEAD
 from tests.tiny_model import tiny_config
 from tests.unit.engine.test_attention import AnyToken
 
@@ -35,10 +37,17 @@ def odd(config) -> ModelConfig:
 
 
 def build(
-    config: ModelConfig, precision: str, *, backend: type[Backend] = CpuBackend, threads: int = 2
+    config: ModelConfig,
+    precision: str,
+    *,
+    backend: type[Backend] = CpuBackend,
+    threads: int = 2,
+    untied: Sequence[str] = (),
 ) -> CpuBackend | CudaBackend:
     """Return a backend with 13 rows that share what `SPANS` says, and with an image in each slot."""
-    model = build_language_model(language_tensors(random_weights(config), precision), config, precision)
+    weights = random_weights(config)
+    weights |= {name: weights[EMBEDDING].flip(0) * 1.5 for name in untied}
+    model = build_language_model(language_tensors(weights, precision), config, precision)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -70,7 +79,9 @@ def logits(backend: CpuBackend | CudaBackend, spans: list[Span] = SPANS, tokens:
     return torch.from_numpy(backend.scratch.logits[: len(tokens), :75].copy())
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.02)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.02), ("int4", 0.02)]
+)
 def test_it_computes_what_torch_does(odd, precision, tolerance):
     """Any width, heads and lengths; the tolerance is relative to the spread of the logits."""
     ours, torchs = (logits(build(odd, precision, backend=backend)) for backend in (CpuBackend, CudaBackend))
@@ -78,7 +89,15 @@ def test_it_computes_what_torch_does(odd, precision, tolerance):
     assert (ours - torchs).abs().max() < tolerance * torchs.std()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("untied", [[HEAD], [EMBEDDING.replace("shared", "decoder.embed_tokens")]])
+def test_untied_tables_of_int8_rows(odd, untied):
+    """The decoder's embedding is read from the head's packed rows only where both are the same."""
+    ours, torchs = (logits(build(odd, "int4", backend=each, untied=untied)) for each in (CpuBackend, CudaBackend))
+    assert (ours - torchs).abs().max() < 0.02 * torchs.std()
+    assert (ours - logits(build(odd, "int4"))).abs().max() > torchs.std()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
 def test_numbers_do_not_depend_on_neighbors_or_threads(odd, precision):
     """They are equal to the last bit: in a batch or not, with one thread or with as many as there are heads."""
     together = logits(build(odd, precision))
@@ -91,7 +110,7 @@ def test_numbers_do_not_depend_on_neighbors_or_threads(odd, precision):
         first = rows.stop
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
 def test_nan_stays_within_its_request(odd, precision):
     """The engine recognizes a broken request by it, and no other request may be affected."""
     healthy = logits(build(odd, precision))

@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from florence2.engine.cpu.kernels import tiles
-from florence2.engine.cpu.kernels.layout import LANES, PAIRS, QUADS, Batch, Embedding, Norm, Scratch
+from florence2.engine.cpu.kernels.layout import BLOCK, BLOCK_BYTES, LANES, PAIRS, QUADS, Batch, Embedding, Norm, Scratch
 from florence2.engine.cpu.kernels.pointwise import add, embed, gelu, layer_norm, softmax
 from florence2.engine.cpu.kernels.products import multiply, shorten
 from florence2.engine.cpu.kernels.threads import wait
 from florence2.engine.cpu.kernels.vectors import as_element
-from florence2.engine.cpu.packing import _product, _stacked, as_array
-from florence2.engine.linear import Int8Linear, quantize
+from florence2.engine.cpu.packing import _blocks, _product, _stacked, as_array
+from florence2.engine.int4 import GROUP, Int4Linear, compress, unpack
+from florence2.engine.linear import Int8Embedding, Int8Linear, as_int8, quantize
 
 ROWS = 7
 
@@ -34,12 +35,24 @@ def test_embedding(dtype):
     """Scaled tokens plus positions, from tables of either type."""
     torch.manual_seed(0)
     tokens, positions = torch.randn(30, 19).to(dtype), torch.randn(10, 19).to(dtype)
-    embedding = Embedding(as_array(tokens), as_array(positions), np.float32(2.5), zeros(Norm))
+    embedding = Embedding(as_array(tokens), as_array(positions), np.float32(2.5), zeros(Norm), 30)
     batch = zeros(Batch, tokens=np.array([3, 29, 3]), positions=np.array([0, 9, 1]))
     x = np.zeros((3, 19), np.float32)
     embed(batch, embedding, x)
     expected = tokens[[3, 29, 3]].float() * 2.5 + positions[[0, 9, 1]].float()
     torch.testing.assert_close(torch.from_numpy(x), expected)
+
+
+def test_embedding_from_the_packed_head():
+    """A table of int8 rows is kept once, in the order that products need."""
+    torch.manual_seed(0)
+    table = Int8Embedding(30, 19)
+    table.weight, table.scale = quantize(torch.randn(30, 19))
+    tokens, positions = np.array([3, 29, 3]), np.zeros((1, 19), np.float32)
+    embedding = Embedding(_product(_stacked([table])), positions, np.float32(2.5), zeros(Norm), 30)
+    x = np.zeros((3, 19), np.float32)
+    embed(zeros(Batch, tokens=tokens, positions=np.zeros(3, np.int64)), embedding, x)
+    torch.testing.assert_close(torch.from_numpy(x), table(torch.from_numpy(tokens)) * 2.5)
 
 
 def test_layer_norm_after_a_sum():
@@ -80,10 +93,16 @@ def linear(precision: str, inputs: int, outputs: int) -> nn.Module:
         rounded = Int8Linear(inputs, outputs)
         (rounded.weight, rounded.scale), rounded.bias = quantize(layer.weight.data), layer.bias.data
         return rounded
+    if precision == "int4":
+        rounded = Int4Linear(inputs, outputs)
+        rounded.load_state_dict({**compress(layer.weight.data), "bias": layer.bias.data})
+        return rounded
     return layer.to(getattr(torch, precision))
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.04)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.04), ("int4", 0.04)]
+)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, ROWS])
 @torch.inference_mode()
 def test_products(precision, tolerance, rows):
@@ -95,7 +114,8 @@ def test_products(precision, tolerance, rows):
     x, y = torch.randn(rows, 51), np.zeros((rows, 80), np.float32)
     for thread in range(3):
         multiply(thread, 3, product, 1, x.numpy(), scratch, y)
-    weight = layers[1].weight.float() * (layers[1].scale[:, None] if precision == "int8" else 1)
+    layer = as_int8(layers[1]) if precision == "int4" else layers[1]
+    weight = layer.weight.float() * (layer.scale[:, None] if isinstance(layer, Int8Linear) else 1)
     expected = 0.5 * F.linear(x, weight, layers[1].bias.float())
     assert (torch.from_numpy(y[:, :77]) - expected).abs().max() < tolerance * expected.std()
     assert not y[:, 77:].any()
@@ -143,6 +163,31 @@ def test_sums_of_bytes_are_exact(monkeypatch, rows, width, vnni):
     in_order = w.reshape(width, LANES, -1, QUADS).transpose(0, 2, 1, 3)
     run(x.view(np.int32), np.ascontiguousarray(in_order).view(np.int32).ravel(), sums)
     assert np.array_equal(sums.view(np.int32), x[1:].astype(np.int32) @ w.reshape(-1, 3072).astype(np.int32).T)
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (6, 4)])
+def test_sums_of_int4_weights_are_those_of_the_int8_weights_they_stand_for(monkeypatch, rows, width, vnni):
+    """They are exact, with and without the CPU's instruction, and for levels at either end of int8."""
+    monkeypatch.setattr(tiles, "HAS_VNNI", tiles.HAS_VNNI and vnni)
+    multiply = tiles.tile(rows, width)
+
+    @njit
+    def run(x, w, steps, sums):
+        multiply(x, 1, w, 0, len(w) // width, BLOCK_BYTES, BLOCK_BYTES, steps, sums, 0, 0)
+
+    torch.manual_seed(0)
+    outputs, inputs = width * LANES, 320
+    codes = torch.randint(256, (outputs, inputs // 2), dtype=torch.uint8)
+    lowest = torch.randint(-128, -9, (outputs, inputs // GROUP), dtype=torch.int8)
+    spacing = torch.randint(1, 10, lowest.shape, dtype=torch.uint8)
+    codes[:2], lowest[:2], spacing[:2] = torch.tensor([[0xFF], [0x00]]), -128, 17
+    x = np.random.default_rng(0).integers(0, 256, (rows + 1, inputs), np.uint8)
+    blocks = _blocks(codes, lowest, spacing).numpy()
+    sums = np.zeros((rows, outputs), np.float32)
+    run(x.view(np.int32), blocks, inputs // BLOCK, sums)
+    expected = x[1:].astype(np.int32) @ unpack(codes, lowest, spacing).numpy().T.astype(np.int32)
+    assert np.array_equal(sums.view(np.int32), expected)
 
 
 @pytest.mark.parametrize("ahead", [None, 64])

@@ -175,7 +175,7 @@ def test_keys_out_of_range_leave_nothing_behind(config, make_request):
     assert engine.backend.cache.cross_keys.isfinite().all() and engine.backend.cache.cross_values.isfinite().all()
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int4"])
 def test_a_lower_precision_scores_alike(config, make_request, precision):
     """The first choice of tokens costs about as much as in float32; a batch changes nothing."""
     torch.manual_seed(0)

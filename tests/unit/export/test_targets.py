@@ -29,10 +29,12 @@ def fitted(folder, target, precision, role="vision", accelerator=None):
         ("cpu", "float32", "float32"),
         ("cpu", "bfloat16", "bfloat16"),
         ("cpu", "int8", "int8"),
+        ("cpu", "int4", "bfloat16"),
         ("gpu", "auto", "float16"),
         ("gpu", "float32", "float32"),
         ("gpu", "float16", "float16"),
         ("gpu", "bfloat16", "float16"),
+        ("gpu", "int4", "float16"),
     ],
 )
 def test_each_precision_has_a_meaning_for_the_encoder(target, precision, meaning):

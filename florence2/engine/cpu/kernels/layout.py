@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from florence2.engine.int4 import GROUP
+
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
@@ -14,6 +16,12 @@ LANES = 16  # columns of a vector
 WIDTH = 4  # vectors of a tile
 POSITIONS = WIDTH * LANES  # that keys lie side by side for
 QUADS, PAIRS = 4, 2  # int8 and bfloat16 weights in one element of an array, for as many inputs
+# int4 weights lie in blocks of two groups of inputs and LANES outputs, whose size is a multiple of a cache line. First
+# the codes: a vector of bytes for each two quads of inputs, the second of them in the upper bits. Then, for each group,
+# LANES lowest levels and LANES spacings.
+BLOCK = 2 * GROUP
+CODES = BLOCK * LANES // 2
+BLOCK_BYTES = CODES + 2 * 2 * LANES
 LEVELS, ZERO_POINT = np.float32(127), 128  # inputs of int8 products are unsigned bytes around 128
 
 
@@ -36,10 +44,11 @@ class Norm(NamedTuple):
 class Embedding(NamedTuple):
     """What turns tokens and positions into the first layer's input."""
 
-    tokens: NDArray[Any]  # [V, D], floats or upper halves
+    tokens: NDArray[Any] | Product  # [V, D], floats or upper halves; or a head of int8 weights
     positions: NDArray[Any]  # [positions, D]
     scale: np.float32  # of tokens
     norm: Norm  # of the sums; L is 1
+    size: int  # V
 
 
 class Weights(NamedTuple):

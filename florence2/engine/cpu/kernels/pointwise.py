@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from florence2.engine.cpu.kernels.compiler import compiled, compiled_loop
-from florence2.engine.cpu.kernels.layout import LANES
+from florence2.engine.cpu.kernels.layout import LANES, QUADS
 from florence2.engine.cpu.kernels.threads import share_columns
 from florence2.engine.cpu.kernels.vectors import as_float, maximum, power_of_two
 
@@ -16,9 +18,29 @@ NORM_EPSILON = np.float32(1e-5)  # torch's and BART's
 def embed(batch, embedding, x):
     """Set x [R, D] to the sums of token and position embeddings."""
     for r in range(len(x)):
-        token, position = embedding.tokens[batch.tokens[r]], embedding.positions[batch.positions[r]]
+        token, position = batch.tokens[r], embedding.positions[batch.positions[r]]
         for i in range(x.shape[1]):
-            x[r, i] = as_float(token[i]) * embedding.scale + as_float(position[i])
+            x[r, i] = element_of(embedding.tokens, token, i) * embedding.scale + as_float(position[i])
+
+
+def element_of(tokens, token, i):
+    """Return element i of a token's embedding."""
+
+
+@overload(element_of)
+def _element_of(tokens, token, i):
+    return _of_table if isinstance(tokens, types.Array) else _of_head
+
+
+def _of_table(tokens, token, i):
+    return as_float(tokens[token, i])
+
+
+def _of_head(tokens, token, i):
+    vector, lane = token // LANES, token % LANES
+    steps = tokens.weights.shape[1] // tokens.bias.shape[1]
+    quad = tokens.weights[0, (vector * steps + i // QUADS) * LANES + lane]
+    return np.float32(np.int8(quad >> (8 * (i % QUADS)))) * tokens.scale[0, token]
 
 
 @compiled

@@ -7,9 +7,9 @@ from numba import types
 from numba.extending import overload
 
 from florence2.engine.cpu.kernels.compiler import compiled, compiled_loop
-from florence2.engine.cpu.kernels.layout import LANES, LEVELS, PAIRS, WIDTH, ZERO_POINT
+from florence2.engine.cpu.kernels.layout import BLOCK, LANES, LEVELS, PAIRS, WIDTH, ZERO_POINT
 from florence2.engine.cpu.kernels.threads import share, share_columns
-from florence2.engine.cpu.kernels.tiles import rescale, tile
+from florence2.engine.cpu.kernels.tiles import KINDS, rescale, tile
 from florence2.engine.cpu.kernels.vectors import as_element, magnitude
 
 TINY = np.float32(1e-30)  # the scale of a row of zeros
@@ -41,16 +41,27 @@ def multiply_vectors(first, last, product, layer, inputs, row_scales, y):
     """Compute the columns in vectors `first` up to `last`; inputs: as `as_inputs` returns them."""
     weights, bias = product.weights[layer], product.bias[layer]
     scale, offset = product.scale[layer], product.offset[layer]
-    steps = len(weights) // len(bias)
+    stride = LANES * unit_of(weights)
+    steps = len(weights) // len(bias) // unit_of(weights)
     for vector in range(first, last, WIDTH):
         count = min(WIDTH, last - vector)
         start, stop = vector * LANES, (vector + count) * LANES
-        pitch = steps * LANES
+        pitch = steps * stride
         ahead = WIDTH * pitch if vector + WIDTH < last else 0  # another thread multiplies what follows the last one
-        multiply_tiles(inputs, weights, vector * pitch, pitch, 0, ahead, count, LANES, steps, y, start)
+        multiply_tiles(inputs, weights, vector * pitch, pitch, 0, ahead, count, stride, steps, y, start)
         for row in range(len(inputs)):
             for column in range(start, stop, LANES):
                 rescale(y, row, column, weights, row_scales[row], scale, offset, bias)
+
+
+def unit_of(weights):
+    """Return how many elements of such weights a step of `tile` takes for one column."""
+
+
+@overload(unit_of)
+def _unit_of(weights):
+    unit = KINDS[weights.dtype].unit
+    return lambda weights: unit
 
 
 def as_inputs(x, weights, scratch, thread):
@@ -59,7 +70,7 @@ def as_inputs(x, weights, scratch, thread):
 
 @overload(as_inputs)
 def _as_inputs(x, weights, scratch, thread):
-    return {types.int32: _as_quads, types.uint32: _as_pairs}.get(weights.dtype, _as_they_are)
+    return {types.int32: _as_quads, types.uint8: _as_quads, types.uint32: _as_pairs}.get(weights.dtype, _as_they_are)
 
 
 def _as_quads(x, weights, scratch, thread):
@@ -110,12 +121,14 @@ def multiply_tiles(x, w, start, pitch, jump, ahead, vectors, stride, steps, sums
 
 @compiled_loop
 def quantize_rows(x, quantized, scales):
-    """Round each row to bytes with a scale of its own, as `linear` does in prefill."""
+    """Round each row to bytes with a scale of its own, as `linear` does in prefill, and complete its last block."""
+    width = x.shape[1]
     for row in range(len(x)):
         largest = max(TINY, magnitude(x[row]))
         scales[row] = largest / LEVELS + (x[row, 0] - x[row, 0])  # NaN for a row of NaNs, which `magnitude` ignores
         factor = LEVELS / largest
-        for i in range(x.shape[1]):
+        quantized[row, width : -(-width // BLOCK) * BLOCK] = ZERO_POINT
+        for i in range(width):
             quantized[row, i] = np.uint8(np.int32(np.rint(x[row, i] * factor)) + ZERO_POINT)
 
 

@@ -55,7 +55,7 @@ def build_step(digest: int) -> Callable[..., None]:
             layer_norm(x, weights.final_norm, layer)
         multiply(thread, threads, weights.head, 0, x, scratch, scratch.logits)
         done = wait(arrived, done, threads)
-        choose(thread, threads, len(weights.embedding.tokens), vocabulary, batch, scratch)
+        choose(thread, threads, weights.embedding.size, vocabulary, batch, scratch)
         wait(arrived, done, threads)
 
     return decode

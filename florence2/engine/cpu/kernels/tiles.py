@@ -2,6 +2,7 @@
 
 Each type of weights has a class below: `columns` reads a vector of them, `add` adds its products with the inputs to the
 sums. `size`: bytes of an element of w. `inputs`: the type of an element of x. `sums`: the type of a vector of sums.
+`unit`: elements of w that a step takes for one output. `parts`: elements of x that it takes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from florence2.engine.cpu.kernels import vectors
-from florence2.engine.cpu.kernels.layout import LANES, PAIRS, QUADS
+from florence2.engine.cpu.kernels.layout import BLOCK, BLOCK_BYTES, CODES, LANES, PAIRS, QUADS
 from florence2.engine.cpu.kernels.vectors import BYTE, FLOAT, FLOATS, HALVES, INT32, INT64, INTS
+from florence2.engine.int4 import GROUP
 
 
 class BFloat(ir.Type):
@@ -28,6 +30,8 @@ class BFloat(ir.Type):
 
 BFLOATS = ir.VectorType(BFloat(), LANES * PAIRS)
 BYTES = ir.VectorType(BYTE, LANES * QUADS)
+WORDS = ir.VectorType(ir.IntType(16), LANES * 2)
+CACHE_LINE = 64
 # The features that numba compiles for, which may be fewer than this CPU has.
 FEATURES = (get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(",")
 HAS_VNNI, HAS_BFLOATS = "+avx512vnni" in FEATURES, "+avx512bf16" in FEATURES
@@ -38,10 +42,11 @@ def tile(rows: int, width: int) -> Any:
 
     multiply(x, first, w, start, pitch, ahead, stride, steps, sums, row, column): sums[row + r, column + v * LANES + l]
     becomes the sum over i < steps of x[first + r, i] * w[start + v * pitch + i * stride + l], for r < rows, v < width
-    and l < LANES. Unless `ahead` is None, each step prefetches what lies `ahead` elements further on in w.
+    and l < LANES. Unless `ahead` is None, each step prefetches what lies `ahead` elements further on in w. A step of
+    int4 weights is one of their blocks, and multiplies as many elements of x as it has quads.
 
-    x: [R, inputs]; w: flat; `KINDS` has the types of both. sums: float32, which for int8 weights hold the bits of an
-    int32. A row's sums are made in the same order whatever the number of rows.
+    x: [R, inputs]; w: flat; `KINDS` has the types of both. sums: float32, which for int8 and int4 weights hold the bits
+    of an int32. A row's sums are made in the same order whatever the number of rows.
     """
 
     @intrinsic
@@ -66,9 +71,14 @@ def tile(rows: int, width: int) -> Any:
                 if ahead is not types.none:
                     soon = builder.add(step, ahead_)
                     for each in columns:
-                        vectors.prefetch(builder, vectors.at(builder, each, soon, kind.size))
-                weights = [kind.columns(builder, vectors.at(builder, each, step, kind.size)) for each in columns]
-                add_products(builder, kind, inputs, index, weights, totals)
+                        for line in range(0, kind.unit * LANES * kind.size, CACHE_LINE):
+                            place = vectors.at(builder, each, soon, kind.size)
+                            vectors.prefetch(builder, vectors.at(builder, place, INT64(line), 1))
+                places = [vectors.at(builder, each, step, kind.size) for each in columns]
+                element = builder.mul(index, INT64(kind.parts))
+                for part in range(kind.parts):
+                    weights = [kind.columns(builder, place, part) for place in places]
+                    add_products(builder, kind, inputs, builder.add(element, INT64(part)), weights, totals)
             for target, row_totals in zip(targets, totals, strict=True):
                 for vector, total in enumerate(row_totals):
                     place = vectors.at(builder, target, builder.add(column_, INT64(vector * LANES)), 4)
@@ -119,10 +129,10 @@ def rescale(context, y, row, column, weights, row_scale, scale, offset, bias):
 class Floats:
     """float32 weights, one at a time."""
 
-    size, inputs, sums = 4, FLOAT, FLOATS
+    size, inputs, sums, unit, parts = 4, FLOAT, FLOATS, 1, 1
 
     @staticmethod
-    def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
+    def columns(builder: ir.IRBuilder, pointer: Any, part: int) -> Any:
         return vectors.load(builder, pointer, FLOATS)
 
     @staticmethod
@@ -136,7 +146,7 @@ class UpperHalves(Floats):
     size = 2
 
     @staticmethod
-    def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
+    def columns(builder: ir.IRBuilder, pointer: Any, part: int) -> Any:
         bits = builder.zext(vectors.load(builder, pointer, HALVES), INTS)
         return builder.bitcast(lower(builder, bits), FLOATS)
 
@@ -144,10 +154,10 @@ class UpperHalves(Floats):
 class Together:
     """Several weights of an output, for as many inputs, in one element of an array."""
 
-    size, inputs = 4, INT32
+    size, inputs, unit, parts = 4, INT32, 1, 1
 
     @staticmethod
-    def columns(builder: ir.IRBuilder, pointer: Any) -> Any:
+    def columns(builder: ir.IRBuilder, pointer: Any, part: int) -> Any:
         return vectors.load(builder, pointer, INTS)
 
 
@@ -195,4 +205,36 @@ class Quads(Together):
         return total
 
 
-KINDS = {types.float32: Floats, types.uint16: UpperHalves, types.uint32: Pairs, types.int32: Quads}
+class Codes(Quads):
+    """Blocks of int4 weights, which become int8 weights in the registers."""
+
+    size, unit, parts = 1, BLOCK_BYTES // LANES, BLOCK // QUADS
+
+    @staticmethod
+    def columns(builder: ir.IRBuilder, pointer: Any, part: int) -> Any:
+        """Return lowest + spacing * code, for four inputs of each output."""
+        group = CODES + part * QUADS // GROUP * 2 * LANES
+        lowest = _repeated(builder, vectors.at(builder, pointer, INT64(group), 1), 0x01010101)
+        spacing = _repeated(builder, vectors.at(builder, pointer, INT64(group + LANES), 1), 0x00010001)
+        codes = vectors.load(builder, vectors.at(builder, pointer, INT64(part // 2 * QUADS * LANES), 1), INTS)
+        if part % 2:
+            codes = builder.lshr(codes, INTS([4] * LANES))
+        codes = builder.and_(codes, INTS([0x0F0F0F0F] * LANES))
+        # Two bytes at a time: 15 * 17 fits into the lower one, so nothing is carried into the upper one.
+        levels = builder.mul(builder.bitcast(codes, WORDS), builder.bitcast(spacing, WORDS))
+        return builder.bitcast(builder.add(builder.bitcast(levels, BYTES), builder.bitcast(lowest, BYTES)), INTS)
+
+
+def _repeated(builder: ir.IRBuilder, pointer: Any, pattern: int) -> Any:
+    """Load a byte for each lane, and repeat it in the lane's bytes where the pattern has a one."""
+    single = builder.zext(vectors.load(builder, pointer, ir.VectorType(BYTE, LANES)), INTS)
+    return builder.mul(single, INTS([pattern] * LANES))
+
+
+KINDS = {
+    types.float32: Floats,
+    types.uint16: UpperHalves,
+    types.uint32: Pairs,
+    types.int32: Quads,
+    types.uint8: Codes,
+}
