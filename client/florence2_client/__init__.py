@@ -45,6 +45,7 @@ from florence2_client.request import Options
 from florence2_client.result import Result
 from florence2_client.results import Failure, Results
 from florence2_client.tasks import ParsedTask, Prompt, UnmarkedPrompt, parse_task
+from florence2_client.tiling import Tiles
 from florence2_client.transports import Tls
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "Reply",
     "Result",
     "Results",
+    "Tiles",
     "Tls",
     "Unavailable",
     "UnmarkedPrompt",

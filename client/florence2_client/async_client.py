@@ -17,6 +17,7 @@ from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result
 from florence2_client.results import Results, failure
 from florence2_client.tasks import Prompted
+from florence2_client.tiles import TILES_IN_FLIGHT, Tiled
 from florence2_client.transports import DEFAULT_URL, AsyncTransport, Tls, open_async_transport, parse_url
 
 if TYPE_CHECKING:
@@ -168,7 +169,14 @@ class AsyncClient(
 
     async def _infer(self, image: ImageLike, task: str, text: Region | None, options: Options) -> Any:
         transport = self._opened()
-        exchange = await self._exchange(image, task, text, options)
+        if options.get("tiles") is not None:
+            tiled = await asyncio.to_thread(Tiled.plan, image, task, text, options)
+            if tiled:
+                replies = self.run_many(tiled.questions(), concurrency=TILES_IN_FLIGHT, ordered=False)
+                async with contextlib.aclosing(replies):
+                    taken = [reply async for reply in replies if reply.unwrap()]
+                return await asyncio.to_thread(tiled.merged, taken)
+        exchange = await self._exchange(image, task, text, {**options, "tiles": None})
         while True:
             try:
                 return exchange.read(await transport.infer(*exchange.attempt()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result
 from florence2_client.results import Results, failure
 from florence2_client.tasks import Prompted
+from florence2_client.tiles import TILES_IN_FLIGHT, Tiled
 from florence2_client.transports import DEFAULT_URL, Tls, Transport, open_transport, parse_url
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Client(
 
     def run_many(
         self, asked: Iterable[Asked], *, concurrency: int = 16, ordered: bool = True, **options: Unpack[Options]
-    ) -> Iterator[Reply]:
+    ) -> Generator[Reply, None, None]:
         """Send many requests, at most `concurrency` at a time, and yield replies in order or as they come.
 
         `asked` holds Questions, or tuples of image, task and optionally text. It is read only as fast as replies are
@@ -153,7 +154,11 @@ class Client(
         return Exchange(self.model, build_request(image, task, text, **options), self.retry_for, stream=stream)
 
     def _infer(self, image: ImageLike, task: str, text: Region | None, options: Options) -> Any:
-        exchange = self._exchange(image, task, text, options)
+        if options.get("tiles") is not None and (tiled := Tiled.plan(image, task, text, options)):
+            replies = self.run_many(tiled.questions(), concurrency=TILES_IN_FLIGHT, ordered=False)
+            with contextlib.closing(replies):
+                return tiled.merged(replies)
+        exchange = self._exchange(image, task, text, {**options, "tiles": None})
         while True:
             try:
                 return exchange.read(self._transport.infer(*exchange.attempt()))

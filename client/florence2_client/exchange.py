@@ -166,16 +166,15 @@ def questions_about(image: EncodedImage, prompts: Iterable[Prompted], options: O
 
     The questions are made as they are sent, so each one's own timeout is what is left of the common one by then.
     """
+    left = shared_timeout(options)
+    return (Question(image, task, text, options={**options, "max_side": None, **left()}) for task, text in prompts)
+
+
+def shared_timeout(options: Options) -> Callable[[], Options]:
+    """Return a function that returns what is left of the timeout, for one of several requests. It starts now."""
     require_timeout(timeout := options.get("timeout"))
     end = time.monotonic() + (timeout or 0)
-    given: Options = {**options, "max_side": None}
-
-    def questions() -> Iterator[Question]:
-        for task, text in prompts:
-            left: Options = {"timeout": max(end - time.monotonic(), 1e-3)} if timeout else {}
-            yield Question(image, task, text, options={**given, **left})
-
-    return questions()
+    return lambda: {"timeout": max(end - time.monotonic(), 1e-3)} if timeout else {}
 
 
 Asked: TypeAlias = "Question | tuple[ImageLike, str] | tuple[ImageLike, str, Region | None]"

@@ -15,6 +15,7 @@ from florence2.contract import OPTIONS, Option
 from florence2.errors import InvalidOption, InvalidPrompt
 from florence2_client.images import ImageLike, encode_image
 from florence2_client.tasks import PIXELS, UnmarkedPrompt, parse_task
+from florence2_client.tiling import Tiling
 
 Tensors: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
 Region: TypeAlias = "str | Sequence[float] | np.ndarray[Any, Any]"
@@ -39,6 +40,8 @@ class Options(TypedDict, total=False):
     repetition_penalty: float | None  # make generated tokens less likely to come again if above 1, more likely if below
     # end of generated: options
     timeout: float | None  # seconds for the whole call, retries included
+    # Send overlapping parts of the image as well, and merge the answers: "auto", pixels, (columns, rows), or Tiles.
+    tiles: Tiling | None
     max_side: int | None  # scale images with a longer side down to this many pixels before they are sent
 
 
@@ -63,6 +66,7 @@ def build_request(
     *,
     timeout: float | None = None,
     max_side: int | None = None,
+    tiles: object = None,
     **generation: Any,
 ) -> Request:
     """Read and encode the image, and turn everything that is given into tensors [1].
@@ -72,6 +76,8 @@ def build_request(
     server to decide.
     """
     require_timeout(timeout)
+    if tiles is not None:
+        raise InvalidOption("an answer that is merged from tiles cannot be streamed")
     parsed = parse_task(task)
     if parsed.note:
         warnings.warn(parsed.note, UnmarkedPrompt, stacklevel=2)

@@ -18,6 +18,7 @@ from florence2_client.cli.console import complain
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import INT32, LONGEST_TIMEOUT, Options
 from florence2_client.tasks import TOKEN, WORD, Prompt, parse_task
+from florence2_client.tiling import parse_tiles
 from florence2_client.transports import DEFAULT_URL, Tls
 
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # shtab's names for completing file names
@@ -85,6 +86,10 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-side", type=number(int, 1), metavar="N", help="scale larger images down to N pixels before sending them"
     )
+    parser.add_argument(
+        "--tiles", type=_tiles, metavar="auto|N|CxR",
+        help="look for small things in overlapping tiles as well: auto, N pixels a side, or C columns and R rows",
+    )  # fmt: skip
     group = parser.add_argument_group("generation (defaults are the checkpoint's)")
     for option in OPTIONS:
         flag = FLAGS[option.name]
@@ -100,7 +105,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
 
 def generation(options: argparse.Namespace) -> Options:
     """Return the options that were given."""
-    names = [*(option.keyword for option in OPTIONS), "max_side", "timeout"]
+    names = [*(option.keyword for option in OPTIONS), "tiles", "max_side", "timeout"]
     given = {name: getattr(options, name) for name in names}
     return Options(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
 
@@ -163,6 +168,11 @@ def in_flags(error: Florence2Error) -> str:
     if not isinstance(error, InvalidRequest):
         return str(error)
     return re.sub(rf"\b({'|'.join(WORDS)})\b", lambda name: WORDS[name[0]], str(error))
+
+
+def _tiles(text: str) -> str:
+    parse_tiles(text)
+    return text
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -140,6 +140,10 @@ class Form:
         )
         with gr.Accordion("Options", open=False):
             self.options = [option_field(option) for option in OPTIONS]
+            self.tiles = gr.Checkbox(
+                False, label="Look for small things", elem_id="tiles",
+                info="Sends overlapping tiles of a large image as well. For detection and reading text.",
+            )  # fmt: skip
             self.stream = gr.Checkbox(
                 False, label="Show the answer while it is generated", elem_id="stream",
                 info="With one beam. The server must be started with `florence2 serve --stream`.",
@@ -148,7 +152,8 @@ class Form:
     @property
     def inputs(self) -> list[Component]:
         """Return the fields of a request."""
-        return [self.image, self.task, self.others, self.text, self.region, self.stream, *self.options]
+        return [self.image, self.task, self.others, self.text, self.region, self.tiles, self.stream,
+                *self.options]  # fmt: skip
 
     def follow(self) -> None:
         """Adapt the form to the image, which is replaced by its preview, and to the input that the tasks take."""
@@ -208,8 +213,8 @@ class Answers:
         return [self.run_button, self.stop_button, self.cards]
 
     def run(
-        self, image: str | None, task: str | None, others: Sequence[str], text: str, region: str, stream: bool,
-        *values: str | bool | None,
+        self, image: str | None, task: str | None, others: Sequence[str], text: str, region: str, tiles: bool,
+        stream: bool, *values: str | bool | None,
     ) -> Iterator[Updates]:  # fmt: skip
         """Send the requests and yield the cards of their answers as they grow."""
         tasks = all_tasks(task, others) or [""]
@@ -220,7 +225,9 @@ class Answers:
             self.cards: "".join(articles),
         }
         try:
-            options = Options(**given_options(values), timeout=self.timeout)  # type: ignore[typeddict-item]
+            options = Options(
+                **given_options(values), timeout=self.timeout, tiles="auto" if tiles else None  # type: ignore[typeddict-item]
+            )  # fmt: skip
         except InvalidOption as error:
             cards: Iterator[tuple[int, Card]] = enumerate([Card(task, error=str(error)) for task in tasks])
         else:

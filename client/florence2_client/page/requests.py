@@ -78,7 +78,7 @@ def ask(
 ) -> Iterator[tuple[int, Card]]:
     """Run all tasks at once; yield the place of each in `tasks` with its card, as answers arrive.
 
-    With `stream`, yield cards of growing answers too; their search is greedy.
+    With `stream`, yield cards of growing answers too, except with tiles; their search is greedy.
     """
     arrivals: queue.SimpleQueue[tuple[int, Card] | None] = queue.SimpleQueue()  # None: a task has its last card
     stopped = threading.Event()
@@ -128,7 +128,7 @@ def _cards(
         raise InvalidPrompt("draw a box on the image first" if box else "enter a phrase or caption first")
     file = Path(image)  # and nothing else: the page fetches no URLs for visitors
     start, next_card = time.perf_counter(), 0.0
-    if stream:
+    if stream and not options.get("tiles"):  # a merged answer does not grow
         greedy: Options = {**options, "num_beams": None}
         results: Iterator[Result[Any]] = client.stream(file, task, given, **greedy)
     else:

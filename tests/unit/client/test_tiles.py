@@ -1,0 +1,295 @@
+"""Requests with tiles through both clients, to a server that finds colored rectangles in the pixels that it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import json
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from florence2.answers import TextAnswer
+from florence2.config import ImageConfig
+from florence2.errors import DeadlineExceeded, InvalidImage, InvalidOption, Unavailable
+from florence2.images import decode_image
+from florence2_client import AsyncClient, Client, Prompt, Tiles
+from florence2_client.tiles import TILED, TILES_IN_FLIGHT
+from florence2_client.tiling import MOST_AUTO, tile_boxes
+from tests import reference  # noqa: F401  the profile of hypothesis
+
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
+
+
+class Finder:
+    """Answers with the box of each color, as far as the image shows it; 768 pixels of a side are all it sees."""
+
+    def __init__(self, fails=lambda size: None):
+        self.lock, self.fails = threading.Lock(), fails
+        self.sizes, self.tasks, self.timeouts, self.now, self.most = [], [], [], 0, 0
+
+    def infer(self, model, tensors, timeout):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            return self.answer(tensors, timeout)
+        finally:
+            with self.lock:
+                self.now -= 1
+
+    def answer(self, tensors, timeout):
+        image = decode_image(tensors["IMAGE"][0], ImageConfig.max_pixels)
+        if error := self.fails(image.size):
+            raise error
+        task = tensors["TASK"][0].decode()
+        with self.lock:
+            self.sizes.append(image.size)
+            self.tasks.append(task)
+            self.timeouts.append(timeout)
+        pixels = np.asarray(image)
+        boxes, labels = [], []
+        for name, color in COLORS.items():
+            ys, xs = np.nonzero((pixels == color).all(-1))
+            if len(xs) and max(np.ptp(xs), np.ptp(ys)) >= max(image.size) / 768 * 4:
+                boxes.append([float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)])
+                labels.append(name)
+        if task == "<OCR_WITH_REGION>":
+            quads = [[x1, y1, x2, y1, x2, y2, x1, y2] for x1, y1, x2, y2 in boxes]
+            answer = {"quad_boxes": quads, "labels": labels}
+        elif task.startswith("<OPEN"):
+            answer = {"bboxes": boxes, "bboxes_labels": labels, "polygons": [], "polygons_labels": []}
+        else:
+            answer = {"bboxes": boxes, "labels": labels, "scores": [0.25] * len(boxes)}
+        return {
+            "RESULT": np.array([json.dumps({task: answer}).encode()], object),
+            "GENERATED_TEXT": np.array([b""], object),
+            "FINISH_REASON": np.array([b"stop"], object),
+            "NUM_TOKENS": np.array([5], np.int32),
+            "SEQUENCE_SCORE": np.array([-0.5], np.float32),
+            "IMAGE_SIZE": np.array(image.size, np.int32),
+        }
+
+    def close(self):
+        pass
+
+
+class AsyncFinder(Finder):
+    async def infer(self, model, tensors, timeout):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0)
+        self.now -= 1
+        return self.answer(tensors, timeout)
+
+    async def close(self):
+        pass
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def run(request):
+    """Runs a task with either client; returns the result and the server."""
+
+    def ask(*args, fails=lambda size: None, **options):
+        if request.param == "threads":
+            finder = Finder(fails)
+            with Client(transport=finder, retry_for=0) as client:
+                return client.run(*args, **options), finder
+
+        async def answer():
+            async with AsyncClient(transport=finder, retry_for=0) as client:
+                return await client.run(*args, **options)
+
+        finder = AsyncFinder(fails)
+        return asyncio.run(answer()), finder
+
+    return ask
+
+
+def drawn(size, **boxes):
+    """A white image with a rectangle of each color; the right and lower edges are not part of it."""
+    image = Image.new("RGB", size, "white")
+    for color, (x1, y1, x2, y2) in boxes.items():
+        ImageDraw.Draw(image).rectangle((x1, y1, x2 - 1, y2 - 1), fill=COLORS[color])
+    return image
+
+
+SCENE = {"red": (100, 100, 112, 108), "green": (900, 20, 2000, 1400), "blue": (2390, 1590, 2400, 1600)}
+
+
+def test_small_things_in_a_large_image_are_found(run):
+    """The whole image shows only the large one. All boxes are in pixels of the whole image, with their scores."""
+    image = drawn((2400, 1600), **SCENE)
+    assert run(image, "od")[0].labels == ["green"]
+    result, finder = run(image, "od", tiles="auto", num_beams=1)
+    assert {found.label: found.box for found in result.objects} == SCENE
+    assert result.answer.scores == [0.25] * 3
+    assert (result.task, result.image_size, result.finish_reason) == ("<OD>", (2400, 1600), "stop")
+    assert (result.num_tokens, result.score) == (5 * len(finder.sizes), -0.5)
+    assert result.read_as("boxes").labels == result.labels
+    assert len(finder.sizes) == len(tile_boxes((2400, 1600), "auto")) + 1
+    assert 1 < finder.most <= TILES_IN_FLIGHT
+
+
+@pytest.mark.parametrize("task", TILED)
+def test_all_tasks_that_look_for_everything_take_tiles(run, task):
+    """OCR is sent as OCR with regions, because only places tell the lines of overlapping tiles apart."""
+    text = "a square" if "VOCABULARY" in task else None
+    result, finder = run(drawn((1600, 900), red=(9, 9, 99, 99), blue=(800, 300, 860, 330)), task, text, tiles=(2, 1))
+    assert result.task == task and len(finder.sizes) == 3
+    assert set(finder.tasks) == {"<OCR_WITH_REGION>" if task == "<OCR>" else task}
+    if task == "<OCR>":
+        assert result.answer == TextAnswer("red\nblue") and result.text == "red\nblue"
+    else:
+        assert [found.box for found in result.objects] == [(9, 9, 99, 99), (800, 300, 860, 330)]
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "reason"),
+    [
+        ("caption", None, "<CAPTION> describes the whole image, of which a tile says nothing; tiles are for od,"),
+        ("more_detailed_caption", None, "<MORE_DETAILED_CAPTION> describes the whole image"),
+        ("ground", "a dog", "<CAPTION_TO_PHRASE_GROUNDING> would find its text in every tile"),
+        ("segment", "a dog", "<REFERRING_EXPRESSION_SEGMENTATION> would find its text in every tile"),
+        ("region_to_ocr", "1,2,3,4", "<REGION_TO_OCR> is about one region; to look closer, send a crop of it"),
+        (Prompt("what is this?"), None, "the answers to a prompt of your own cannot be merged"),
+    ],
+)
+def test_other_tasks_refuse_tiles_with_one_sentence(run, task, text, reason):
+    """The image is not even read, so that the answer is the same for small images."""
+    with pytest.raises(InvalidOption) as caught:
+        run("no-such-file.png", task, text, tiles="auto")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "size", "requests"),
+    [
+        ("auto", (1152, 800), 1),  # the whole image shows enough
+        ((1, 1), (300, 300), 1),
+        (400, (300, 300), 1),
+        ((2, 3), (300, 300), 7),
+        ("2x3", (300, 300), 7),
+        ((9, 9), (3, 1), 3),  # not more tiles than pixels
+        (100, (180, 100), 3),
+        ("100", (180, 100), 3),
+        (Tiles(100, overlap=0.5), (200, 100), 4),
+    ],
+)
+def test_tiles_can_be_given_in_several_forms(run, tiles, size, requests):
+    """These are columns and rows, a size, text, and a size with an overlap."""
+    assert len(run(drawn(size), "od", tiles=tiles)[1].sizes) == requests
+
+
+@pytest.mark.parametrize(
+    "tiles", [0, -5, 2.5, True, "", "many", "3x", "0x2", (0, 1), (1, 2, 3), ("a", "b"), [], b"auto", {"size": 3}]
+)
+def test_other_forms_are_refused(run, tiles):
+    """One sentence says what they may be."""
+    with pytest.raises(InvalidOption, match="tiles must be 'auto', the size of a tile in pixels such as 640, or"):
+        run(drawn((9, 9)), "od", tiles=tiles)
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 1.5}, {"size": 9, "overlap": 1}, {"size": 9, "overlap": -0.1}])
+def test_tiles_must_make_sense(wrong):
+    with pytest.raises(InvalidOption, match="of tiles must be"):
+        Tiles(**wrong)
+
+
+def test_what_tiles_exclude(run):
+    """A scaled image, too many tiles, and a stream."""
+    with pytest.raises(InvalidOption, match="tiles and max_side exclude each other"):
+        run(drawn((2000, 2000)), "od", tiles="auto", max_side=800)
+    with pytest.raises(InvalidOption, match=r"tiles would be 15,625; at most 4,096"):
+        run(drawn((1000, 1000)), "od", tiles=10)
+    with pytest.raises(InvalidOption, match="cannot be streamed"), Client(transport=Finder()) as client:
+        next(client.stream(drawn((9, 9)), "od", tiles="auto"))
+
+
+def test_a_rotated_photo_is_cut_as_it_is_displayed(run):
+    """The camera stored it lying on its side; boxes refer to the upright image."""
+    upright = drawn((1000, 1500), red=(900, 1400, 912, 1412))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the viewer turns it clockwise
+    stored = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(stored, "PNG", exif=exif)
+    result, _ = run(stored.getvalue(), "od", tiles="auto")
+    assert (result.image_size, result.objects[0].box) == ((1000, 1500), (900, 1400, 912, 1412))
+
+
+def test_an_error_of_one_tile_is_the_error_of_the_request(run):
+    """A merged answer without it would look complete. The rest is not sent."""
+    fails = lambda size: Unavailable("no room") if size != (2400, 1600) else None  # noqa: E731
+    with pytest.raises(Unavailable, match="no room"):
+        run(drawn((2400, 1600)), "od", tiles="auto", fails=fails)
+    with pytest.raises(InvalidImage, match=r"damaged|not an image|format"):
+        run(b"no image at all", "od", tiles="auto")
+
+
+def test_all_tiles_share_one_timeout(run):
+    """Each request is given what is left of it."""
+    _, finder = run(drawn((300, 300)), "od", tiles=(3, 3), timeout=1000)
+    assert len(finder.timeouts) == 10 and all(990 < timeout <= 1000 for timeout in finder.timeouts)
+    late = lambda size: DeadlineExceeded("too late")  # noqa: E731
+    with pytest.raises(DeadlineExceeded):
+        run(drawn((300, 300)), "od", tiles=(3, 3), timeout=0.5, fails=late)
+
+
+def test_run_many_takes_tiles_too(run):
+    """For all questions or for one."""
+    with Client(transport=Finder()) as client:
+        image = drawn((1600, 900), red=(9, 9, 99, 99))
+        replies = list(client.run_many([(image, "od"), (image, "caption")], tiles=(2, 2)))
+    assert replies[0].unwrap().labels == ["red"]
+    assert isinstance(replies[1].error, InvalidOption)
+
+
+# ---- where the tiles lie
+
+SIZES = st.tuples(st.integers(1, 6000), st.integers(1, 6000))
+TILINGS = st.one_of(
+    st.just("auto"),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.integers(100, 3000),
+    st.builds(Tiles, st.integers(150, 2000), st.floats(0, 0.6)),
+)
+
+
+@given(SIZES, TILINGS)
+def test_tiles_cover_every_pixel_and_overlap(size, tiles):
+    """In each direction they follow each other, share what they should, and end with the image."""
+    boxes = tile_boxes(size, tiles) or [(0, 0, *size)]
+    overlap = tiles.overlap if isinstance(tiles, Tiles) else 0.2
+    for axis in (0, 1):
+        spans = sorted({(box[axis], box[axis + 2]) for box in boxes})
+        assert spans[0][0] == 0 and spans[-1][1] == size[axis]
+        lengths = {end - start for start, end in spans}
+        assert len(lengths) == 1
+        for (_, end), (start, _) in itertools.pairwise(spans):
+            assert end - start >= overlap * min(lengths) - 2  # rounding moves both edges
+    columns, rows = (len({box[axis] for box in boxes}) for axis in (0, 1))
+    assert len(boxes) == columns * rows == len(set(boxes))
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ((1152, 1152), 0),
+        ((1153, 300), 2),
+        ((1920, 1080), 6),
+        ((3840, 2160), 24),
+        ((2480, 3508), 24),
+        ((600, 30_000), 45),
+    ],
+)
+def test_auto_shows_the_model_each_pixel_while_the_tiles_are_not_too_many(size, count):
+    """Beyond that, tiles are larger."""
+    boxes = tile_boxes(size, "auto")
+    assert len(boxes) == count <= MOST_AUTO
+    sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes]
+    assert not sides or max(sides) <= 768 * (1.1 if max(size) < 10_000 else 1.3)
