@@ -75,7 +75,7 @@ def published(server) -> set[str]:
 def test_every_metric_of_ours_names_its_model_and_device(asked_server):
     with urllib.request.urlopen(asked_server.metrics_url) as answer:
         ours = re.findall(r"^florence2_\w+\{.*\}", answer.read().decode(), re.M)
-    assert ours and all('model="florence2_decoder' in line and 'device="cpu"' in line for line in ours)
+    assert ours and all('model="florence2_' in line and 'device="cpu"' in line for line in ours)
 
 
 @pytest.mark.parametrize("asked", [queries, alerts])
