@@ -67,9 +67,12 @@ FIRST_TOKEN = Metric(
 PER_TOKEN = Metric(
     "florence2_time_per_token_seconds", Kind.HISTOGRAM, "A request's mean time between tokens", (), TOKEN_SECONDS
 )
+ANSWER_HITS = Metric(
+    "florence2_answer_hits_total", Kind.COUNTER, "Answers that came from the cache of answers", ("task",)
+)
 METRICS = (
     REQUESTS, TOKENS, STEPS, STEP_SECONDS, FAILED_STEPS, UP, WAITING, LIVE, LIVE_ROWS, ROWS, INSIDE, REFUSED,
-    EXPECTED_WAIT, KV_BYTES, STAGE, FIRST_TOKEN, PER_TOKEN,
+    EXPECTED_WAIT, KV_BYTES, STAGE, FIRST_TOKEN, PER_TOKEN, ANSWER_HITS,
 )  # fmt: skip
 
 ENCODER_RUNS = Metric("florence2_encoder_runs_total", Kind.COUNTER, "Images that were encoded")
@@ -148,6 +151,13 @@ class Recorder:
                 self._count(TOKENS, len(outcome.tokens), task)
                 if times.first_token is not None and len(outcome.tokens) > 1:
                     self._observe(PER_TOKEN, (now - times.first_token) / (len(outcome.tokens) - 1))
+
+    def repeated(self, task: str, answer: Generation) -> None:
+        """Count a request whose answer was kept from an equal one, so that the engine never saw it."""
+        with self._lock:
+            self._count(REQUESTS, 1, task, outcome_name(answer))
+            self._count(TOKENS, len(answer.tokens), task)
+            self._count(ANSWER_HITS, 1, task)
 
     def count(self, metric: Metric, amount: float, *labels: str) -> None:
         """Let a counter grow."""

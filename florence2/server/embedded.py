@@ -28,7 +28,7 @@ from florence2.server.log import LogReader
 from florence2.server.options import ServingOptions
 from florence2.server.streaming import write_streaming_models
 from florence2.triton.admission import PATH_VARIABLE
-from florence2.triton.cache import FEATURES_VARIABLE
+from florence2.triton.cache import ANSWERS_VARIABLE, FEATURES_VARIABLE
 
 WATCH_SECONDS = 0.5
 TRITON = "tritonserver"
@@ -122,6 +122,7 @@ class EmbeddedServer:
                     **environment(triton, gpus[:1]),
                     PATH_VARIABLE: str(self._folder / "tickets"),
                     FEATURES_VARIABLE: str(options.cache_mib),
+                    ANSWERS_VARIABLE: str(options.cache_answers),
                 },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

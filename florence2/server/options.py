@@ -15,6 +15,7 @@ class ServingOptions:
     """What to serve, where, and how; a port of 0 means any free one. Raises ServerError if options are contradictory.
 
     `cache_mib` is the memory in MiB for the features of images, so that none is encoded twice; 0 means no cache.
+    `cache_answers` is the memory in MiB for complete answers, which equal requests get again; 0 means none are kept.
     `stream` adds the streaming models, which load the language model a second time.
     `model_control` lets clients load models again; Triton then works on the repository itself, not on a mirror.
     `drain_seconds` is the time that running requests get when the server stops.
@@ -29,6 +30,7 @@ class ServingOptions:
     grpc_port: int = 8001
     metrics_port: int = 8002
     cache_mib: int = DEFAULT_MIB
+    cache_answers: int = 0
     stream: bool = False
     model_control: bool = False
     drain_seconds: int = 10  # container managers kill after 10 to 30

@@ -20,8 +20,8 @@ import numpy as np
 from florence2.engine import metrics
 from florence2.engine.metrics import Recorder, Sample
 from florence2.errors import Florence2Error, InternalError, QueueFull, Unavailable
-from florence2.triton.cache import Arrays, Cache
-from florence2.triton.onnx_session import Session
+from florence2.triton.cache import Cache
+from florence2.triton.onnx_session import Arrays, Session
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Encoder:
         self,
         session: Session,
         batch: int,
-        cache: Cache,
+        cache: Cache[Arrays],
         publish: Callable[[list[Sample]], None] = lambda _samples: None,
     ) -> None:
         self._session, self._batch, self._cache, self._publish_samples = session, batch, cache, publish
@@ -176,7 +176,7 @@ class Encoder:
         with self._changed:
             for run, outcome in zip(runs, outcomes, strict=True):
                 if not isinstance(outcome, Florence2Error):
-                    self._cache.put(run.key, outcome)
+                    self._cache.put(run.key, outcome, sum(array.nbytes for array in outcome.values()))
                 self._end(run, outcome)
 
     def _outputs(self, runs: list[Run]) -> Iterator[Arrays]:

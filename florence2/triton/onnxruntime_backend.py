@@ -22,9 +22,9 @@ from florence2.contract import VISION
 from florence2.engine.metrics import ENCODER_METRICS
 from florence2.triton import adapter
 from florence2.triton.admission import Tickets, fingerprint
-from florence2.triton.cache import DEFAULT_MIB, FEATURES_VARIABLE, Arrays, Cache
+from florence2.triton.cache import DEFAULT_MIB, FEATURES_VARIABLE, Cache
 from florence2.triton.encoder import Encoder, Outcome
-from florence2.triton.onnx_session import open_session
+from florence2.triton.onnx_session import Arrays, open_session
 
 
 class TritonPythonModel:
@@ -42,7 +42,7 @@ class TritonPythonModel:
         self.tickets: Tickets | None = None
         if self.inputs == [tensor.name for tensor in VISION.inputs]:
             self.tickets = Tickets.of_this_server()
-            cache = Cache.of_this_server(FEATURES_VARIABLE, DEFAULT_MIB)
+            cache: Cache[Arrays] = Cache.of_this_server(FEATURES_VARIABLE, DEFAULT_MIB)
             on_cpu = {"model": args["model_name"], "device": "cpu"}  # what torch need not be imported for
             endpoint = adapter.MetricsEndpoint(
                 ENCODER_METRICS, on_cpu if gpu is None else adapter.Arguments(args).labels

@@ -22,15 +22,17 @@ RANDOM = np.random.default_rng(0).standard_normal((TOKENS, WIDTH)).astype(np.flo
 
 
 def metrics(server, model=MODEL) -> dict[str, float]:
-    """Return our metrics, `name{label="…",…}` without the model, after the next publication."""
+    """Return our metrics, `name{label="…",…}` without the model and the device, after the next publication."""
     time.sleep(2.1)
     with urllib.request.urlopen(server.metrics_url) as answer:
         lines = answer.read().decode().splitlines()
     ours = [line for line in lines if line.startswith("florence2_") and f'model="{model}"' in line]
-    return {
-        re.sub(r"\{,?\}", "", line.rpartition(" ")[0].replace(f'model="{model}",', "").replace(f'model="{model}"', "")):
-        float(line.rpartition(" ")[2]) for line in ours
-    }  # fmt: skip
+    found = {}
+    for line in ours:
+        name, labels, value = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line).groups()
+        left = ",".join(label for label in labels.split(",") if not re.match("model=|device=", label))
+        found[name + (f"{{{left}}}" if left else "")] = float(value)
+    return found
 
 
 def tensors(features=RANDOM, prompt=PROMPT, **options):

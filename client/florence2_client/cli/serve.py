@@ -25,6 +25,7 @@ examples:
 Needs the `serve` extra, on Linux with Python 3.10 to 3.12: pip install 'florence2-triton[serve]'
 """
 MOST_CACHE_MIB = 1 << 20  # a TiB
+ANSWERS_MIB = 64  # some 20,000 answers
 UI_EXAMPLES = """\
 examples:
   florence2 serve                                    and, elsewhere:
@@ -50,6 +51,11 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         "--cache-mib", type=number(int, 0, MOST_CACHE_MIB), metavar="MIB",
         help="memory to keep the features of images, so that none is encoded twice; 0 is none\n"
         "(default: %(default)s, 145 images with Florence-2-base)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache-answers", nargs="?", const=ANSWERS_MIB, type=number(int, 0, MOST_CACHE_MIB), metavar="MIB",
+        help="keep answers too, in so much memory (64 if no number follows), for requests with the same image, prompt\n"
+        "and options (default: keep none)",
     )  # fmt: skip
     parser.add_argument(
         "--stream",

@@ -9,12 +9,13 @@ import numpy as np
 
 from florence2.engine.beam import Generation
 from florence2.engine.engine import Engine
-from florence2.engine.metrics import METRICS, OTHER_TASK, task_label
+from florence2.engine.metrics import ANSWER_HITS, METRICS, OTHER_TASK, task_label
 from florence2.engine.sender import Job
 from florence2.engine.sequence import Request
 from florence2.engine.worker import Worker
 from florence2.triton import adapter
 from florence2.triton.admission import Tickets
+from florence2.triton.answer_cache import AnswerCache
 
 PASSED_ON = ("ANSWER_KEY", "IMAGE_SIZE")  # with every response of a stream: see `contract.STREAM_DECODER`
 
@@ -31,9 +32,10 @@ class TritonPythonModel:
             max_waiting=arguments.integer("max_waiting"),
         )
         self.config, self.streams = engine.config, arguments.streams
-        self.tickets = Tickets.of_this_server()
+        self.tickets, self.answers = Tickets.of_this_server(), AnswerCache.of_this_server()
         self.endpoint = adapter.MetricsEndpoint(METRICS, arguments.labels, None if self.streams else self.tickets)
         self.worker = Worker(engine, max_seconds=arguments.integer("max_seconds"), publish=self.endpoint.publish)
+        self.worker.recorder.count(ANSWER_HITS, 0, OTHER_TASK)  # published from the start
 
     def execute(self, requests):
         for request in requests:
@@ -41,12 +43,13 @@ class TritonPythonModel:
             try:
                 reply.enter(request)
                 task = task_label(adapter.text(request, "ANSWER_KEY"))
-                self.worker.submit(self.job(request, reply, task))
+                self.start(request, reply, task)
             except Exception as error:  # raising here would close the reply of every request in this call
                 self.worker.recorder.refused(task, error)
                 reply.fail(error)
 
-    def job(self, request, reply, task):
+    def start(self, request, reply, task):
+        """Answer from the cache, if there is one and the request can be; else let the engine do it."""
         decoded = Request(
             image_features=adapter.required(request, "IMAGE_FEATURES"),
             prompt_ids=adapter.required(request, "PROMPT_IDS", self.config.max_prompt_tokens).tolist(),
@@ -58,6 +61,7 @@ class TritonPythonModel:
 
         def answer(outcome):
             if isinstance(outcome, Generation):
+                self.answers.put(key, outcome)
                 reply.send(adapter.generation_tensors(outcome) | more)
             else:
                 reply.fail(outcome)
@@ -65,8 +69,12 @@ class TritonPythonModel:
         def follow(so_far):
             reply.send_so_far(adapter.generation_tensors(so_far) | more)
 
+        key = self.answers.key(decoded)
+        if kept := self.answers.get(key):
+            self.worker.recorder.repeated(task, kept)
+            return answer(kept)
         watched = reply.is_cancelled, reply.deadline, reply.start_by
-        return Job(decoded, answer, *watched, task, follow if self.streams else None)
+        self.worker.submit(Job(decoded, answer, *watched, task, follow if self.streams else None))
 
     def finalize(self):
         self.worker.stop()

@@ -19,6 +19,7 @@ from florence2.triton.onnx_session import open_session
 from florence2_client import Client
 from florence2_export.repository import read_config
 from florence2_export.targets import as_triton_passes_it
+from tests.live.test_decoder import metrics
 from tests.live.test_ensemble import png, scene_image
 
 MODEL = "florence2_vision"
@@ -81,7 +82,7 @@ def test_a_repeated_image_is_answered_from_the_cache_with_equal_features(server,
 
 @pytest.mark.parametrize("concurrency", [1, 4, 36])
 def test_twelve_images_with_three_tasks_are_encoded_twelve_times(server, concurrency):
-    """At any concurrency. The answers are those that each request gets by itself."""
+    """At any concurrency."""
     images = [png(scene_image(700 + 12 * concurrency + number)) for number in range(12)]
     questions = [(image, task) for image in images for task in TASKS]
 
@@ -109,7 +110,8 @@ def test_eight_requests_for_a_new_image_share_one_run(server):
 
 @pytest.fixture(scope="module")
 def server_without_cache(repository: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ServingOptions.on_free_ports(repository, cache_mib=0)) as running:
+    """A server that keeps no features, but answers."""
+    with EmbeddedServer(ServingOptions.on_free_ports(repository, cache_mib=0, cache_answers=1)) as running:
         yield running
 
 
@@ -136,3 +138,18 @@ def test_without_a_cache_requests_still_share_a_run(server_without_cache):
         runs, hits, joins = counted(server_without_cache, 64, crowd)
         assert hits == 0 and joins > 0 and runs + joins == 64
         assert counted(server_without_cache, 1, lambda: encode(client, pixels[0])) == [1, 0, 0]
+
+
+def test_equal_requests_get_the_answer_again_where_answers_are_kept(server_without_cache):
+    """Another option is another request. Hits count as answers of their task."""
+    image = png(scene_image(691))
+    with Client(server_without_cache.grpc_url) as client:
+        first, again = (client.run(image, "od", num_beams=1) for _ in range(2))
+        short = client.run(image, "od", num_beams=1, max_new_tokens=5)
+    assert again == first != short
+    published = metrics(server_without_cache)
+    assert [
+        value for line, value in published.items() if line.startswith("florence2_answer_hits") and '"od"' in line
+    ] == [1]
+    assert sum(value for line, value in published.items() if line.startswith("florence2_requests_total")) == 3
+    assert published["florence2_time_to_first_token_seconds_count"] == 2

@@ -246,6 +246,7 @@ def test_ctrl_c_exits_with_130(server, image, capsys):
         (["info", "--timeout", "inf"], "--timeout must be above 0"),
         (["bench", "x.png", "--task", "od", "--seconds", "-1"], "--seconds must be above 0"),
         (["bench", "x.png", "--task", "od", "--concurrency", "1,1000000"], "whole numbers from 1 to 4096"),
+        (["serve", "--cache-answers", "-1"], "--cache-answers must be at least 0"),
         (["serve", "--cache-mib", "-1"], "--cache-mib must be at least 0"),
         (["serve", "--http-port", "70000"], "--http-port must be at least 0 and at most 65,535, not 70000"),
         (["serve", "--connection-age", "0"], "--connection-age must be at least 1"),

@@ -57,6 +57,17 @@ def test_tasks_are_a_bounded_set_of_labels():
     assert labels == {task.name for task in TASKS.values()} | {"other"}
 
 
+def test_an_answer_from_the_cache_is_an_answer():
+    """It has tokens, but was in no stage of the engine."""
+    recorder = Recorder()
+    recorder.repeated("od", Generation((0, 5, 2), (0.0,) * 3, 0.0, "stop"))
+    assert {(series.metric.name, *series.labels): value for series, value in recorder.take()} == {
+        ("florence2_requests_total", "od", "stop"): 1,
+        ("florence2_generated_tokens_total", "od"): 3,
+        ("florence2_answer_hits_total", "od"): 1,
+    }
+
+
 def test_a_request_counts_in_the_stages_it_reached():
     """Five seconds in the queue, two until the first token, three for three more tokens."""
     recorder = Recorder()
