@@ -144,7 +144,7 @@ def test_no_drawing_replaces_the_image(server, folder, capsys):
 
 
 def test_a_task_has_one_drawing(server, folder):
-    """Of all its phrases; several tasks have one each."""
+    """All phrases of a task share it; several tasks have one each."""
     assert run("--task", FIND, "--text", "cat", "--text", "a hat", "--draw", "out.png") == 0
     assert run("--task", f"od,{FIND}", "--text", "cat", "--draw", "out.jpg") == 0
     assert sorted(path.name for path in folder.glob("out*")) == ["out-od.jpg", f"out-{FIND}.jpg", "out.png"]
