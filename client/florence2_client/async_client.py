@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import Florence2Error
+from florence2_client.crops import CROPS_IN_FLIGHT, Crops
 from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply, questions_about
 from florence2_client.images import ImageLike, encode_image
 from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, TaskMethods
@@ -190,3 +191,13 @@ class AsyncClient(
         except Florence2Error as error:
             return Results(failure(task, text, error) for task, text in prompts)
         return Results([reply.as_result() async for reply in self.run_many(questions)])
+
+    async def _infer_crops(
+        self, image: ImageLike, boxes: Iterable[Region], task: str, options: Options
+    ) -> Results[Any]:
+        boxes = list(boxes)
+        try:
+            crops = await asyncio.to_thread(Crops, image, boxes, task, options)
+        except Florence2Error as error:
+            return Results(failure(task, None, error) for _ in boxes)
+        return crops.results([reply async for reply in self.run_many(crops.questions(), concurrency=CROPS_IN_FLIGHT)])

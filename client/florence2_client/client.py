@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
 from florence2.errors import Cancelled, Florence2Error
+from florence2_client.crops import CROPS_IN_FLIGHT, Crops
 from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply, questions_about
 from florence2_client.images import ImageLike, encode_image
 from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, TaskMethods
@@ -171,6 +172,14 @@ class Client(
         except Florence2Error as error:
             return Results(failure(task, text, error) for task, text in prompts)
         return Results(reply.as_result() for reply in self.run_many(questions))
+
+    def _infer_crops(self, image: ImageLike, boxes: Iterable[Region], task: str, options: Options) -> Results[Any]:
+        boxes = list(boxes)
+        try:
+            crops = Crops(image, boxes, task, options)
+        except Florence2Error as error:
+            return Results(failure(task, None, error) for _ in boxes)
+        return crops.results(self.run_many(crops.questions(), concurrency=CROPS_IN_FLIGHT))
 
     def _wait(self, seconds: float, error: Florence2Error) -> None:
         if self._closed.wait(seconds):

@@ -54,6 +54,10 @@ class TaskMethods(
     def _infer_all(self, image: ImageLike, prompts: Sequence[Prompted], options: Options) -> Any:
         """Send requests about one image together, and return their Results."""
 
+    @abstractmethod
+    def _infer_crops(self, image: ImageLike, boxes: Iterable[Region], task: str, options: Options) -> Any:
+        """Send a request for each crop of an image, and return their Results."""
+
     def _infer_each(self, image: ImageLike, task: str, text: Any, options: Options) -> Any:
         texts = listed(text)
         if texts is None:
@@ -235,6 +239,21 @@ class TaskMethods(
         ['HELLO']
         """
         return self._infer_each(image, "<REGION_TO_OCR>", region, options)
+
+    def caption_regions(
+        self, image: ImageLike, boxes: Iterable[Region], task: str = "caption", **options: Unpack[Options]
+    ) -> TextsT:
+        """Crop each box (x1, y1, x2, y2) out of the image, and run a task that takes no text on every crop.
+
+        Boxes are in pixels of the image as displayed, and clamped to it. The requests are in flight together; results
+        are in the order of the boxes, each with its own error, and know nothing of the image around the crop. For small
+        crops in large numbers, such as icons, export a model of their size: `florence2 export --image-size 64`.
+
+        >>> star, text = client.caption_regions("scene.png", [(60, 175, 295, 455), (345, 65, 570, 120)], "caption")
+        >>> star.image_size, text.image_size
+        ((235, 280), (225, 55))
+        """
+        return self._infer_crops(image, boxes, task, options)
 
     def ocr(self, image: ImageLike, **options: Unpack[Options]) -> TextT:
         """Read the text in the image. `<OCR>`

@@ -49,6 +49,14 @@ def test_the_client_library(server, folder):
     assert notes.startswith("notes.txt: ") and len(captions) == 2
 
 
+def test_the_parser_of_screenshots(server, folder):
+    """Each element has a box and a text. The bundled model captions the icons too."""
+    elements = [json.loads(line) for line in run("ui_parser.py", folder, IMAGE, server.grpc_url).splitlines()]
+    assert {element["type"] for element in elements} <= {"text", "icon"}
+    icons = [element for element in elements if element["type"] == "icon"]
+    assert icons and all(len(icon["box"]) == 4 and icon["content"] for icon in icons)
+
+
 def test_nvidias_client(server, folder):
     """tritonclient gets an answer over gRPC, without this project's packages."""
     assert "[" in run("triton_grpc.py", folder, IMAGE, server.grpc_url.removeprefix("grpc://"))
