@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,14 +114,26 @@ class ModelConfig:
         Raises InvalidOption on a value out of range.
         """
         given = {keyword: value for keyword, value in given.items() if value is not None}
-        defaults = {option.keyword: getattr(self.generation, option.keyword) for option in OPTIONS}
-        options = GenerationOptions(**(defaults | given))
         for option in OPTIONS:
-            option.check(getattr(options, option.keyword), self.max_new_tokens)
+            if option.keyword in given:
+                option.check(given[option.keyword], self.max_new_tokens)
+        defaults = {option.keyword: getattr(self.generation, option.keyword) for option in OPTIONS}
+        options = GenerationOptions(**(defaults | given | self._sampling(given)))
         most, least = min(options.max_new_tokens, self.max_new_tokens), options.min_new_tokens
         if least > most and "min_new_tokens" in given:
             raise InvalidOption(f"MIN_NEW_TOKENS must be at most MAX_NEW_TOKENS, {most}, not {least}")
         return dataclasses.replace(options, max_new_tokens=most, min_new_tokens=min(least, most))
+
+    def _sampling(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what follows for temperature and beams: only one beam can be sampled. Raises InvalidOption."""
+        temperature, beams = given.get("temperature"), given.get("num_beams", 1)
+        if temperature is None and (given.get("top_k", 0) > 0 or given.get("top_p", 1) < 1):
+            temperature = self.generation.temperature or 1.0
+        if not temperature:
+            return {"temperature": 0.0} if beams > 1 else {}
+        if beams > 1:
+            raise InvalidOption(f"NUM_BEAMS must be 1 or left out with TEMPERATURE, TOP_K or TOP_P, not {beams}")
+        return {"temperature": temperature, "num_beams": 1}
 
     def save(self, path: Path) -> None:
         """Write the JSON that `load` reads."""

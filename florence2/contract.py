@@ -95,6 +95,20 @@ class GenerationOptions:
         "FP32", 1.0, "make generated tokens less likely to come again if above 1, more likely if below",
         minimum=0.01, maximum=100,
     )
+    suppress_repeated_bos: bool = _option(
+        "BOOL", False, "let no `<s>` follow another: prevents loops if NO_REPEAT_NGRAM_SIZE is 0",
+    )
+    temperature: float = _option(
+        "FP32", 0.0, "above 0, draw each token at random; below 1, likely tokens even more often",
+        default="1 with TOP_K or TOP_P, otherwise the checkpoint's, usually 0", minimum=0, maximum=100,
+    )
+    top_k: int = _option("INT32", 50, "draw only from this many most likely tokens; 0 is all", minimum=0)
+    top_p: float = _option(
+        "FP32", 1.0, "draw only from the most likely tokens that together are this probable", minimum=0, maximum=1,
+    )
+    seed: int | None = _option(
+        "INT64", None, "draw the same tokens for the same request and seed", default="a new seed each time", minimum=0,
+    )
     # fmt: on
 
 

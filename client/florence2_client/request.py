@@ -23,7 +23,7 @@ Phrases: TypeAlias = "list[str] | tuple[str, ...]"
 Regions: TypeAlias = "list[str] | tuple[str, ...] | Sequence[Sequence[float]] | Sequence[np.ndarray[Any, Any]]"
 
 OPTIONS_BY_KEYWORD = {option.keyword: option for option in OPTIONS}
-INT32 = np.iinfo(np.int32)
+INTEGERS: dict[str, Any] = {"INT32": np.iinfo(np.int32), "INT64": np.iinfo(np.int64)}
 LONGEST_TIMEOUT = 24 * 60 * 60  # seconds
 
 
@@ -38,6 +38,11 @@ class Options(TypedDict, total=False):
     early_stopping: bool | None  # with beams, stop as soon as there are as many answers as beams
     min_new_tokens: int | None  # generate at least this many tokens
     repetition_penalty: float | None  # make generated tokens less likely to come again if above 1, more likely if below
+    suppress_repeated_bos: bool | None  # let no `<s>` follow another: prevents loops if NO_REPEAT_NGRAM_SIZE is 0
+    temperature: float | None  # above 0, draw each token at random; below 1, likely tokens even more often
+    top_k: int | None  # draw only from this many most likely tokens; 0 is all
+    top_p: float | None  # draw only from the most likely tokens that together are this probable
+    seed: int | None  # draw the same tokens for the same request and seed
     # end of generated: options
     timeout: float | None  # seconds for the whole call, retries included
     # Send overlapping parts of the image as well, and merge the answers: "auto", pixels, (columns, rows), or Tiles.
@@ -163,10 +168,10 @@ def _option_tensor(option: Option, value: Any) -> np.ndarray[Any, Any]:
         if option.type == "FP32":
             with np.errstate(over="ignore"):  # a number that is too large becomes infinity, which the server rejects
                 return np.array([float(value)], dtype=np.float32)
-        number = operator.index(value)
-        if not INT32.min <= number <= INT32.max:
+        limits, number = INTEGERS[option.type], operator.index(value)
+        if not limits.min <= number <= limits.max:
             raise OverflowError(number)
-        return np.array([number], dtype=np.int32)
+        return np.array([number], dtype=limits.dtype)
     except (TypeError, ValueError, OverflowError) as error:
-        kind = "a number" if option.type == "FP32" else "a 32-bit integer"
+        kind = "a number" if option.type == "FP32" else f"a {option.type[3:]}-bit integer"
         raise InvalidOption(f"{option.keyword} must be {kind}, not {reprlib.repr(value)}") from error

@@ -21,7 +21,6 @@ UNSUPPORTED: dict[str, Any] = {
     "begin_suppress_tokens": [],
     "constraints": [],
     "diversity_penalty": 0,
-    "do_sample": False,
     "dola_layers": None,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1,
@@ -40,6 +39,7 @@ UNSUPPORTED: dict[str, Any] = {
     "token_healing": False,
     "watermarking_config": {},
 }
+NOT_SETTINGS = ("max_new_tokens", "seed")  # which requests choose; a seed in a config is that of training
 STOCK_MAX_LENGTH = 20  # transformers' own, which older versions wrote into every config
 
 
@@ -85,8 +85,12 @@ def read_defaults(settings: Settings, tokens: TokenConfig, positions: int, notes
     for option in OPTIONS:
         keys = ("min_new_tokens", "min_length") if option.keyword == "min_new_tokens" else (option.keyword,)
         setting = settings.find(*keys)
-        if setting is not None and option.keyword != "max_new_tokens":
+        if setting is not None and option.keyword not in NOT_SETTINGS:
             given[option.keyword] = _value(option, setting, positions, notes)
+    given |= _sampling(settings, given, notes)
+    bad_words, repeated_bos = settings.find("bad_words_ids"), [[tokens.bos, tokens.bos]]
+    if bad_words is not None and bad_words.value == repeated_bos:
+        given["suppress_repeated_bos"] = True
     limit = settings.find("max_new_tokens", "max_length")
     if limit is not None and limit.value not in (STOCK_MAX_LENGTH, positions):
         notes.append(
@@ -94,7 +98,7 @@ def read_defaults(settings: Settings, tokens: TokenConfig, positions: int, notes
         )
     for key, off in UNSUPPORTED.items():
         setting = settings.find(key)
-        if setting is not None and setting.value != off:
+        if setting is not None and setting.value not in (off, repeated_bos):
             notes.append(f"{setting}, which is left out: the server does not have this rule")
     for key, expected in {
         "bos_token_id": tokens.bos,
@@ -129,6 +133,17 @@ def _value(option: Option, setting: Setting, positions: int, notes: list[str]) -
         allowed = f"{TYPES[option.type]}{option.range and ', '}{option.range}"
         raise CheckpointError(f"{setting}, but it must be {allowed}; correct it there") from error
     return value if option.type == "BOOL" else float(value) if option.type == "FP32" else int(value)
+
+
+def _sampling(settings: Settings, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the temperature, which is 0 unless the checkpoint samples with one beam, and the beams if it does."""
+    setting = settings.find("do_sample")
+    if setting is None or not setting.value:
+        return {"temperature": 0.0}
+    if given.get("num_beams", 1) > 1:
+        notes.append(f"{setting}, which is left out: the server samples only if num_beams is 1")
+        return {"temperature": 0.0}
+    return {"temperature": given.get("temperature", 1.0), "num_beams": 1}
 
 
 def _forced(settings: Settings, key: str, expected: int, tokens: TokenConfig, notes: list[str]) -> int:

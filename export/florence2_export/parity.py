@@ -131,8 +131,12 @@ def requests(checkpoint: Checkpoint) -> list[Case]:
     """Return two requests per image, with the task's prompt: one plain, one with the checkpoint's defaults."""
     config, cases = checkpoint.config, list[Case]()
     limit = min(NEW_TOKENS, config.max_new_tokens)
-    usual = config.generation_options(max_new_tokens=limit, min_new_tokens=min(limit, config.generation.min_new_tokens))
-    plain = replace(usual, num_beams=1, no_repeat_ngram_size=0, min_new_tokens=0, repetition_penalty=1.0)
+    least = min(limit, config.generation.min_new_tokens)
+    usual = config.generation_options(max_new_tokens=limit, min_new_tokens=least, temperature=0)
+    plain = replace(
+        usual, num_beams=1, no_repeat_ngram_size=0, min_new_tokens=0, repetition_penalty=1.0,
+        suppress_repeated_bos=False,
+    )  # fmt: skip
     for image, task in enumerate(COMPARED_TASKS):
         prompt = checkpoint.tokenizer.encode(f"<s>{TASKS[task].prompt}</s>", add_special_tokens=False).ids
         cases += [Case(image, prompt, plain, plain=True), Case(image, prompt, usual, plain=False)]

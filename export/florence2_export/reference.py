@@ -82,10 +82,13 @@ def reference_tokens(
     prompt_ids: list[int],
     options: GenerationOptions,
 ) -> list[int]:
-    """Return transformers' answer without the start token. Padding rows are suppressed. features: [T, D]."""
-    tokens = config.tokens
+    """Return transformers' most likely answer without the start token or padding rows. features: [T, D]."""
+    tokens, given = config.tokens, dataclasses.asdict(options)  # which have transformers' names, but for these
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        del given[name]
     generation = GenerationConfig(
-        **dataclasses.asdict(options),  # they have transformers' names
+        bad_words_ids=[[tokens.bos, tokens.bos]] if given.pop("suppress_repeated_bos") else None,
+        **given,
         do_sample=False,
         bos_token_id=tokens.bos,
         pad_token_id=tokens.pad,

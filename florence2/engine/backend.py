@@ -105,8 +105,8 @@ class Backend(ABC):
             spans: their rows and slots, in the same order, sorted by rows; as many rows as the search has hypotheses.
 
         Returns:
-            For each search the candidates that its `advance` takes, best first: one for a greedy search, 2K for a beam
-            search. If the numbers of a request are not finite, the score of its first candidate is NaN.
+            For each search the candidates that its `advance` takes, best first: one for a search of one beam, 2K for a
+            beam search. If the numbers of a request are not finite, the score of its first candidate is NaN.
         """
 
     def check_device(self) -> None:  # noqa: B027

@@ -1,4 +1,4 @@
-"""Greedy and beam search over one request's hypotheses, token for token as transformers' `generate`. Pure Python.
+"""Greedy and beam search and sampling of one request's tokens, as transformers' `generate`. Pure Python.
 
 A search says what the next tokens may be (`constraints`), a backend scores them, and `advance` takes the candidates.
 Sources: transformers `generation/utils.py` `_sample` and `_beam_search`, `generation/logits_process.py`.
@@ -7,7 +7,9 @@ A hypothesis' tokens begin with the decoder's start token; as in transformers, l
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
@@ -70,16 +72,32 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: the quantile `draw` of a distribution that is first changed, in this order.
+
+    Scores are divided by the temperature; only the `top_k` most likely tokens stay, and of these the most likely ones
+    that together have at least the probability `top_p`.
+    """
+
+    draw: float  # from 0 up to, but not including, 1
+    temperature: float  # above 0
+    top_k: int  # 0 is all
+    top_p: float
+
+
+@dataclass(frozen=True)
 class Constraint:
     """What the next token of a hypothesis may be: the `forced` one if there is one, else all but the `banned` ones.
 
-    First the scores x of the `penalized` tokens become x * penalty if x < 0, else x / penalty.
+    First the scores x of the `penalized` tokens become x * penalty if x < 0, else x / penalty. What the rules leave is
+    ranked, or drawn from if there is a `sampling`.
     """
 
     forced: int | None
     banned: list[int]
     penalized: Collection[int] = ()  # each token once
     penalty: float = 1.0
+    sampling: Sampling | None = None
 
 
 class Search(ABC):
@@ -116,10 +134,12 @@ class Search(ABC):
             return [Constraint(forced, [])] * len(self.running)
         size, penalty = self.options.no_repeat_ngram_size, self.options.repetition_penalty
         too_early = [self.tokens.eos] if self.length <= self.options.min_new_tokens else []
+        after_bos = too_early + [self.tokens.bos] * self.options.suppress_repeated_bos
         return [
             Constraint(
                 None,
-                banned=repeating_tokens(hypothesis.tokens, size) + too_early,
+                banned=repeating_tokens(hypothesis.tokens, size)
+                + (after_bos if hypothesis.tokens[-1] == self.tokens.bos else too_early),
                 penalized=() if penalty == 1 else set(hypothesis.tokens),
                 penalty=penalty,
             )
@@ -161,6 +181,28 @@ class GreedySearch(Search):
         """Return the answer as if it ended with the newest token; there must be one."""
         newest = self.running[0]
         return Generation(newest.tokens[1:], newest.log_probs, self._final_score(newest), "", newest.log_masses)
+
+
+class RandomSearch(GreedySearch):
+    """A random token each time, drawn by a generator of the request's own. A step gives one candidate."""
+
+    def __init__(self, options: GenerationOptions, config: ModelConfig) -> None:
+        super().__init__(options, config)
+        self._random = random.Random(options.seed)  # None is any seed
+        self._draw = self._random.random()
+
+    def constraints(self) -> list[Constraint]:
+        options = self.options
+        # Below 1e-6, numbers would leave the range of float32, and the most likely token is drawn in any case.
+        sampling = Sampling(self._draw, max(options.temperature, 1e-6), options.top_k, options.top_p)
+        return [
+            constraint if constraint.forced is not None else dataclasses.replace(constraint, sampling=sampling)
+            for constraint in super().constraints()
+        ]
+
+    def advance(self, candidates: list[Candidate]) -> list[int] | None:
+        self._draw = self._random.random()
+        return super().advance(candidates)
 
 
 class BeamSearch(Search):
@@ -205,7 +247,9 @@ class BeamSearch(Search):
 
 def start_search(options: GenerationOptions, config: ModelConfig, top: Top) -> Search:
     """Return a new search for these options."""
-    return GreedySearch(options, config) if options.num_beams == 1 else BeamSearch(options, config, top)
+    if options.num_beams > 1:
+        return BeamSearch(options, config, top)
+    return RandomSearch(options, config) if options.temperature else GreedySearch(options, config)
 
 
 def single_precision(value: float) -> float:

@@ -27,7 +27,7 @@ from tools.toy_model import evaluate, scenes
 
 SEEDS = (900_001, 900_002)  # no scene of training, evaluation or the demo
 TYPES = {option.name: option.type for option in OPTIONS}
-DTYPES = {"INT32": np.int32, "FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
+DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
 DEFAULT_LIMIT = 512
 
 
@@ -157,6 +157,8 @@ def test_answers_are_right(server, token, measure, at_least):
         dict(NUM_BEAMS=3, MIN_NEW_TOKENS=60, MAX_NEW_TOKENS=60),
         dict(NUM_BEAMS=1, REPETITION_PENALTY=1.8, NO_REPEAT_NGRAM_SIZE=0),
         dict(NUM_BEAMS=3, REPETITION_PENALTY=0.7, MIN_NEW_TOKENS=40),
+        dict(TEMPERATURE=1.0, TOP_K=1),
+        dict(TOP_P=0.0),
     ],
     ids=str,
 )
@@ -165,6 +167,8 @@ def test_options_mean_what_they_mean_in_transformers(server, transformers_model,
     image = scene_image(SEEDS[0])
     answer = ask(server, png(image), "<DETAILED_CAPTION>", **options)
     lower = {name.lower(): value for name, value in options.items()}
+    if {"TEMPERATURE", "TOP_P"} & set(options):
+        lower |= dict(do_sample=True, num_beams=1)
     ids, text = transformers_answer(transformers_model, image, "<DETAILED_CAPTION>", **lower)
     assert answer["NUM_TOKENS"] == len(ids)
     assert answer["GENERATED_TEXT"].decode() == text.replace("<s>", "").replace("</s>", "")
@@ -249,6 +253,12 @@ MISTAKES = [
     ((GOOD, "<OD>"), {"LENGTH_PENALTY": float("nan")}, "INVALID_OPTION", "LENGTH_PENALTY"),
     ((GOOD, "<OD>"), {"LENGTH_PENALTY": float("inf")}, "INVALID_OPTION", "LENGTH_PENALTY"),
     ((GOOD, "<OD>"), {"LENGTH_PENALTY": -5.0}, "INVALID_OPTION", "LENGTH_PENALTY"),
+    ((GOOD, "<OD>"), {"TEMPERATURE": -1.0}, "INVALID_OPTION", "TEMPERATURE"),
+    ((GOOD, "<OD>"), {"TEMPERATURE": float("nan")}, "INVALID_OPTION", "TEMPERATURE"),
+    ((GOOD, "<OD>"), {"TOP_K": -1}, "INVALID_OPTION", "TOP_K"),
+    ((GOOD, "<OD>"), {"TOP_P": 1.5}, "INVALID_OPTION", "TOP_P"),
+    ((GOOD, "<OD>"), {"SEED": -1}, "INVALID_OPTION", "SEED"),
+    ((GOOD, "<OD>"), {"TEMPERATURE": 0.5, "NUM_BEAMS": 3}, "INVALID_OPTION", "NUM_BEAMS"),
 ]
 
 

@@ -117,6 +117,24 @@ def test_generate_stream_sends_events(server):
     assert events[-1]["RESULT"].encode() == ask(server, IMAGE, LONG, NUM_BEAMS=1)["RESULT"]
 
 
+def test_a_seed_draws_one_answer_over_every_protocol(server):
+    """Streamed or not, next to other requests, as an INT64 tensor or as a JSON number; another seed draws another."""
+    options = dict(TEMPERATURE=3.0, TOP_K=0, SEED=2**63 - 1, MAX_NEW_TOKENS=30)
+    body = json.dumps({"IMAGE": base64.b64encode(IMAGE).decode(), "TASK": LONG, **options}).encode()
+    with ThreadPoolExecutor(4) as pool:
+        other = pool.submit(ask, server, IMAGE, LONG, **{**options, "SEED": 1})
+        beams = pool.submit(ask, server, IMAGE, LONG)
+        drawn = [pool.submit(ask, server, IMAGE, LONG, **options) for _ in range(3)]
+        texts = {each.result()["GENERATED_TEXT"].decode() for each in drawn}
+    texts.add(streamed(server, IMAGE, LONG, **options)[-1]["GENERATED_TEXT"].decode())
+    for model in ("florence2_ensemble", "florence2_stream"):
+        url = f"{server.http_url}/v2/models/{model}/{'generate' if model.endswith('ensemble') else 'generate_stream'}"
+        with urllib.request.urlopen(urllib.request.Request(url, body, {"Connection": "close"}), timeout=60) as response:
+            texts.add(json.loads(response.read().decode().split("data:")[-1])["GENERATED_TEXT"])
+    assert len(texts) == 1
+    assert not texts & {other.result()["GENERATED_TEXT"].decode(), beams.result()["GENERATED_TEXT"].decode()}
+
+
 def test_a_stream_counts_once(server):
     """However many responses it has; and its tokens once."""
     before = metrics(server, DECODER)

@@ -71,6 +71,10 @@ LIMITS = {
     "length_penalty": (-2.0, 10.0),
     "min_new_tokens": (0, POSITIONS),
     "repetition_penalty": (0.01, 100.0),
+    "temperature": (0.0, 100.0),
+    "top_k": (0, None),
+    "top_p": (0.0, 1.0),
+    "seed": (0, None),
 }
 
 
@@ -107,6 +111,59 @@ def test_a_checkpoints_least_tokens_yield_to_the_requests_most(config):
     generation = dataclasses.replace(config.generation, min_new_tokens=20)
     options = dataclasses.replace(config, generation=generation).generation_options(max_new_tokens=5)
     assert (options.min_new_tokens, options.max_new_tokens) == (5, 5)
+
+
+SAMPLING = {  # what a request gives: the beams and the temperature that it gets
+    "nothing": ({}, (5, 0)),
+    "temperature": (dict(temperature=0.7), (1, 0.7)),
+    "one beam": (dict(temperature=0.7, num_beams=1), (1, 0.7)),
+    "top k": (dict(top_k=5), (1, 1)),
+    "top p": (dict(top_p=0.5), (1, 1)),
+    "all tokens": (dict(top_k=0, top_p=1.0), (5, 0)),
+    "switched off": (dict(temperature=0.0, top_k=5, top_p=0.5, seed=1), (5, 0)),
+    "beams": (dict(temperature=0.0, num_beams=3), (3, 0)),
+    "seed": (dict(seed=1), (5, 0)),
+}
+
+
+@pytest.mark.parametrize("case", SAMPLING)
+def test_what_makes_a_request_sample(config, case):
+    """A temperature above 0, or a limit on the tokens to draw from; then there is one beam unless a request says so."""
+    given, expected = SAMPLING[case]
+    options = config.generation_options(**given)
+    assert (options.num_beams, options.temperature) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (1, 0.6)),
+        (dict(top_k=5), (1, 0.6)),
+        (dict(temperature=0.9), (1, 0.9)),
+        (dict(temperature=0.0), (1, 0)),
+        (dict(num_beams=3), (3, 0)),
+    ],
+)
+def test_a_request_overrides_a_checkpoint_that_samples(config, given, expected):
+    """It can search instead, by a temperature of 0 or by beams."""
+    generation = dataclasses.replace(config.generation, num_beams=1, temperature=0.6)
+    options = dataclasses.replace(config, generation=generation).generation_options(**given)
+    assert (options.num_beams, options.temperature) == expected
+
+
+@pytest.mark.parametrize("given", [dict(temperature=0.7), dict(top_k=5), dict(top_p=0.5)], ids=str)
+def test_beams_cannot_be_sampled(config, given):
+    """transformers has beam sampling; this server has not."""
+    with pytest.raises(
+        InvalidOption, match=r"^NUM_BEAMS must be 1 or left out with TEMPERATURE, TOP_K or TOP_P, not 3$"
+    ):
+        config.generation_options(num_beams=3, **given)
+
+
+def test_the_largest_numbers_are_taken(config):
+    """A seed has 64 bits, and more tokens than there are means all of them."""
+    options = config.generation_options(temperature=1.0, seed=2**63 - 1, top_k=2**31 - 1)
+    assert (options.seed, options.top_k) == (2**63 - 1, 2**31 - 1)
 
 
 def test_wires_of_an_ensemble_join_equal_tensors():

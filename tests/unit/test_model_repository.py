@@ -23,6 +23,11 @@ CONTRACT_INPUTS = {
     "EARLY_STOPPING": ("TYPE_BOOL", [1], True),
     "MIN_NEW_TOKENS": ("TYPE_INT32", [1], True),
     "REPETITION_PENALTY": ("TYPE_FP32", [1], True),
+    "SUPPRESS_REPEATED_BOS": ("TYPE_BOOL", [1], True),
+    "TEMPERATURE": ("TYPE_FP32", [1], True),
+    "TOP_K": ("TYPE_INT32", [1], True),
+    "TOP_P": ("TYPE_FP32", [1], True),
+    "SEED": ("TYPE_INT64", [1], True),
 }
 CONTRACT_OUTPUTS = {
     "RESULT": ("TYPE_STRING", [1], False),

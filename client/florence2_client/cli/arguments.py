@@ -16,7 +16,7 @@ from florence2.prompts import build_prompt
 from florence2.tasks import task_from_name
 from florence2_client.cli.console import complain
 from florence2_client.methods import DEFAULT_MODEL
-from florence2_client.request import INT32, LONGEST_TIMEOUT, Options
+from florence2_client.request import INTEGERS, LONGEST_TIMEOUT, Options
 from florence2_client.tasks import TOKEN, WORD, Prompt, parse_task
 from florence2_client.tiling import parse_tiles
 from florence2_client.transports import DEFAULT_URL, Tls
@@ -99,7 +99,8 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
         else:
             kind = PYTHON_TYPES[option.type]
             low = -math.inf if option.minimum is None else option.minimum
-            converter = number(kind, low, INT32.max if option.type == "INT32" else math.inf)
+            high = INTEGERS[option.type].max if option.type in INTEGERS else math.inf
+            converter = number(kind, low, high)
             group.add_argument(flag, type=converter, metavar=METAVARS[option.type], help=description)
 
 

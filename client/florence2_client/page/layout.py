@@ -44,6 +44,11 @@ LABELS = {  # of the generation options; the names that requests use stand in th
     "early_stopping": "Stop early",
     "min_new_tokens": "Shortest answer, in tokens",
     "repetition_penalty": "Penalty for repetition",
+    "suppress_repeated_bos": "No repeated start tokens",
+    "temperature": "Temperature",
+    "top_k": "Number of likely tokens to draw from",
+    "top_p": "Probability of the tokens to draw from",
+    "seed": "Seed",
 }
 CSS = "#task input { text-overflow: ellipsis; padding-right: 2em; } .toast-close { opacity: 1 !important; }"
 TEMPLATE = """\

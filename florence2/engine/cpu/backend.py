@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from florence2.config import LOCATION_BINS, ModelConfig, TokenConfig
 from florence2.engine.backend import Backend, Span, cache_bytes
 from florence2.engine.bart import LanguageModel, Prefill, TextEncoder
-from florence2.engine.beam import Candidate, Search
+from florence2.engine.beam import Candidate, Sampling, Search
 from florence2.engine.cpu.cache import PackedCache
 from florence2.engine.cpu.kernels.layout import BLOCK, Batch, Scratch, Vocabulary
 from florence2.engine.cpu.kernels.step import decode
 from florence2.engine.cpu.packing import as_array, pack_decoder, whole_vectors
 from florence2.locations import NEAR
+
+NO_SAMPLING = Sampling(draw=-1.0, temperature=1.0, top_k=0, top_p=1.0)
 
 
 class CpuBackend(Backend):
@@ -102,6 +104,7 @@ class CpuBackend(Backend):
             raw_logits=_zeros(rows, self._size),
             raw_largest=_zeros(rows),
             raw_log_sums=_zeros(rows),
+            weights=_zeros(self.threads, whole_vectors(self._size)),
             best_sums=_zeros(2 * rows),
             best_places=_zeros(2 * rows, dtype=torch.int64),
             best_log_probs=_zeros(2 * rows),
@@ -131,6 +134,7 @@ def batch_of(searches: Sequence[Search], spans: Sequence[Span]) -> Batch:
     constraints = [constraint for search in searches for constraint in search.constraints()]
     banned = [token for constraint in constraints for token in constraint.banned]
     penalized = [token for constraint in constraints for token in constraint.penalized]
+    samplings = [constraint.sampling or NO_SAMPLING for constraint in constraints]
     return Batch(
         tokens=np.array([token for search in searches for token in search.last_tokens]),
         rows=np.array([row for span in spans for row in span.rows]),
@@ -148,6 +152,10 @@ def batch_of(searches: Sequence[Search], spans: Sequence[Span]) -> Batch:
         penalized=np.array(penalized, np.int64),
         penalized_starts=_starts(len(each.penalized) for each in constraints),
         penalties=np.array([each.penalty for each in constraints], np.float32),
+        draws=np.array([each.draw for each in samplings]),
+        temperatures=np.array([each.temperature for each in samplings], np.float32),
+        top_ks=np.array([each.top_k for each in samplings]),
+        top_ps=np.array([each.top_p for each in samplings], np.float32),
     )
 
 

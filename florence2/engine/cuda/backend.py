@@ -117,6 +117,7 @@ class CudaBackend(Backend):
                 encoder_length=self._encoder_bucket(max(span.encoder_length for span in spans)),
                 rules=_bucket(max(max(len(each.banned), len(each.penalized)) for each in constraints), limit + 1,
                               MINIMUM_RULES),
+                samples=any(each.sampling for each in constraints),
             )
         )  # fmt: skip
         step.fill(searches, spans)

@@ -9,7 +9,7 @@ import torch
 
 from florence2.config import ModelConfig
 
-LOGITS = 8  # float32 numbers for each of a step's logits while tokens are chosen; 6 are used
+LOGITS = 20  # float32 numbers for each of a step's logits while tokens are chosen; 7 are used, 14 to draw some
 MOVED = 2  # copies of a row's keys in a layer when beams move: all shorter shapes together take as much as the longest
 GRAPH_BYTES_PER_LAYER = 2**19  # the driver's, for some 40 kernels
 

@@ -24,6 +24,7 @@ from florence2.engine.backend import Span
 from florence2.engine.bart import DecoderLayer, LanguageModel, PackedLayer
 from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
+from florence2.engine.cuda.sampling import draw_tokens
 from florence2.engine.linear import pack
 from florence2.locations import NEAR
 
@@ -40,6 +41,7 @@ class Shape(NamedTuple):
     length: int
     encoder_length: int
     rules: int
+    samples: bool = False  # whether tokens are drawn, which takes a sort
 
 
 class Inputs:
@@ -70,15 +72,17 @@ class PaddedStep:
     def __init__(self, cache: PaddedCache, vocabulary: int, tokens: TokenConfig, shape: Shape) -> None:
         self.cache, self.shape = cache, shape
         self._vocabulary, self._tokens = vocabulary, tokens
-        rows, slots, beams, _, _, rules = shape
-        by_row = ("tokens", "positions", "parents", "forced", "greedy", "places", "scores", "penalties")
+        rows, slots, beams, rules = shape.rows, shape.slots, shape.beams, shape.rules
+        by_row = ("tokens", "positions", "parents", "forced", "greedy", "places", "scores", "penalties",
+                  "draws", "temperatures", "top_ks", "top_ps")  # fmt: skip
         sizes = dict.fromkeys(by_row, rows) | {
             "banned": rows * rules,
             "penalized": rows * rules,
             "encoder_lengths": slots,
             "groups": slots * beams,
         }
-        self.inputs = Inputs(sizes, ("scores", "penalties"), cache.device)
+        floats = ("scores", "penalties", "draws", "temperatures", "top_ps")
+        self.inputs = Inputs(sizes, floats, cache.device)
         self._row_index = torch.arange(rows, device=cache.device)
         self._offsets = torch.arange(-NEAR, NEAR + 1, device=cache.device)
         self._best = torch.zeros(4, rows, 2 * beams, device=cache.device)
@@ -92,13 +96,15 @@ class PaddedStep:
 
         Rows that are not live decode token 0 at position 0, and nothing reads the result.
         """
-        host, (rows, _, beams, _, _, rules) = self.inputs.host, self.shape
+        host, rows, beams, rules = self.inputs.host, self.shape.rows, self.shape.beams, self.shape.rules
         for name in ("tokens", "positions", "greedy", "places", "scores", "groups"):
             host[name][:] = 0
         host["parents"][:] = np.arange(rows)
         for name in ("forced", "banned", "penalized"):
             host[name][:] = self._vocabulary  # no token
         host["penalties"][:] = host["encoder_lengths"][:] = 1
+        host["draws"][:] = -1  # none
+        host["temperatures"][:] = 1
         for search, span in zip(searches, spans, strict=True):
             own, first = slice(span.rows.start, span.rows.stop), span.slot * beams
             host["tokens"][own] = search.last_tokens
@@ -116,6 +122,9 @@ class PaddedStep:
                 for name, tokens in ("banned", constraint.banned), ("penalized", list(constraint.penalized)):
                     host[name][row * rules : row * rules + len(tokens)] = tokens
                 host["penalties"][row] = constraint.penalty
+                if sampling := constraint.sampling:
+                    host["draws"][row], host["temperatures"][row] = sampling.draw, sampling.temperature
+                    host["top_ks"][row], host["top_ps"][row] = sampling.top_k, sampling.top_p
 
     def begin(self) -> None:
         """Compute what all layers share: which positions each row and each slot attends to."""
@@ -141,7 +150,7 @@ class PaddedStep:
 
     def attend_to_encoder(self, layer: int, queries: Tensor) -> Tensor:
         """Attend to the keys and values of each row's slot: [R, H, E] -> [R, H, E]."""
-        _, slots, beams, _, encoder_length, _ = self.shape
+        slots, beams, encoder_length = self.shape.slots, self.shape.beams, self.shape.encoder_length
         grouped = queries.index_select(0, self.inputs.device["groups"]).unflatten(0, (slots, beams))
         keys, values = (
             cached[layer, :slots, :, :encoder_length] for cached in (self.cache.cross_keys, self.cache.cross_values)
@@ -169,8 +178,13 @@ class PaddedStep:
         log_probs = torch.where(greedy, scores.log_softmax(-1), scores)
         ranked = torch.where(greedy, scores, scores + inputs["scores"][:, None])
         best, tokens = top_of_rows(ranked[:, : self._tokens.known], 2 * self.shape.beams)
-        found = best, tokens.float(), log_probs.gather(1, tokens), self.log_masses(raw, tokens)
-        torch.stack(found, out=self._best)
+        chosen = log_probs.gather(1, tokens)
+        if self.shape.samples:
+            how = (inputs[name][:, None] for name in ("draws", "temperatures", "top_ks", "top_ps"))
+            token, log_prob = draw_tokens(scores[:, : self._tokens.known], *how)
+            drawn = inputs["draws"][:, None] >= 0
+            tokens, chosen = torch.where(drawn, token, tokens), torch.where(drawn, log_prob, chosen)
+        torch.stack([best, tokens.float(), chosen, self.log_masses(raw, tokens)], out=self._best)
 
     def log_masses(self, log_probs: Tensor, tokens: Tensor) -> Tensor:
         """Return the log of the probability of each token or, of a location, of those near it: [R, 2K] -> [R, 2K]."""

@@ -103,7 +103,8 @@ def test_tasks_are_compared_side_by_side(desk):
 OPTION_VALUES = {
     "max_new_tokens": ("3", 3), "num_beams": ("1", 1), "no_repeat_ngram_size": ("0", 0),
     "length_penalty": ("-1.5", -1.5), "early_stopping": ("no", False), "min_new_tokens": ("2", 2),
-    "repetition_penalty": ("1.25", 1.25),
+    "repetition_penalty": ("1.25", 1.25), "suppress_repeated_bos": ("yes", True), "temperature": ("0.5", 0.5),
+    "top_k": ("0", 0), "top_p": ("0.9", 0.9), "seed": (str(2**63 - 1), 2**63 - 1),
 }  # fmt: skip
 
 

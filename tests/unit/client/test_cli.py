@@ -157,6 +157,7 @@ def test_json_is_one_object(server, image, capsys):
 def test_options_reach_the_server(server, image):
     """Every flag arrives as its tensor, a text that begins with a minus sign too; flags left out are not sent."""
     flags = "--max-new-tokens 5 --num-beams 2 --no-repeat-ngram-size 0 --length-penalty 0.5 --no-early-stopping"
+    flags += f" --suppress-repeated-bos --temperature 0.5 --top-k 0 --top-p 0.25 --seed {2**63 - 1}"
     where = "--url http://box:1 --model mine_ensemble --timeout 2.5"
     assert (
         cli.main(
@@ -176,6 +177,11 @@ def test_options_reach_the_server(server, image):
         "NO_REPEAT_NGRAM_SIZE": 0,
         "LENGTH_PENALTY": 0.5,
         "EARLY_STOPPING": False,
+        "SUPPRESS_REPEATED_BOS": True,
+        "TEMPERATURE": 0.5,
+        "TOP_K": 0,
+        "TOP_P": 0.25,
+        "SEED": 2**63 - 1,
     }
 
 

@@ -183,6 +183,9 @@ def test_full_request_has_the_contract_types():
         no_repeat_ngram_size=0,
         length_penalty=0,
         early_stopping=False,
+        temperature=0,
+        top_k=0,
+        seed=2**63 - 1,
     )
     assert tensors["TEXT"][0] == "ein Hündchen".encode()
     options = set(tensors) - {"IMAGE", "TASK", "TEXT"}
@@ -192,6 +195,9 @@ def test_full_request_has_the_contract_types():
         "NO_REPEAT_NGRAM_SIZE": (np.int32, [0]),
         "LENGTH_PENALTY": (np.float32, [0.0]),
         "EARLY_STOPPING": (np.bool_, [False]),
+        "TEMPERATURE": (np.float32, [0.0]),
+        "TOP_K": (np.int32, [0]),
+        "SEED": (np.int64, [2**63 - 1]),
     }
 
 
@@ -300,6 +306,8 @@ def test_unusable_image_is_refused_before_anything_is_sent(image):
         ({"num_beams": 2.5}, InvalidOption),
         ({"num_beams": "3"}, InvalidOption),
         ({"max_new_tokens": 2**31}, InvalidOption),
+        ({"seed": 2**63}, InvalidOption),
+        ({"seed": 0.5}, InvalidOption),
         ({"length_penalty": "long"}, InvalidOption),
         ({"timeout": 0}, InvalidOption),
         ({"timeout": float("nan")}, InvalidOption),

@@ -38,7 +38,7 @@ def engine(make_engine) -> Engine:
 def make_request(config: ModelConfig):
     """make_request(seed, num_beams=…, max_new_tokens=…): a request that differs by its seed."""
 
-    def make(seed: int = 0, **options) -> Request:
+    def make(seed: int = 0, /, **options) -> Request:
         random = np.random.default_rng(seed)
         features = random.standard_normal((config.image.tokens, config.text.d_model)).astype(np.float32)
         prompt = [0, *random.integers(3, config.tokens.known, 1 + seed % 7).tolist(), 2]

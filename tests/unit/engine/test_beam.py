@@ -84,3 +84,25 @@ def test_each_hypothesis_is_penalized_for_its_own_tokens(config):
     free = search(config, num_beams=1)
     free.advance([Candidate(0.0, 0, 0, 0.0)])
     assert not free.constraints()[0].penalized
+
+
+def test_bos_is_banned_after_bos_only(config):
+    """The option is about the forced `<s>` too."""
+    greedy = search(config, num_beams=1, no_repeat_ngram_size=0, min_new_tokens=4, suppress_repeated_bos=True)
+    for token, banned in ((0, [2, 0]), (5, [2]), (0, [2, 0]), (6, [])):
+        greedy.advance([Candidate(0.0, 0, token, 0.0)])
+        assert greedy.constraints()[0].banned == banned
+
+
+def test_each_token_has_one_draw(config):
+    """However often the constraints are read; forced tokens take their draws too, but are not drawn."""
+    one, same, other = (search(config, temperature=0.5, top_p=0.9, seed=seed) for seed in (7, 7, 8))
+    assert one.constraints()[0].sampling is None
+    draws = []
+    for _ in range(3):
+        for each in (one, same, other):
+            each.advance([Candidate(0.0, 0, 5, 0.0)])
+        assert one.constraints() == one.constraints() == same.constraints() != other.constraints()
+        draws.append(one.constraints()[0].sampling)
+    assert [(each.temperature, each.top_k, each.top_p) for each in draws] == [(0.5, 50, 0.9)] * 3
+    assert len({each.draw for each in draws}) == 3 and all(0 <= each.draw < 1 for each in draws)

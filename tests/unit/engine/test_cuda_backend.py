@@ -100,14 +100,14 @@ def wide() -> CudaBackend:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("beams", "length"), [(1, 64), (4, 64), (4, 1024)])
-def test_a_step_stays_within_the_memory_that_the_budget_counts(wide, beams, length):
+@pytest.mark.parametrize(("beams", "length", "samples"), [(1, 64, False), (4, 64, True), (4, 1024, False)])
+def test_a_step_stays_within_the_memory_that_the_budget_counts(wide, beams, length, samples):
     """Nor does the budget count many times more than a step takes."""
-    step = wide._step_of(Shape(16, 16, beams, length, 255, 16))
+    step = wide._step_of(Shape(16, 16, beams, length, 255, 16, samples))
     step.inputs.upload()
     used = allocated(lambda: step.choose(wide.decoder.decode(step)))
     counted = memory_of_steps(WIDE, 16, torch.float32)
-    assert counted / 5 < used < counted
+    assert counted / 6 < used < counted
 
 
 @torch.inference_mode()
@@ -127,7 +127,7 @@ BASE = replace(LARGE, d_model=768, encoder_layers=6, decoder_layers=6, encoder_f
 
 @pytest.mark.parametrize(
     ("text", "dtype", "mib", "rows"),
-    [(BASE, torch.float16, 8192, 96), (BASE, torch.float32, 8192, 80), (BASE, torch.float16, 1, 1),
+    [(BASE, torch.float16, 8192, 96), (BASE, torch.float32, 8192, 77), (BASE, torch.float16, 1, 1),
      (LARGE, torch.float16, 8192, 26), (LARGE, torch.float16, 40_000, 96), (LARGE, torch.float32, 8192, 13)],
 )  # fmt: skip
 def test_a_budget_holds_keys_values_and_what_computes_them(config, text, dtype, mib, rows):

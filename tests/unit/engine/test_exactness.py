@@ -4,6 +4,7 @@ Checkpoints with random weights are the harder test: their answers wander, repea
 """
 
 import itertools
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,16 @@ OPTIONS = [
 RULES = [
     dict(num_beams=beams, no_repeat_ngram_size=ngram, min_new_tokens=at_least, repetition_penalty=penalty)
     for beams, ngram, at_least, penalty in itertools.product((1, 2, 5), (0, 3), (0, 5, 40), (0.7, 1.0, 1.3, 4.0))
+]
+
+
+SAMPLED = [
+    dict(temperature=0.7),
+    dict(temperature=1.0, top_k=0),
+    dict(temperature=1.7, top_k=5, no_repeat_ngram_size=0),
+    dict(top_p=0.5, min_new_tokens=12, repetition_penalty=1.3),
+    dict(temperature=0.4, top_k=0, top_p=0.9, repetition_penalty=0.7, no_repeat_ngram_size=0),
+    dict(temperature=2.0, top_k=30, top_p=0.8, no_repeat_ngram_size=0, suppress_repeated_bos=True),
 ]
 
 
@@ -85,15 +96,27 @@ class Reference:
         return masses
 
     def generate(self, request: Request) -> tuple[list[int], float | None]:
-        """Return transformers' tokens without the start token, and its sequences_scores (None for greedy)."""
+        """Return transformers' tokens without the start token, and its sequences_scores (None for one beam)."""
+        answer = self.output(request)
+        score = float(answer.sequences_scores[0]) if request.options.num_beams > 1 else None
+        return answer.sequences[0, 1:].tolist(), score
+
+    def output(self, request: Request):
+        """Return all that transformers' `generate` returns."""
         image_ids = [self.model.config.image_token_id] * self.checkpoint.config.image.tokens
         features = torch.from_numpy(request.image_features)[None]
         embed = self.model.get_input_embeddings()
         inputs = torch.cat([features, embed(torch.tensor([request.prompt_ids]))], dim=1)
         options = request.options
-        flags = dict(length_penalty=options.length_penalty, early_stopping=options.early_stopping)
+        flags = {}
+        if options.num_beams > 1:
+            flags = dict(length_penalty=options.length_penalty, early_stopping=options.early_stopping)
+        if options.temperature:
+            names = ("temperature", "top_k", "top_p")
+            flags = dict(do_sample=True, **{name: getattr(options, name) for name in names})
+        bos = self.checkpoint.config.tokens.bos
         with torch.inference_mode():
-            answer = self.model.generate(
+            return self.model.generate(
                 input_ids=torch.tensor([[*image_ids, *request.prompt_ids]]),
                 encoder_outputs=self.model.model.language_model.encoder(inputs_embeds=inputs),
                 max_new_tokens=options.max_new_tokens,
@@ -101,13 +124,12 @@ class Reference:
                 no_repeat_ngram_size=options.no_repeat_ngram_size,
                 min_new_tokens=options.min_new_tokens,
                 repetition_penalty=options.repetition_penalty,
-                **(flags if options.num_beams > 1 else {}),
+                bad_words_ids=[[bos, bos]] if options.suppress_repeated_bos else None,
+                **flags,
                 suppress_tokens=self.untrained or None,
                 return_dict_in_generate=True,
                 output_scores=True,
             )
-        score = float(answer.sequences_scores[0]) if options.num_beams > 1 else None
-        return answer.sequences[0, 1:].tolist(), score
 
 
 def random_checkpoint(directory: Path, seed: int, untied: bool = False, **text) -> Path:
@@ -145,7 +167,7 @@ def reference(request, tmp_path_factory) -> Reference:
     return Reference(model.eval(), read_checkpoint(str(directory)))
 
 
-def request_of(reference: Reference, seed: int, **options) -> Request:
+def request_of(reference: Reference, seed: int, /, **options) -> Request:
     config = reference.checkpoint.config
     prompt = np.random.default_rng(seed).integers(4, config.tokens.first_location, 3 + seed % 11).tolist()
     complete = config.generation_options(**{"max_new_tokens": MAX_NEW_TOKENS, **options})
@@ -185,6 +207,65 @@ def test_log_masses_are_the_models_own_probabilities_of_the_answer(reference, ba
     for request, generation in zip(requests, reference.engine(backend).generate(requests), strict=True):
         expected = reference.log_masses(request, generation.tokens)
         assert list(generation.log_masses) == pytest.approx(expected, abs=2e-3), request.options
+
+
+class Quantiles:
+    """A `torch.multinomial` that takes the quantiles which the engine draws with a seed.
+
+    `sure`: how many tokens from the first on are so far from another quantile that rounding cannot have chosen them.
+    """
+
+    def __init__(self, seed: int, likely_first: bool) -> None:
+        self._random, self._likely_first = random.Random(seed), likely_first
+        self._doubt, self.sure = False, 0
+
+    def __call__(self, probs: torch.Tensor, num_samples: int) -> torch.Tensor:
+        order = probs[0].argsort(descending=True) if self._likely_first else torch.arange(probs.shape[1])
+        sums, draw = probs[0, order].double().cumsum(0), self._random.random()
+        self._doubt |= bool((sums - draw).abs().min() < 1e-5)
+        self.sure += not self._doubt
+        return order[(sums <= draw).sum()][None, None]
+
+
+@pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
+def test_transformers_draws_the_same_tokens_at_the_same_quantiles(reference, backend, monkeypatch):
+    """With every rule and warper in its place, next to greedy and beam searches; and LOG_PROBS are its scores."""
+    requests = [request_of(reference, seed, seed=seed, max_new_tokens=15, **each) for seed, each in enumerate(SAMPLED)]
+    others = [request_of(reference, 9, num_beams=beams, max_new_tokens=15) for beams in (1, 3)]
+    generations = reference.engine(backend).generate([*requests, *others])
+    for request, generation in zip(others, generations[len(requests) :], strict=True):
+        assert_equal(reference, request, generation)
+    compared = 0
+    for request, generation in zip(requests, generations, strict=False):
+        quantiles = Quantiles(request.options.seed, likely_first=backend is CudaBackend)
+        monkeypatch.setattr(torch, "multinomial", quantiles)
+        theirs = reference.output(request)
+        assert list(generation.tokens[: quantiles.sure]) == theirs.sequences[0, 1 : 1 + quantiles.sure].tolist()
+        scores = reference.model.compute_transition_scores(theirs.sequences, theirs.scores, normalize_logits=True)[0]
+        assert generation.log_probs[: quantiles.sure] == pytest.approx(scores[: quantiles.sure].tolist(), abs=1e-3)
+        compared += quantiles.sure
+    assert compared > 40
+
+
+@pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
+def test_a_checkpoint_that_wants_to_repeat_bos_for_ever(tmp_path, backend):
+    """Stock checkpoints do without NO_REPEAT_NGRAM_SIZE, and so does transformers."""
+    directory = random_checkpoint(tmp_path, 3, d_model=32, decoder_layers=1, untied=True)
+    model = Florence2ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        model.model.language_model.decoder.layers[-1].final_layer_norm.bias.fill_(1)  # in all hidden states, for <s>
+        model.lm_head.weight[0] = 2
+    model.save_pretrained(directory)
+    reference = Reference(model, read_checkpoint(str(directory)))
+    kinds = [dict(num_beams=1), dict(num_beams=3), dict(temperature=1.0, top_k=3, seed=1)]
+    stuck = [request_of(reference, 1, no_repeat_ngram_size=0, **kind) for kind in kinds]
+    free = [request_of(reference, 1, no_repeat_ngram_size=0, suppress_repeated_bos=True, **kind) for kind in kinds]
+    for generation in reference.engine(backend).generate(stuck):
+        assert generation.tokens == (0,) * (MAX_NEW_TOKENS - 1) + (2,)
+    for request, generation in zip(free, reference.engine(backend).generate(free), strict=True):
+        assert (0, 0) not in itertools.pairwise(generation.tokens) and len(set(generation.tokens)) > 5
+        if not request.options.temperature:
+            assert_equal(reference, request, generation)
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])

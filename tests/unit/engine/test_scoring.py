@@ -60,6 +60,7 @@ def compiled_candidates(searches: list[Search], logits: np.ndarray, tokens: Toke
         logits=np.pad(logits, ((0, 0), (0, 7)), constant_values=99),  # what follows is not looked at
         largest=np.zeros(rows, np.float32),
         log_sums=np.zeros(rows, np.float32),
+        weights=np.zeros((3, vocabulary), np.float32),
         best_sums=np.zeros(2 * rows, np.float32),
         best_places=np.zeros(2 * rows, np.int64),
         raw_logits=np.zeros((rows, vocabulary), np.float32),
@@ -111,7 +112,8 @@ def padded_candidates(searches: list[Search], logits: np.ndarray, tokens: TokenC
     for slot, search in enumerate(searches):
         spans.append(Span(range(row, row + len(search.running)), slot, 0, 1))
         row += len(search.running) + slot % 2
-    shape = Shape(row, len(searches), max(len(search.running) for search in searches), 1, 1, rules=20)
+    samples = any(constraint.sampling for search in searches for constraint in search.constraints())
+    shape = Shape(row, len(searches), max(len(search.running) for search in searches), 1, 1, 20, samples)
     vocabulary = logits.shape[1]
     step = PaddedStep(PaddedCache(CONFIG, row, torch.float32, torch.device("cpu")), vocabulary, tokens, shape)
     step.fill(searches, spans)

@@ -22,8 +22,17 @@ APPLIED = {
     "repetition": ({"no_repeat_ngram_size": 0}, {"no_repeat_ngram_size": 0}),
     "forced": ({"forced_bos_token_id": 40, "forced_eos_token_id": 41}, {"forced_bos": 40, "forced_eos": 41}),
     "stale forced": ({"forced_bos_token_id": 2, "forced_eos_token_id": [2]}, {"forced_bos": 0, "forced_eos": 2}),
+    "sampling": (
+        {"do_sample": True, "num_beams": 1, "temperature": 0.6, "top_k": 20, "top_p": 0.9},
+        {"num_beams": 1, "temperature": 0.6, "top_k": 20, "top_p": 0.9},
+    ),
+    "sampling at 1": ({"do_sample": True, "num_beams": 1}, {"num_beams": 1, "temperature": 1.0, "top_k": 50}),
+    "no sampling": ({"do_sample": False, "temperature": 0.6, "top_k": 20}, {"temperature": 0.0, "top_k": 20}),
+    "repeated start": ({"bad_words_ids": [[0, 0]]}, {"suppress_repeated_bos": True}),
+    "seed of training": ({"seed": 42}, {"seed": None}),
     "stock limit": ({"max_length": 20}, {"max_new_tokens": 512}),
 }
+COMPARED = ("penalty", "forced", "length", "never", "sampling", "repeated start")
 NOTED = {
     "bad_words_ids": [[40], [41, 42]],
     "begin_suppress_tokens": [40, 41],
@@ -92,8 +101,8 @@ def features(exported, checkpoint):
 
 @pytest.mark.parametrize(
     "written",
-    [NOTED, {"num_return_sequences": 4}, *(APPLIED[case][0] for case in ("penalty", "forced", "length", "never"))],
-    ids=["noted", "returned", "penalty", "forced", "length", "never"],
+    [NOTED, {"num_return_sequences": 4}, *(APPLIED[case][0] for case in COMPARED)],
+    ids=["noted", "returned", *COMPARED],
 )
 def test_transformers_generates_with_the_servers_rules(copy, exported, features, tmp_path, written):
     """Otherwise the report would compare answers to different rules, or transformers would raise an exception."""
@@ -125,6 +134,8 @@ def test_transformers_generates_with_the_servers_rules(copy, exported, features,
         ("min_new_tokens", 513, "0 to the model's positions"),
         ("min_length", -3, "0 to the model's positions"),
         ("early_stopping", 1, "true or false"),
+        ("top_p", 1.5, "a number, 0 to 1"),
+        ("top_k", -1, "a whole number, 0 or more"),
     ],
 )
 def test_a_value_out_of_range_is_refused(copy, key, value, allowed):

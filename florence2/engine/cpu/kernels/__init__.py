@@ -5,6 +5,7 @@
     attention   over the cache: a thread computes some of the heads
     pointwise   layer norms, GELU, softmax
     choice      rules and the best next tokens: a thread handles some of the requests
+    sampling    one token at random
     threads     shares of the work, and the barrier between stages
     tiles       products of a few rows and vectors of columns, for each type of weights
     vectors     the LLVM instructions that the others are made of

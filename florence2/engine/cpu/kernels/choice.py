@@ -6,6 +6,7 @@ import numpy as np
 
 from florence2.engine.cpu.kernels.compiler import compiled
 from florence2.engine.cpu.kernels.pointwise import sum_of_exps
+from florence2.engine.cpu.kernels.sampling import draw_token
 from florence2.engine.cpu.kernels.threads import share
 from florence2.engine.cpu.kernels.vectors import maximum
 
@@ -20,6 +21,14 @@ def choose(thread, threads, size, vocabulary, batch, scratch):
         start, stop = batch.starts[n], batch.starts[n + 1]
         for r in range(start, stop):
             apply_rules(r, stop - start == 1, size, batch, scratch)
+        if batch.draws[start] >= 0:
+            i, row, weights = 2 * start, scratch.logits[start], scratch.weights[thread]
+            scratch.best_places[i], scratch.best_log_probs[i] = draw_token(
+                row[: vocabulary.known], scratch.largest[start], weights[: vocabulary.known], batch.draws[start],
+                batch.temperatures[start], batch.top_ks[start], batch.top_ps[start],
+            )  # fmt: skip
+            scratch.best_log_masses[i] = log_mass(start, scratch.best_places[i], vocabulary, scratch)
+            continue
         found = 2 * start, 2 * start + (1 if stop - start == 1 else 2 * (stop - start))
         find_best(start, stop, size, vocabulary.known, batch, scratch, *found)
         for i in range(*found):

@@ -104,6 +104,10 @@ class Batch(NamedTuple):
     penalized: Integers  # tokens whose scores are penalized, row by row
     penalized_starts: Integers  # [R + 1], of each row's penalized tokens
     penalties: Floats  # [R]
+    draws: NDArray[np.float64]  # [R], the quantile of the token to draw; -1 where none is drawn
+    temperatures: Floats  # [R]
+    top_ks: Integers  # [R], 0 for all
+    top_ps: Floats  # [R]
 
 
 class Scratch(NamedTuple):
@@ -124,6 +128,7 @@ class Scratch(NamedTuple):
     raw_logits: Floats  # [R, V], before the rules
     raw_largest: Floats  # [R]
     raw_log_sums: Floats  # [R]
+    weights: Floats  # [threads, V], relative probabilities of the tokens that may be drawn
     best_sums: Floats  # [2 * R], scores of the best continuations; those of request n begin at 2 * starts[n]
     best_places: Integers  # [2 * R], beam * V + token
     best_log_probs: Floats  # [2 * R], of the tokens
