@@ -49,4 +49,4 @@ class AnswerCache:
 
 def draws_anew(options: GenerationOptions) -> bool:
     """Return whether an equal request may get another answer: its tokens are drawn at random, without a seed."""
-    return getattr(options, "temperature", 0) > 0 and getattr(options, "seed", None) is None
+    return options.temperature > 0 and options.seed is None
