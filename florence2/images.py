@@ -67,8 +67,9 @@ def encoded_image(data: bytes) -> bytes:
         header, _, payload = data.partition(b",")
         if _DAMAGED_ESCAPE.search(payload):
             raise InvalidImage("the image's data URL is damaged: % without two hexadecimal digits")
-        # As quoted-printable, because `urllib` takes seconds and gigabytes for a few million escapes.
-        payload = binascii.a2b_qp(payload.replace(b"=", b"=3D").replace(b"%", b"="))
+        if b"%" in payload:
+            # As quoted-printable, because `urllib` takes seconds and gigabytes for a few million escapes.
+            payload = binascii.a2b_qp(payload.replace(b"=", b"=3D").replace(b"%", b"="))
         return _from_base64(payload) if header.rstrip().lower().endswith(b";base64") else payload
     if _ADDRESS.match(data):
         raise InvalidImage("IMAGE is a URL, but the server fetches nothing; send the image itself")

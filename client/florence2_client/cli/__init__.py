@@ -32,6 +32,7 @@ COMMANDS = {  # name -> module:function, and one line of help
     "bench": ("florence2_client.cli.bench:add_arguments", "measure latency and throughput of a running server"),
     "serve": ("florence2_client.cli.serve:add_serve", "serve an exported model"),
     "gateway": ("florence2_client.cli.gateway:add_arguments", "serve OpenAI's API in front of a server"),
+    "mcp": ("florence2_client.cli.mcp:add_arguments", "offer the tasks to agents as MCP tools"),
     "export": ("florence2_export.cli:add_arguments", "turn a checkpoint into a servable model"),
 }
 SHELLS = ("bash", "zsh", "tcsh")

@@ -6,11 +6,15 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2.server.options import ServingOptions
 from florence2_client.cli.arguments import FILES, add_connection, connection, number, port, seconds
 from florence2_client.cli.serve import run_server
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 EXAMPLES = """\
 examples:
@@ -46,6 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drain-seconds", type=number(int, 0), default=30, metavar="S",
         help="time for running requests to finish when the gateway is stopped (default: %(default)s)",
     )  # fmt: skip
+    access = add_access(parser)
+    access.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN",
+        help="let pages of this origin send requests from browsers, such as https://example.com; repeatable",
+    )  # fmt: skip
+    access.add_argument("--no-access-log", action="store_true", help="do not print a line for each request")
+    serving = parser.add_argument_group("embedded server")
+    serving.add_argument("--serve", action="store_true", help="start the embedded server too, on free local ports")
+    serving.add_argument(
+        "--repository", type=Path, default=ServingOptions.repository, metavar="DIR",
+        help="what --serve serves (default: %(default)s)",
+    )  # fmt: skip
+    add_connection(parser)
+
+
+def add_access(parser: argparse.ArgumentParser) -> Any:
+    """Add the options that say who may send what, and return their group."""
     access = parser.add_argument_group("access")
     access.add_argument(
         "--api-key", action="append", default=[], metavar="KEY",
@@ -69,55 +90,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fetch images from https URLs of this host too, or of all below *.HOST; repeatable\n"
         "(default: only data: URLs)",
     )  # fmt: skip
-    access.add_argument(
-        "--cors-origin", action="append", default=[], metavar="ORIGIN",
-        help="let pages of this origin send requests from browsers, such as https://example.com; repeatable",
-    )  # fmt: skip
-    access.add_argument("--no-access-log", action="store_true", help="do not print a line for each request")
-    serving = parser.add_argument_group("embedded server")
-    serving.add_argument("--serve", action="store_true", help="start the embedded server too, on free local ports")
-    serving.add_argument(
-        "--repository", type=Path, default=ServingOptions.repository, metavar="DIR",
-        help="what --serve serves (default: %(default)s)",
-    )  # fmt: skip
-    add_connection(parser)
+    return access
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, and then until running requests are answered; return the exit code."""
     try:
-        from florence2_client.gateway import server
         from florence2_client.gateway.access import Limits
-        from florence2_client.gateway.app import GatewayOptions
+        from florence2_client.gateway.app import GatewayOptions, make_app
+        from florence2_client.gateway.observe import print_line
+        from florence2_client.gateway.server import Front
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("florence2"):
             raise
         raise Florence2Error(
             f"the gateway needs more packages ({error}); run: pip install 'florence2-triton[gateway]'"
         ) from error
-    keys = _keys(options)
     where = connection(options)
     gateway = GatewayOptions(
         url=where["url"],
         models=(where["model"],),
         headers=where["headers"],
         tls=where["tls"],
-        keys=keys,
+        keys=keys_of(options),
         limits=Limits(options.requests_per_minute, options.concurrency, options.max_body_mib << 20),
         image_hosts=tuple(options.allow_images_from),
         origins=tuple(options.cors_origin),
         timeout=options.timeout,
     )
-    front = server.Front(options.host, options.port, options.drain_seconds, access_log=not options.no_access_log)
-    if not keys and not front.is_loopback:
+    front = Front(options.host, options.port, options.drain_seconds)
+    if not gateway.keys and not front.is_loopback:
         print(f"no API keys: every client that can reach {options.host} can send requests", flush=True)
+    log = None if options.no_access_log else print_line
+
+    def announced(url: str) -> ASGIApp:
+        print(f"The gateway is at {front.url}/v1 until Ctrl-C; its requests go to {url}.", flush=True)
+        return make_app(dataclasses.replace(gateway, url=url), log)
+
     if not options.serve:
-        return front.run(gateway)
+        return front.run(announced(gateway.url))
     serving = ServingOptions.on_free_ports(options.repository, stream=True)
-    return run_server(serving, lambda url: front.running(dataclasses.replace(gateway, url=url)))
+    return run_server(serving, lambda url: front.running(announced(url)))
 
 
-def _keys(options: argparse.Namespace) -> tuple[str, ...]:
+def keys_of(options: argparse.Namespace) -> tuple[str, ...]:
     """Return all keys that were given. Raise InvalidRequest if the file cannot be read or a key cannot be sent."""
     keys = [*options.api_key, *os.environ.get(KEYS_VARIABLE, "").split(",")]
     if options.api_key_file:

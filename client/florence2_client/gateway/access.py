@@ -71,6 +71,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request, or answer it with an error."""
         path = scope.get("path", "")
+        scope.setdefault("state", {})
         if scope["type"] != "http" or path in WITHOUT_KEY or path.startswith(STATIC):
             await self._app(scope, receive, send)
             return

@@ -47,7 +47,7 @@ def read_messages(messages: Sequence[Message]) -> Asked:
             if images
             else "the user's message has no image: add a part of type image_url"
         )
-    marked = Prompt(task) if parse_task(task).note else task  # here nobody would read the note
+    marked = Prompt(task) if parse_task(task).note else task  # no one would read the note here
     return Asked(images[0], marked, " ".join(rest) or None)
 
 

@@ -27,7 +27,7 @@ STATUS: tuple[tuple[type[Florence2Error], int], ...] = (  # subclasses first
     (DeadlineExceeded, 504),
     (ConnectionFailed, 503),
     (Unavailable, 503),
-    (Cancelled, 499),  # as nginx has it; nobody is there to read it
+    (Cancelled, 499),  # nginx's number; the client has gone
     (Florence2Error, 500),
 )
 TYPES = {429: "rate_limit_error", 401: "authentication_error"}

@@ -23,7 +23,7 @@ import pytest
 from florence2.answers import TextAnswer
 from florence2.server.embedded import EmbeddedServer
 from florence2_client import Client
-from florence2_client.gateway.app import GatewayOptions
+from florence2_client.gateway.app import GatewayOptions, make_app
 from florence2_client.gateway.server import Front
 
 KEY = "a-key-of-the-test"
@@ -39,9 +39,9 @@ def messages(task, url=URL):
 
 @pytest.fixture(scope="module")
 def base_url(server: EmbeddedServer) -> Iterator[str]:
-    front = Front("127.0.0.1", 0, drain_seconds=10, access_log=False)
-    with front.running(GatewayOptions(url=server.grpc_url, keys=(KEY,))):
-        yield front.url
+    front = Front("127.0.0.1", 0, drain_seconds=10)
+    with front.running(make_app(GatewayOptions(url=server.grpc_url, keys=(KEY,)), None)):
+        yield f"{front.url}/v1"
 
 
 @pytest.fixture
