@@ -61,7 +61,7 @@ HEALTHCHECK --interval=30s --timeout=35s --start-period=10m --retries=3 CMD ["fl
 CMD ["florence2", "serve", "--repository", "/models/repository", "--host", "0.0.0.0"]
 
 
-# --- the web page: no torch, no Triton ---
+# --- the web page and the gateway: no torch, no Triton ---
 FROM ${PYTHON_IMAGE} AS ui-packages
 ENV PATH=/opt/florence2/bin:$PATH
 RUN python3 -m venv /opt/florence2
@@ -69,7 +69,7 @@ WORKDIR /checkout
 COPY pyproject.toml constraints.txt ./
 COPY florence2/__init__.py florence2/
 RUN mkdir client export && touch README.md LICENSE \
-    && pip install --no-cache-dir --constraint constraints.txt '.[ui]' \
+    && pip install --no-cache-dir --constraint constraints.txt '.[ui,gateway]' \
     && pip uninstall --yes florence2-triton
 
 
@@ -79,7 +79,7 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp florence2
 COPY --from=ui-packages /opt/florence2 /opt/florence2
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-cache-dir --no-deps /wheel/*.whl
 USER 10001
-EXPOSE 7860
+EXPOSE 7860 8080
 CMD ["florence2", "ui", "--host", "0.0.0.0"]
 
 

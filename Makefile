@@ -58,7 +58,8 @@ bench: install
 
 up: .env
 	docker compose up --build --detach
-	@echo 'The page: http://127.0.0.1:7860  Triton: 127.0.0.1, ports 8000 8001 8002  Grafana: http://127.0.0.1:3000'
+	@echo 'The page: http://127.0.0.1:7860  OpenAI API: http://127.0.0.1:8080/v1'
+	@echo 'Triton: 127.0.0.1, ports 8000 8001 8002  Grafana: http://127.0.0.1:3000'
 	@echo 'Run docker compose ps to see when triton is healthy; docs/containers.md explains the rest'
 
 .env:

@@ -14,9 +14,12 @@ import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 from florence2_client import Client
+from florence2_client.gateway.app import GatewayOptions, make_app
+from florence2_client.gateway.server import Front
 
 ROOT = Path(__file__).parents[3]
 IMAGE = ROOT / "docs" / "images" / "answers.png"
@@ -25,7 +28,14 @@ ENSEMBLE = "/v2/models/florence2_ensemble"
 
 
 @pytest.fixture(scope="module")
-def proxy(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def gateway(server) -> Iterator[str]:
+    front = Front("127.0.0.1", 0, drain_seconds=5)
+    with front.running(make_app(GatewayOptions(url=server.grpc_url, keys=("a-key",)), None)):
+        yield front.url
+
+
+@pytest.fixture(scope="module")
+def proxy(server, gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the proxy's address. It has no TLS, for which Caddy would install an authority on this machine."""
     caddy = shutil.which("caddy")
     if caddy is None:
@@ -37,6 +47,7 @@ def proxy(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "DOMAIN": f"http://{address}",
         "API_KEY": "a-key",
         "TRITON": urllib.parse.urlparse(server.http_url).netloc,
+        "GATEWAY": urllib.parse.urlparse(gateway).netloc,
         "HOME": str(tmp_path_factory.mktemp("caddy")),
     }
     command = [caddy, "run", "--config", ROOT / "deploy" / "caddy" / "Caddyfile", "--adapter", "caddyfile"]
@@ -67,6 +78,18 @@ def status(proxy: str, method: str, path: str, headers: dict[str, str], body: by
         return connection.getresponse().status
     finally:
         connection.close()
+
+
+def test_openai_s_api_comes_through_with_the_key(proxy: str):
+    """Complete and streamed; the gateway's other routes stay internal."""
+    url = "data:image/png;base64," + base64.b64encode(IMAGE.read_bytes()).decode()
+    content = [{"type": "text", "text": "<CAPTION>"}, {"type": "image_url", "image_url": {"url": url}}]
+    asked = {"model": "florence2", "messages": [{"role": "user", "content": content}]}
+    with openai.OpenAI(base_url=f"http://{proxy}/v1", api_key="a-key", max_retries=0) as client:
+        assert client.chat.completions.create(**asked).choices[0].message.content
+        assert len(list(client.chat.completions.create(**asked, stream=True))) > 1
+    assert status(proxy, "GET", "/metrics", KEY) == 404
+    assert status(proxy, "GET", "/v1/models", {}) == 401
 
 
 def test_answers_come_through_with_the_key(proxy: str):
