@@ -108,6 +108,17 @@ def test_eight_requests_for_a_new_image_share_one_run(server):
     assert (runs, hits + joins) == (1, 7)
 
 
+def test_a_canceled_request_harms_no_other(server):
+    """Not even those that wait for the run that it started. What it began is kept."""
+    images = np.random.default_rng(8).integers(0, 256, (10, 1, 192, 192, 3), dtype=np.uint8)
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
+        for pixels in images:
+            item = tritonclient.grpc.InferInput("PIXELS", list(pixels.shape), "UINT8").set_data_from_numpy(pixels)
+            client.async_infer(MODEL, [item], lambda result, error: None).cancel()
+            joined, later = encode(client, pixels), encode(client, pixels)
+            np.testing.assert_array_equal(joined, later)
+
+
 @pytest.fixture(scope="module")
 def server_without_cache(repository: Path) -> Iterator[EmbeddedServer]:
     """A server that keeps no features, but answers."""
