@@ -18,7 +18,8 @@ from florence2.triton.onnx_session import open_session
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        self.session = open_session(Path(args["model_repository"]) / args["model_version"] / "model.onnx", config)
+        path = (Path(args["model_repository"]) / args["model_version"] / "model.onnx").resolve()  # next to its weights
+        self.session = open_session(path, config)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.encode(request) for request in requests]

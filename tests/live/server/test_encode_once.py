@@ -152,15 +152,16 @@ def test_without_a_cache_requests_still_share_a_run(server_without_cache):
 
 
 def test_equal_requests_get_the_answer_again_where_answers_are_kept(server_without_cache):
-    """Another option is another request. Hits count as answers of their task."""
+    """Another option is another request, and what is drawn without a seed is drawn anew. Hits count as answers."""
     image = png(scene_image(691))
     with Client(server_without_cache.grpc_url) as client:
         first, again = (client.run(image, "od", num_beams=1) for _ in range(2))
         short = client.run(image, "od", num_beams=1, max_new_tokens=5)
-    assert again == first != short
+        drawn = [client.run(image, "caption", temperature=100, max_new_tokens=8).text for _ in range(2)]
+        seeded = [client.run(image, "ocr", temperature=100, seed=7, max_new_tokens=8).text for _ in range(2)]
+    assert again == first != short and drawn[0] != drawn[1] and seeded[0] == seeded[1]
     published = metrics(server_without_cache)
-    assert [
-        value for line, value in published.items() if line.startswith("florence2_answer_hits") and '"od"' in line
-    ] == [1]
-    assert sum(value for line, value in published.items() if line.startswith("florence2_requests_total")) == 3
-    assert published["florence2_time_to_first_token_seconds_count"] == 2
+    hits = {line: value for line, value in published.items() if line.startswith("florence2_answer_hits") and value}
+    assert hits == {f'florence2_answer_hits_total{{task="{task}"}}': 1 for task in ("ocr", "od")}
+    assert sum(value for line, value in published.items() if line.startswith("florence2_requests_total")) == 7
+    assert published["florence2_time_to_first_token_seconds_count"] == 5
