@@ -26,7 +26,8 @@ def heading(task: str) -> str:
 
 def card_html(place: int, card: Card, image: str | None, save: Callable[[Image.Image, str], str]) -> str:
     """Return the HTML of a card. `image` is the file that it is about; `save` makes a URL of an image and a name."""
-    parts = [f"<h3>{html.escape(heading(card.task))}</h3>"]
+    title = f"{heading(card.task)}: {card.phrase}" if card.phrase else heading(card.task)
+    parts = [f"<h3>{html.escape(title)}</h3>"]
     if card.error:
         parts.append(f'<p class="error" role="alert">{html.escape(card.error)}</p>')
     elif not card.final:
@@ -46,7 +47,10 @@ def card_html(place: int, card: Card, image: str | None, save: Callable[[Image.I
     if card.details and card.overlay and card.final:
         details = json.dumps(card.details, indent=2, ensure_ascii=False)
         known = task_from_name(card.task)
-        name = re.sub(r"[^\w.-]+", "-", f"{Path(image or '').stem}.{known.name if known else card.task}")[:100]
+        of_phrase = f".{card.phrase}" if card.phrase else ""
+        name = re.sub(r"[^\w.-]+", "-", f"{Path(image or '').stem}.{known.name if known else card.task}{of_phrase}")[
+            :100
+        ]
         json_url = f"data:application/json;base64,{base64.b64encode(details.encode()).decode()}"
         copy = '<button type="button">Copy text</button>' if card.words else ""
         parts.append(

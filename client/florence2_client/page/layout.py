@@ -7,7 +7,7 @@ import json
 import secrets
 from abc import ABCMeta
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
@@ -17,12 +17,12 @@ from gradio.components import Component
 from PIL import Image
 
 from florence2.contract import OPTIONS, Option
-from florence2.errors import InvalidOption
+from florence2.errors import InvalidRequest
 from florence2.tasks import TASKS, TaskInput
 from florence2_client.client import Client
 from florence2_client.page.cards import card_html, heading
 from florence2_client.page.images import Preview, preview_of
-from florence2_client.page.requests import Card, ask, given_options, input_of
+from florence2_client.page.requests import Card, ask, given_options, input_of, running
 from florence2_client.request import Options
 
 MOST_SIDE_BY_SIDE = 4
@@ -139,7 +139,8 @@ class Form:
             tasks, value=[], multiselect=True, max_choices=MOST_SIDE_BY_SIDE - 1, label="Compare with",
             info="More tasks on the same image; the answers are shown side by side.", elem_id="others",
         )  # fmt: skip
-        self.text = gr.Textbox(label="Phrase, caption or question", visible="hidden", elem_id="text")
+        self.text = gr.Textbox(label="Phrase, caption or question", visible="hidden", elem_id="text",
+                               info="Several phrases: one a line (Shift+Enter).")  # fmt: skip
         self.region = gr.Textbox(
             label="Box", placeholder="x1,y1,x2,y2 in pixels, or draw it", visible="hidden", elem_id="region"
         )
@@ -223,20 +224,19 @@ class Answers:
     ) -> Iterator[Updates]:  # fmt: skip
         """Send the requests and yield the cards of their answers as they grow."""
         tasks = all_tasks(task, others) or [""]
-        articles = [card_html(place, Card(task), image, self._save) for place, task in enumerate(tasks)]
-        yield {
-            self.run_button: gr.update(visible=False),
-            self.stop_button: gr.update(visible=True),
-            self.cards: "".join(articles),
-        }
+        waiting = [Card(task) for task in tasks]
         try:
+            waiting = running(tasks, text)
             options = Options(
                 **given_options(values), timeout=self.timeout, tiles="auto" if tiles else None  # type: ignore[typeddict-item]
             )  # fmt: skip
-        except InvalidOption as error:
-            cards: Iterator[tuple[int, Card]] = enumerate([Card(task, error=str(error)) for task in tasks])
+        except InvalidRequest as error:
+            cards: Iterator[tuple[int, Card]] = enumerate([replace(card, error=str(error)) for card in waiting])
         else:
             cards = ask(self.client, image, tasks, text, region, options, stream=stream)
+        articles = [card_html(place, card, image, self._save) for place, card in enumerate(waiting)]
+        yield {self.run_button: gr.update(visible=False), self.stop_button: gr.update(visible=True),
+               self.cards: "".join(articles)}  # fmt: skip
         for place, card in cards:
             articles[place] = card_html(place, card, image, self._save)
             yield {self.cards: "".join(articles)}

@@ -23,6 +23,7 @@ from florence2_client.request import Options
 from florence2_client.result import Result
 from florence2_client.tasks import Prompt, parse_task
 
+MOST_REQUESTS = 24
 PAUSE = 0.2  # seconds between cards of a growing answer: each is drawn and sent to the browser again
 
 
@@ -40,6 +41,7 @@ class Card:
     final: bool = False
     empty: bool = False  # nothing was found
     note: str | None = None  # what the visitor may not expect
+    phrase: str = ""  # of the request, if the task has several
 
 
 def given_options(values: Sequence[str | bool | None]) -> dict[str, Any]:
@@ -66,6 +68,21 @@ def input_of(task: str) -> TaskInput | None:
     return known.input if known else None
 
 
+def running(tasks: Sequence[str], text: str) -> list[Card]:
+    """Return the card of each request, still without an answer. A task that takes a phrase has one for each line.
+
+    Raise InvalidPrompt if there are too many.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    several = lines if len(lines) > 1 else [""]
+    cards = [
+        Card(task, phrase=line) for task in tasks for line in (several if input_of(task) is TaskInput.TEXT else [""])
+    ]
+    if len(cards) > MOST_REQUESTS:
+        raise InvalidPrompt(f"these are {len(cards)} requests; the page sends at most {MOST_REQUESTS} at once")
+    return cards
+
+
 def ask(
     client: Client,
     image: str | None,
@@ -76,27 +93,29 @@ def ask(
     *,
     stream: bool = False,
 ) -> Iterator[tuple[int, Card]]:
-    """Run all tasks at once; yield the place of each in `tasks` with its card, as answers arrive.
+    """Send all requests at once; yield the place of each in `running` with its card, as answers arrive.
 
     With `stream`, yield cards of growing answers too, except with tiles; their search is greedy.
     """
     arrivals: queue.SimpleQueue[tuple[int, Card] | None] = queue.SimpleQueue()  # None: a task has its last card
     stopped = threading.Event()
 
-    def answer(place: int, task: str) -> None:
+    waiting = running(tasks, text)
+
+    def answer(place: int, task: str, phrase: str) -> None:
         try:
-            for card in _cards(client, image, task, text, region, options, stream):
-                arrivals.put((place, card))
+            for card in _cards(client, image, task, phrase or text, region, options, stream):
+                arrivals.put((place, replace(card, phrase=phrase)))
                 if stopped.is_set():
                     return
         except Florence2Error as error:
-            arrivals.put((place, Card(task, error=str(error))))
+            arrivals.put((place, Card(task, error=str(error), phrase=phrase)))
         finally:
             arrivals.put(None)
 
-    pool = ThreadPoolExecutor(len(tasks))
+    pool = ThreadPoolExecutor(len(waiting))
     try:
-        jobs = [pool.submit(answer, place, task) for place, task in enumerate(tasks)]
+        jobs = [pool.submit(answer, place, card.task, card.phrase) for place, card in enumerate(waiting)]
         left = len(jobs)
         while left:
             item = arrivals.get()

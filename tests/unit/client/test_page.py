@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 from florence2.contract import OPTIONS
-from florence2.errors import InvalidOption
+from florence2.errors import InvalidOption, InvalidPrompt
 from florence2_client import Client
 from florence2_client.page.cards import card_html, heading
 from florence2_client.page.images import LARGEST_SIDE, preview_of
 from florence2_client.page.layout import LABELS, Answers
-from florence2_client.page.requests import Card, ask, card_of, given_options
+from florence2_client.page.requests import MOST_REQUESTS, Card, ask, card_of, given_options, running
 from florence2_client.result import Result
+from tests.unit.client.test_client import outputs
 from tests.unit.client.test_client_images import HEIC
 
 BOX, LINE = [1.0, 2.0, 30.0, 20.0], [1.0, 2.0, 30.0, 2.0, 30.0, 20.0, 1.0, 20.0]
@@ -172,3 +173,38 @@ def test_options_are_those_that_were_filled_in():
 
 def test_labels_belong_to_options():
     assert LABELS.keys() <= {option.keyword for option in OPTIONS}
+
+
+def test_each_line_is_a_phrase_of_its_own(image):
+    """For tasks that take one: each has a card, which names the phrase. A single line is shown as it was."""
+    tasks, text = ["od", "open_vocabulary_detection", "a prompt of one's own"], " a dog\n\na <red> car "
+    cards = running(tasks, text)
+    assert [(card.task, card.phrase) for card in cards] == [
+        ("od", ""), ("open_vocabulary_detection", "a dog"), ("open_vocabulary_detection", "a <red> car"),
+        ("a prompt of one's own", ""),
+    ]  # fmt: skip
+    assert "(open_vocabulary_detection): a &lt;red&gt; car</h3>" in card_html(2, cards[2], image, str)
+    assert [card.phrase for card in running(tasks, "a dog\n")] == ["", "", ""]
+    with pytest.raises(InvalidPrompt, match=f"these are {MOST_REQUESTS + 1} requests"):
+        running(["open_vocabulary_detection"], "a dog\n" * (MOST_REQUESTS + 1))
+
+
+def test_the_page_sends_each_phrase(image):
+    """Each card has the answer to its own request, or its own error."""
+
+    class Server:
+        def infer(self, model, tensors, timeout):
+            phrase = tensors["TEXT"][0].decode()
+            if phrase == "a cat":
+                raise InvalidPrompt("no cats")
+            answer = {"bboxes": [[1, 2, 3, 4]], "bboxes_labels": [phrase], "polygons": [], "polygons_labels": []}
+            return outputs("<OPEN_VOCABULARY_DETECTION>", answer)
+
+        def close(self):
+            pass
+
+    with Client(transport=Server()) as client:
+        cards = dict(ask(client, image, ["find"], "a dog\na cat\na car", "", {}))
+    assert [(cards[place].phrase, cards[place].words, cards[place].error) for place in range(3)] == [
+        ("a dog", "a dog", None), ("a cat", "", "no cats"), ("a car", "a car", None),
+    ]  # fmt: skip
