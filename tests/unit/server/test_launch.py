@@ -10,7 +10,9 @@ import pytest
 
 from florence2.errors import ServerError
 from florence2.server import launch
+from florence2.server.addresses import Addresses
 from florence2.server.installation import Installation
+from florence2.server.options import ServingOptions
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1)])
@@ -51,3 +53,20 @@ def test_missing_shared_memory_is_reported(monkeypatch):
     monkeypatch.setattr(launch, "SHARED_MEMORY", Path("/nowhere/shm"))
     with pytest.raises(ServerError, match="/dev/shm is missing"):
         launch.require_shared_memory([33 * 2**20])
+
+
+@pytest.mark.parametrize(("cache_mib", "sizes"), [(3, ["--cache-config=local,size=3145728"]), (0, [])])
+def test_triton_s_response_cache_is_only_for_its_own_backend(tmp_path, cache_mib, sizes):
+    """The embedded server's onnxruntime backend has a cache of its own, which must not stand behind another one."""
+    triton = Installation(tmp_path / "tritonserver", tmp_path / "backends", tmp_path / "caches")
+    options = ServingOptions(cache_mib=cache_mib)
+
+    def cache_config() -> list[str]:
+        line = launch.command_line(triton, tmp_path, "shm", Addresses("127.0.0.1", 1, 2, 3), options)
+        return [word for word in line if word.startswith("--cache-config")]
+
+    assert cache_config() == sizes
+    stand_in = triton.backends / "onnxruntime" / "model.py"
+    stand_in.parent.mkdir(parents=True)
+    stand_in.touch()
+    assert cache_config() == []
