@@ -11,6 +11,7 @@ import yaml
 from florence2.engine.metrics import INSIDE
 from florence2.server.supervisor import UNLOAD_SECONDS
 from florence2_client import cli
+from florence2_client.cli.gateway import KEYS_VARIABLE
 from tests.unit.deploy.conftest import CHART, ROOT
 from tests.unit.deploy.fields import check_fields
 
@@ -20,9 +21,14 @@ UNITS = {"Mi": 2**20, "Gi": 2**30}
 example = pytest.mark.parametrize("example", EXAMPLES)
 
 
-def the(manifests, kind):
-    (manifest,) = manifests[kind]
+def the(manifests, kind, component="server"):
+    """Return the only object of a kind; of several Deployments that of a component."""
+    (manifest,) = (each for each in manifests[kind] if kind != "Deployment" or component_of(each) == component)
     return manifest
+
+
+def component_of(deployment):
+    return deployment["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]
 
 
 def pod_of(manifest):
@@ -173,7 +179,8 @@ def test_services_find_only_the_servers(render, example):
     manifests = render(example)
     servers = the(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
     exports = [job["spec"]["template"]["metadata"]["labels"] for job in manifests.get("Job", [])]
-    selectors = [service["spec"]["selector"] for service in manifests["Service"]]
+    services = [service for service in manifests["Service"] if not service["metadata"]["name"].endswith("-gateway")]
+    selectors = [service["spec"]["selector"] for service in services]
     selectors += [the(manifests, kind)["spec"][key]["matchLabels"]
                   for kind, key in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector"))]  # fmt: skip
     for selector in selectors:
@@ -185,6 +192,30 @@ def test_services_find_only_the_servers(render, example):
         wanted = the(manifests, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
         watched = [service for service in manifests["Service"] if wanted <= service["metadata"]["labels"].items()]
         assert len(watched) == 1 and "metrics" in {port["name"] for port in watched[0]["spec"]["ports"]}
+
+
+def test_the_gateway_is_the_way_in(render):
+    """It knows the server by the service that resolves to all replicas, and no other pod reaches the server."""
+    manifests = render("cpu")
+    pod = pod_of(the(manifests, "Deployment", "gateway"))
+    (gateway,) = pod["containers"]
+    options = options_of(gateway)
+    services = {service["metadata"]["name"]: service["spec"] for service in manifests["Service"]}
+    host, _, port = options.url.removeprefix("grpc://").partition(":")
+    assert services[host]["clusterIP"] == "None" and int(port) == services[host]["ports"][0]["port"]
+    assert options.host == "0.0.0.0" and [each["containerPort"] for each in gateway["ports"]] == [options.port]
+    assert [variable["name"] for variable in gateway["env"]] == [KEYS_VARIABLE]
+    assert pod["terminationGracePeriodSeconds"] > options.drain_seconds
+    labels = the(manifests, "Deployment", "gateway")["spec"]["template"]["metadata"]["labels"]
+    (front,) = (spec for spec in services.values() if spec["selector"].items() <= labels.items())
+    assert front["ports"][0]["targetPort"] == "openai"
+    requests, metrics = the(manifests, "NetworkPolicy")["spec"]["ingress"]
+    (peer,) = requests["from"]
+    assert peer["podSelector"]["matchLabels"].items() <= labels.items()
+    assert metrics["from"] == [{"podSelector": {}}]
+    more = the(render("cpu", "networkPolicy.clients[0].podSelector.matchLabels.app=x"), "NetworkPolicy")
+    assert len(more["spec"]["ingress"][0]["from"]) == 2
+    assert len(render("gpu")["Deployment"]) == 1
 
 
 def test_scaling_looks_at_metrics_that_exist(render):
