@@ -107,7 +107,8 @@ class GenerationOptions:
         "FP32", 1.0, "draw only from the most likely tokens that together are this probable", minimum=0, maximum=1,
     )
     seed: int | None = _option(
-        "INT64", None, "draw the same tokens for the same request and seed", default="a new seed each time", minimum=0,
+        "INT64", None, "with the same number, equal requests draw the same tokens",
+        default="a new number each time", minimum=0,
     )
     # fmt: on
 

@@ -42,7 +42,7 @@ class Options(TypedDict, total=False):
     temperature: float | None  # above 0, draw each token at random; below 1, likely tokens even more often
     top_k: int | None  # draw only from this many most likely tokens; 0 is all
     top_p: float | None  # draw only from the most likely tokens that together are this probable
-    seed: int | None  # draw the same tokens for the same request and seed
+    seed: int | None  # with the same number, equal requests draw the same tokens
     # end of generated: options
     timeout: float | None  # seconds for the whole call, retries included
     # Send overlapping parts of the image as well, and merge the answers: "auto", pixels, (columns, rows), or Tiles.

@@ -93,7 +93,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generation (defaults are the checkpoint's)")
     for option in OPTIONS:
         flag = FLAGS[option.name]
-        description = f"{option.help} ({option.range})" if option.range else option.help
+        description = _with_flags(option.help) + (f" ({option.range})" if option.range else "")
         if option.type == "BOOL":
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=description)
         else:
@@ -152,7 +152,7 @@ def number(
         value = kind(text)
         if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
             least = "a number" if low == -math.inf else f"above {low:g}" if above else f"at least {low:g}"
-            most = "" if high == math.inf else f" and at most {high:,.0f}"
+            most = "" if high == math.inf else f" and at most {high:,}"
             raise argparse.ArgumentTypeError(f"must be {least}{most}, not {text}")
         return value
 
@@ -168,7 +168,11 @@ def in_flags(error: Florence2Error) -> str:
     """Return the error's sentence, with flags in place of the tensors' and keywords' names."""
     if not isinstance(error, InvalidRequest):
         return str(error)
-    return re.sub(rf"\b({'|'.join(WORDS)})\b", lambda name: WORDS[name[0]], str(error))
+    return _with_flags(str(error))
+
+
+def _with_flags(text: str) -> str:
+    return re.sub(rf"(?<![-\w])({'|'.join(WORDS)})\b", lambda name: WORDS[name[0]], text)
 
 
 def _tiles(text: str) -> str:

@@ -246,6 +246,14 @@ def test_ctrl_c_exits_with_130(server, image, capsys):
             "--max-new-tokens must be at least 1 and",
         ),
         (["run", "x.png", "--task", "od", "--length-penalty", "nan"], "--length-penalty must be at least -2, not nan"),
+        (
+            ["run", "x.png", "--task", "od", "--temperature", "-1"],
+            "florence2: --temperature must be at least 0, not -1",
+        ),
+        (
+            ["run", "x.png", "--task", "od", "--seed", str(2**63)],
+            f"florence2: --seed must be at least 0 and at most {2**63 - 1:,}, not {2**63}",
+        ),
         (["run", "x.png", "--task", "od", "--timeout", "0"], "--timeout must be above 0"),
         (["run", "x.png", "--task", "od", "--max-side", "0"], "--max-side must be at least 1"),
         (["health", "--timeout", "-1"], "--timeout must be above 0"),
