@@ -100,7 +100,9 @@ class Tiled:
 
 def require_tileable(task: str) -> ParsedTask:
     """Return a task that can be answered in tiles. Raise InvalidOption with the reason if it cannot."""
-    parsed = parse_task(task)
+    # The server reads a task's own token as the task, even where it is marked as a prompt.
+    is_token = isinstance(task, Prompt) and f"{task.strip().partition('>')[0]}>" in TASKS
+    parsed = parse_task(str(task) if is_token else task)
     if parsed.known is None:
         raise InvalidOption(f"tiles are for {NAMES}; the answers to a prompt of your own cannot be merged")
     token = parsed.known.token

@@ -23,7 +23,7 @@ class Tiles:
 
     What is smaller than the overlap is whole in at least one tile.
 
-    >>> client.detect("scene.png", tiles=Tiles(512, overlap=0.5)).labels
+    >>> client.detect("scene.png", tiles=Tiles(768, overlap=0.4)).labels
     ['star', 'triangle']
     """
 

@@ -18,6 +18,7 @@ from florence2_client.cli.console import complain
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import INTEGERS, LONGEST_TIMEOUT, Options
 from florence2_client.tasks import TOKEN, WORD, Prompt, parse_task
+from florence2_client.tiles import require_tileable
 from florence2_client.tiling import parse_tiles
 from florence2_client.transports import DEFAULT_URL, Tls
 
@@ -60,8 +61,13 @@ def connection(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def require_prompt(task: str, text: str | None) -> None:
-    """Raise InvalidPrompt if a task has no text, or one that it cannot take, whatever the image and the server."""
+def require_prompt(task: str, text: str | None, tiles: str | None = None) -> None:
+    """Raise InvalidPrompt if a task has no text, or one that it cannot take, whatever the image and the server.
+
+    Raise InvalidOption if there are tiles, and the task takes none.
+    """
+    if tiles:
+        require_tileable(task)
     build_prompt(parse_task(task).sent, text, ANY_SIZE)
 
 

@@ -95,12 +95,13 @@ def run(options: argparse.Namespace) -> int:
     """Print the answers, draw them, and write masks."""
     prompts = prompts_of(options.task, options.text or [])
     for task, text in prompts:
-        require_prompt(task, text)
+        require_prompt(task, text, options.tiles)
     if options.stream and len(prompts) > 1:
         raise InvalidRequest("--stream prints one answer as it grows; give it one task and one text")
     _require_outputs(options, [task for task, _ in prompts])
     names = page_names(options.image)
-    with Client(**connection(options), retry_for=DEFAULT_RETRY_SECONDS if len(prompts) > 1 else 0) as client:
+    several = len(prompts) > 1 or options.tiles
+    with Client(**connection(options), retry_for=DEFAULT_RETRY_SECONDS if several else 0) as client:
         if len(names) == 1 and names[0] == options.image:
             is_url = re.match(r"[A-Za-z]+://|data:", options.image)
             piped = options.image == "-"

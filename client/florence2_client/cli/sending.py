@@ -44,7 +44,7 @@ class Batch:
         self._paths = paths
         self._tasks = tasks
         for task, text in tasks:
-            require_prompt(task, text)
+            require_prompt(task, text, options.tiles)
         self._keys = {(path, *task) for path in paths for task in self._tasks}
         given = {name: value for name, value in generation(options).items() if name != "timeout"}
         self._request = {"model": options.model, "options": given}

@@ -15,7 +15,7 @@ from florence2.errors import InternalError
 from florence2.locations import to_bin
 from florence2_client.merging.boxes import merge_boxes
 from florence2_client.merging.lines import merge_lines
-from florence2_client.merging.pieces import Piece, View, around, flat, moved
+from florence2_client.merging.pieces import Nearby, Piece, View, around, flat, moved
 
 __all__ = ["View", "generated_text", "merge"]
 
@@ -29,10 +29,15 @@ def merge(views: Sequence[View], *, by_label: bool) -> Answer:
     kind = type(views[0].answer)
     if kind not in (Boxes, Quads, BoxesAndPolygons) or any(type(view.answer) is not kind for view in views):
         raise InternalError("the answers about the tiles have different forms, so they cannot be merged")
+    boxes = [view.box for view in views if not view.whole]
+    tiles: Nearby[View] = Nearby(max((x2 - x1 for x1, _, x2, _ in boxes), default=1.0))
+    for view in views:
+        if not view.whole:
+            tiles.add(view.box, view)
     merged: dict[str, Any] = {}
     for shapes, labels, extras in _tables(kind):
         pieces = [piece for view in views for piece in _pieces(view, views[0].box, shapes, labels, extras)]
-        kept = merge_lines(pieces) if kind is Quads else merge_boxes(pieces, by_label)
+        kept = merge_lines(pieces, tiles) if kind is Quads else merge_boxes(pieces, tiles, by_label)
         merged |= {shapes: [piece.shape for piece in kept], labels: [piece.label for piece in kept]}
         for name in extras:
             values = [piece.values[name] for piece in kept]

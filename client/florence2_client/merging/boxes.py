@@ -6,7 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from florence2_client.merging.pieces import Nearby, Piece, area, around, flat, iou, seen_by_both, smaller_share
+from florence2_client.merging.pieces import (
+    Nearby,
+    Piece,
+    View,
+    area,
+    around,
+    flat,
+    iou,
+    is_refuted,
+    seen_by_both,
+    smaller_share,
+)
 
 SAME = 0.5  # intersection over union of two boxes of one object
 PART = 0.75  # intersection over the smaller area of a cut box and one that it is a part of
@@ -32,14 +43,14 @@ class Group:
         return dataclasses.replace(best, shape=shape, values=least_values(self.pieces), box=around(coordinates))
 
 
-def merge_boxes(pieces: Sequence[Piece], by_label: bool) -> list[Piece]:
+def merge_boxes(pieces: Sequence[Piece], tiles: Nearby[View], by_label: bool) -> list[Piece]:
     """Return one piece for each object, from top to bottom.
 
     A piece joins the group that it agrees with best, but never one that has a piece of the same view: what one answer
     says is two objects are two. Where no view shows an object uncut, its cut pieces are put together.
     """
     groups: list[Group] = []
-    nearby: Nearby[Group] = Nearby(cell_of(pieces))
+    nearby: Nearby[Group] = Nearby(tiles.cell)
     for piece in sorted(pieces, key=lambda piece: (any(piece.cut), piece.view.whole, -area(piece.box))):
         best, group = 0.0, None
         for other in nearby.near(piece.box):
@@ -54,7 +65,8 @@ def merge_boxes(pieces: Sequence[Piece], by_label: bool) -> list[Piece]:
             group.pieces.append(piece)
         group.views.add(id(piece.view))
         nearby.add(piece.box, group)
-    return sorted((group.merged() for group in groups), key=lambda piece: (piece.box[1], piece.box[0]))
+    kept = (group for group in groups if len(group.views) > 1 or not is_refuted(group.pieces[0], tiles))
+    return sorted((group.merged() for group in kept), key=lambda piece: (piece.box[1], piece.box[0]))
 
 
 def agreement(one: Piece, other: Piece, by_label: bool) -> float:
@@ -69,12 +81,6 @@ def agreement(one: Piece, other: Piece, by_label: bool) -> float:
         return overlap
     is_part = (any(one.cut) or any(other.cut)) and smaller_share(*seen) >= PART
     return SAME * smaller_share(*seen) * 0.99 if is_part else 0.0
-
-
-def cell_of(pieces: Sequence[Piece]) -> float:
-    """Return the side of a tile, by which pieces are sorted into places."""
-    sides = [side for piece in pieces for side in (piece.view.box[2] - piece.view.box[0],) if not piece.view.whole]
-    return float(max(sides, default=1024))
 
 
 def least_values(pieces: Sequence[Piece]) -> dict[str, float | None]:

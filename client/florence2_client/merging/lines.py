@@ -8,13 +8,23 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from florence2_client.merging.boxes import cell_of, least_values
-from florence2_client.merging.pieces import Box, Nearby, Piece, around, clip, seen_by_both, smaller_share
+from florence2_client.merging.boxes import least_values
+from florence2_client.merging.pieces import (
+    Box,
+    Nearby,
+    Piece,
+    View,
+    around,
+    clip,
+    is_refuted,
+    seen_by_both,
+    smaller_share,
+)
 from florence2_client.merging.stitching import Stretch, stitch
 
 SAME_LINE = 0.5  # intersection over the smaller area of two pieces of one line
 EQUAL_HEIGHT = 0.5  # of the higher one of two pieces of one line
-LEGIBLE = 0.015  # of the image's side, 11 of 768 pixels: the whole image is good enough for lines of that height
+LEGIBLE = 0.015  # of the image's longer side, 11 of 768 pixels: the whole image is good enough for lines of that height
 COLUMN_LINES, COLUMN_LETTERS = 3, 20  # from which a block of lines is a column of prose, and not of a table
 
 
@@ -45,10 +55,11 @@ def stretch_of(piece: Piece) -> Stretch:
     return Stretch(piece.label, -end, -start, cut_end, cut_start)
 
 
-def merge_lines(pieces: Sequence[Piece]) -> list[Piece]:
+def merge_lines(pieces: Sequence[Piece], tiles: Nearby[View]) -> list[Piece]:
     """Return the lines of all views in reading order, each once."""
-    lines = [Line.of(cluster) for cluster in clusters([piece for piece in pieces if not piece.view.whole])]
-    nearby: Nearby[Line] = Nearby(cell_of(pieces))
+    found = clusters([piece for piece in pieces if not piece.view.whole], tiles.cell)
+    lines = [Line.of(cluster) for cluster in found if len(cluster) > 1 or not is_refuted(cluster[0], tiles)]
+    nearby: Nearby[Line] = Nearby(tiles.cell)
     for line in lines:
         nearby.add(line.piece.box, line)
     dropped: set[int] = set()
@@ -73,8 +84,10 @@ class Line:
     @classmethod
     def of(cls, cluster: Sequence[Piece]) -> Line:
         """Return the line that these pieces show, each a part of it or all."""
+        whole = [piece for piece in cluster if not any(piece.cut)]
         uncut = [piece for piece in cluster if not is_cut_across(piece)] or cluster
-        ordered = sorted(uncut, key=lambda piece: (stretch_of(piece).start, -stretch_of(piece).end))
+        usable = [piece for piece in uncut if not any(piece.cut) or not any(is_within(piece, one) for one in whole)]
+        ordered = sorted(usable, key=lambda piece: (stretch_of(piece).start, -stretch_of(piece).end))
         text, used = stretch_of(ordered[0]), [ordered[0]]
         for piece in ordered[1:]:
             more = stretch_of(piece)
@@ -88,10 +101,10 @@ class Line:
         return cls(piece, len(used) > 1 or text.cut_start or text.cut_end or is_cut_across(first))
 
 
-def clusters(pieces: Sequence[Piece]) -> list[list[Piece]]:
+def clusters(pieces: Sequence[Piece], cell: float) -> list[list[Piece]]:
     """Return the pieces of each line together."""
     cluster_of: dict[int, list[Piece]] = {}
-    nearby: Nearby[Piece] = Nearby(cell_of(pieces))
+    nearby: Nearby[Piece] = Nearby(cell)
     for piece in pieces:
         mine = [piece]
         cluster_of[id(piece)] = mine
@@ -103,6 +116,12 @@ def clusters(pieces: Sequence[Piece]) -> list[list[Piece]]:
                 mine = theirs
         nearby.add(piece.box, piece)
     return list({id(cluster): cluster for cluster in cluster_of.values()}.values())
+
+
+def is_within(piece: Piece, whole: Piece) -> bool:
+    """Return whether a line has nothing that another one lacks, give or take a letter at each end."""
+    part, line = stretch_of(piece), stretch_of(whole)
+    return line.start - line.letter <= part.start and part.end <= line.end + line.letter
 
 
 def is_same_line(one: Piece, other: Piece) -> bool:
@@ -132,9 +151,8 @@ def are_distinct(ones: Sequence[Piece], others: Sequence[Piece]) -> bool:
 def is_better(whole: Piece, lines: Sequence[Line]) -> bool:
     """Return whether the whole image shows large letters better than tiles that cut the line."""
     x1, y1, x2, y2 = whole.view.box
-    legible = height(whole) >= LEGIBLE * (x2 - x1 if is_vertical(whole) else y2 - y1)
     return (
-        legible
+        height(whole) >= LEGIBLE * max(x2 - x1, y2 - y1)
         and any(line.doubtful for line in lines)
         and all(is_vertical(line.piece) == is_vertical(whole) and are_equally_high(line.piece, whole) for line in lines)
     )

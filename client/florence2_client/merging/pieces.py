@@ -13,6 +13,7 @@ Box: TypeAlias = tuple[float, float, float, float]  # x1, y1, x2, y2
 ItemT = TypeVar("ItemT")
 
 BORDER = 0.01  # of a tile's side: what ends nearer than this to a tile's border is cut by it
+REFUTED = 0.5  # of a cut piece: if another tile shows as much and finds nothing there, nothing is there
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +102,19 @@ def seen_by_both(one: Piece, other: Piece) -> tuple[Box, Box] | None:
     return (first, second) if first and second else None
 
 
+def is_refuted(piece: Piece, tiles: Nearby[View]) -> bool:
+    """Return whether a cut piece that no other view agrees with is mostly in another tile, which should show it too."""
+    return any(piece.cut) and any(
+        view is not piece.view and area(clip(piece.box, view.box)) >= REFUTED * area(piece.box)
+        for view in tiles.near(piece.box)
+    )
+
+
 class Nearby(Generic[ItemT]):
     """Items by place, so that thousands of them need not all be compared with each other."""
 
     def __init__(self, cell: float) -> None:
-        self._cell = max(cell, 1.0)
+        self.cell = max(cell, 1.0)
         self._items: dict[tuple[int, int], list[ItemT]] = defaultdict(list)
 
     def add(self, box: Box, item: ItemT) -> None:
@@ -117,5 +126,5 @@ class Nearby(Generic[ItemT]):
         return list({id(item): item for cell in self._cells(box) for item in self._items.get(cell, ())}.values())
 
     def _cells(self, box: Box) -> Iterator[tuple[int, int]]:
-        x1, y1, x2, y2 = (int(value // self._cell) for value in box)
+        x1, y1, x2, y2 = (int(value // self.cell) for value in box)
         return ((x, y) for y in range(y1, y2 + 1) for x in range(x1, x2 + 1))

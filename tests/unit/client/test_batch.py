@@ -563,6 +563,17 @@ def test_other_options_do_not_pass_for_done(server, folder, capsys, arguments, d
     assert batch("--tasks", "caption", "--model", "mine", "--timeout", "5") == 0
 
 
+def test_tiles_are_an_option_that_answers_depend_on(server, folder, capsys):
+    """Each tile is a request, and tasks that take none are refused before anything is sent."""
+    assert batch("--tasks", "od", "--tiles", "2x1") == 0
+    assert len(server.images_asked()) >= 3 * len(lines())
+    assert lines()[0]["request"]["options"] == {"tiles": "2x1"}
+    assert batch("--tasks", "od") == 2
+    assert "--tiles 2x1 instead of not given" in capsys.readouterr().err
+    assert batch("--tasks", "caption", "--tiles", "auto") == 2
+    assert "<CAPTION> describes the whole image" in capsys.readouterr().err
+
+
 def test_answers_of_early_versions_are_kept(server, folder):
     """Their lines say nothing of options and files."""
     batch("--tasks", "caption")

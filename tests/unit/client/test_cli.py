@@ -256,6 +256,8 @@ def test_ctrl_c_exits_with_130(server, image, capsys):
         ),
         (["run", "x.png", "--task", "od", "--timeout", "0"], "--timeout must be above 0"),
         (["run", "x.png", "--task", "od", "--max-side", "0"], "--max-side must be at least 1"),
+        (["run", "x.png", "--task", "od", "--tiles", "few"], "tiles must be 'auto', the size of a tile in pixels"),
+        (["run", "x.png", "--task", "caption", "--tiles", "auto"], "tiles are for od, dense_region_caption"),
         (["health", "--timeout", "-1"], "--timeout must be above 0"),
         (["info", "--timeout", "inf"], "--timeout must be above 0"),
         (["bench", "x.png", "--task", "od", "--seconds", "-1"], "--seconds must be above 0"),

@@ -180,3 +180,13 @@ def test_each_object_has_a_mask(server, folder):
 )
 def test_commas_separate_tasks_and_not_words_of_a_prompt(given, tasks):
     assert task_names(given) == tasks
+
+
+def test_tiles_are_sent_with_the_whole_image(server, folder, capsys):
+    """The answers are one. A task that takes no tiles is refused before anything is sent."""
+    assert run("--task", "od", "--tiles", "2x1") == 0
+    assert len(server.asked) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert run("--task", "od,caption", "--tiles", "2x1") == 2
+    assert "<CAPTION> describes the whole image" in capsys.readouterr().err
+    assert len(server.asked) == 3

@@ -249,6 +249,18 @@ def test_run_many_takes_tiles_too(run):
     assert isinstance(replies[1].error, InvalidOption)
 
 
+def test_ask_takes_tiles_too():
+    """The image is encoded once, and a task that takes no tiles has its own error."""
+    with Client(transport=Finder()) as client:
+        objects, caption, lines = client.ask(
+            drawn((1600, 900), red=(9, 9, 99, 99)), ["od", "caption", "ocr"], tiles=(2, 2)
+        )
+        [scaled] = client.ask(drawn((90, 90)), ["od"], tiles=(2, 2), max_side=50)
+    assert objects.labels == ["red"] and lines.answer.text == "red"
+    assert isinstance(caption.error, InvalidOption)
+    assert "tiles and max_side exclude each other" in str(scaled.error)
+
+
 # ---- where the tiles lie
 
 SIZES = st.tuples(st.integers(1, 6000), st.integers(1, 6000))
