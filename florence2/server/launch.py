@@ -64,6 +64,10 @@ def command_line(
     if options.cache_mib and not triton.runs_in_python("onnxruntime"):  # ours has a better one (docs/adr/0008)
         settings["cache-directory"] = triton.caches
         settings["cache-config"] = f"local,size={options.cache_mib * MIB}"
+    traces = {}
+    if options.traces:
+        # A trace that a client's `traceparent` begins goes on, and others begin here.
+        traces = {"mode": "opentelemetry", "opentelemetry,url": options.traces, "level": "TIMESTAMPS", "rate": 1}
     python_backend = {
         "shm-region-prefix-name": shm_prefix,
         "shm-default-byte-size": SHM_DEFAULT,
@@ -76,6 +80,7 @@ def command_line(
         "--disable-auto-complete-config",
         *(f"--{key}={value}" for key, value in settings.items()),
         *(f"--backend-config=python,{key}={value}" for key, value in python_backend.items()),
+        *(f"--trace-config={key}={value}" for key, value in traces.items()),
     ]
 
 

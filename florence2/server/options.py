@@ -21,6 +21,7 @@ class ServingOptions:
     `drain_seconds` is the time that running requests get when the server stops.
     `connection_age` is the time in seconds after which gRPC clients reconnect, so that they find new servers of the
     same name; running requests are answered first. None means never.
+    `traces` is the OTLP endpoint over HTTP that Triton sends an OpenTelemetry trace of each request to; None for none.
     `tritonserver` is an installation to use instead of the wheel's, such as /opt/tritonserver in NVIDIA's container.
     """
 
@@ -35,6 +36,7 @@ class ServingOptions:
     model_control: bool = False
     drain_seconds: int = 10  # container managers kill after 10 to 30
     connection_age: int | None = None
+    traces: str | None = None
     tritonserver: Path | None = None
 
     def __post_init__(self) -> None:
@@ -43,6 +45,8 @@ class ServingOptions:
                 "streaming cannot be combined with model control, under which the repository is served as it is; "
                 "leave out --stream or --model-control"
             )
+        if self.traces is not None and not self.traces.startswith(("http://", "https://")):
+            raise ServerError("--traces must be an http:// or https:// URL, such as http://127.0.0.1:4318/v1/traces")
         if self.drain_seconds < 0 or (self.connection_age is not None and self.connection_age < 1):
             raise ServerError("--drain-seconds must be at least 0, and --connection-age at least 1")
 

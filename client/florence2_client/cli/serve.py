@@ -76,6 +76,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         help="make gRPC clients reconnect after so many seconds, to find new replicas (default: never)",
     )  # fmt: skip
     parser.add_argument(
+        "--traces", metavar="URL",
+        help="send OpenTelemetry traces there (OTLP over HTTP), such as http://127.0.0.1:4318/v1/traces",
+    )  # fmt: skip
+    parser.add_argument(
         "--tritonserver", type=Path, metavar="DIR",
         help="an installation to run instead of the embedded server, such as /opt/tritonserver in NVIDIA's container",
     )  # fmt: skip
