@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from florence2_client.gateway.app import GatewayOptions, make_app
+from florence2_client.gateway.server import Front
 from tools.toy_model import scenes
 
 ROOT = Path(__file__).parents[3]
@@ -28,7 +30,8 @@ def folder(tmp_path: Path) -> Path:
 
 def run(program: str, folder: Path, *arguments: str) -> str:
     path = EXAMPLES / program
-    command = [sys.executable, path] if path.suffix == ".py" else [path]
+    program = {".py": [sys.executable], ".mjs": ["node"], ".java": ["java"]}
+    command = [*program.get(path.suffix, []), path]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run([*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -67,6 +70,26 @@ def test_curl(server, folder):
     """The program gets its answer over HTTP."""
     response = json.loads(run("generate.sh", folder, IMAGE, server.http_url.removeprefix("http://")))
     assert json.loads(response["RESULT"])["<OD>"]["labels"]
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="Node is not installed")
+def test_javascript(server, folder):
+    """Node's own fetch gets the boxes."""
+    assert "[" in run("generate.mjs", folder, IMAGE, server.http_url.removeprefix("http://"))
+
+
+@pytest.mark.skipif(not shutil.which("java"), reason="Java is not installed")
+def test_java(server, folder):
+    """Java's own HTTP client gets the caption."""
+    response = json.loads(run("Generate.java", folder, IMAGE, server.http_url.removeprefix("http://")))
+    assert json.loads(response["RESULT"])["<CAPTION>"]
+
+
+def test_openais_client(server, folder):
+    """It gets boxes through the gateway."""
+    front = Front("127.0.0.1", 0, drain_seconds=5)
+    with front.running(make_app(GatewayOptions(url=server.grpc_url), None)):
+        assert "[" in run("openai_client.py", folder, IMAGE, f"{front.url}/v1")
 
 
 def test_the_command_line(server, folder):
