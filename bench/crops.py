@@ -26,6 +26,7 @@ from transformers import AutoProcessor, Florence2ForConditionalGeneration, Gener
 from bench.competitors import base_checkpoint
 from bench.harness import embedded_server
 from florence2_client import Client, Options
+from florence2_export.checkpoint import read_checkpoint
 
 TOKENS = 20
 GREEDY = Options(num_beams=1, max_new_tokens=TOKENS, no_repeat_ngram_size=3, timeout=3600)
@@ -101,7 +102,7 @@ def reference(checkpoint: Path, crops: Sequence[Image.Image], size: int | None) 
     if size:
         pixels = processor.image_processor
         pixels.size = pixels.crop_size = {"height": size, "width": size}
-        processor.image_seq_length = pixels.image_seq_length = 1 + (-(-size // 32)) ** 2
+        processor.num_image_tokens = read_checkpoint(str(checkpoint), image_size=size).config.image.tokens
     generation = GenerationConfig.from_pretrained(checkpoint)
     generation.update(num_beams=1, early_stopping=False, max_new_tokens=TOKENS, no_repeat_ngram_size=3)
     texts: list[str] = []

@@ -14,6 +14,7 @@ from florence2_client.merging.pieces import (
     Nearby,
     Piece,
     View,
+    area,
     around,
     clip,
     is_refuted,
@@ -23,6 +24,7 @@ from florence2_client.merging.pieces import (
 from florence2_client.merging.stitching import Stretch, stitch
 
 SAME_LINE = 0.5  # intersection over the smaller area of two pieces of one line
+MOSTLY = 0.75  # of a cut piece that an uncut one replaces
 EQUAL_HEIGHT = 0.5  # of the higher one of two pieces of one line
 LEGIBLE = 0.015  # of the image's longer side, 11 of 768 pixels: the whole image is good enough for lines of that height
 COLUMN_LINES, COLUMN_LETTERS = 3, 20  # from which a block of lines is a column of prose, and not of a table
@@ -86,7 +88,7 @@ class Line:
         """Return the line that these pieces show, each a part of it or all."""
         whole = [piece for piece in cluster if not any(piece.cut)]
         uncut = [piece for piece in cluster if not is_cut_across(piece)] or cluster
-        usable = [piece for piece in uncut if not any(piece.cut) or not any(is_within(piece, one) for one in whole)]
+        usable = [piece for piece in uncut if not any(piece.cut) or not any(is_seen_by(piece, one) for one in whole)]
         ordered = sorted(usable, key=lambda piece: (stretch_of(piece).start, -stretch_of(piece).end))
         text, used = stretch_of(ordered[0]), [ordered[0]]
         for piece in ordered[1:]:
@@ -118,10 +120,9 @@ def clusters(pieces: Sequence[Piece], cell: float) -> list[list[Piece]]:
     return list({id(cluster): cluster for cluster in cluster_of.values()}.values())
 
 
-def is_within(piece: Piece, whole: Piece) -> bool:
-    """Return whether a line has nothing that another one lacks, give or take a letter at each end."""
-    part, line = stretch_of(piece), stretch_of(whole)
-    return line.start - line.letter <= part.start and part.end <= line.end + line.letter
+def is_seen_by(piece: Piece, whole: Piece) -> bool:
+    """Return whether most of a cut piece is in the view of an uncut one, which therefore reads the line better."""
+    return area(clip(piece.box, whole.view.box)) >= MOSTLY * area(piece.box)
 
 
 def is_same_line(one: Piece, other: Piece) -> bool:

@@ -12,7 +12,9 @@ from florence2.answers import Answer
 Box: TypeAlias = tuple[float, float, float, float]  # x1, y1, x2, y2
 ItemT = TypeVar("ItemT")
 
-BORDER = 0.01  # of a tile's side: what ends nearer than this to a tile's border is cut by it
+# Of a tile's side: what ends nearer than this to a tile's border may be cut by it. On scenes with 8-pixel text the
+# recall is 0.56 with 0.01, 0.79 with 0.03, and 0.85 with 0.04 to 0.06: models end a cut word before the border.
+BORDER = 0.04
 REFUTED = 0.5  # of a cut piece: if another tile shows as much and finds nothing there, nothing is there
 
 

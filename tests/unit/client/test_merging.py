@@ -133,6 +133,15 @@ def test_a_cut_object_that_no_view_shows_whole_is_put_together():
     assert (merged.bboxes, merged.scores) == ([[300, 98, 700, 202]], [0.4])
 
 
+def test_a_cut_box_that_another_tile_refutes_is_dropped():
+    """The right tile shows all of it and finds nothing. If it shows less than half, the box stays."""
+    seen, unseen = [540, 100, 599, 200], [100, 100, 599, 200]
+    assert merged_boxes((WHOLE, [], []), (LEFT, [seen], ["dog"]), (RIGHT, [], [])).bboxes == []
+    assert merged_boxes((WHOLE, [], []), (LEFT, [unseen], ["dog"]), (RIGHT, [], [])).bboxes == [unseen]
+    uncut = [450, 100, 550, 200]
+    assert merged_boxes((WHOLE, [], []), (LEFT, [uncut], ["dog"]), (RIGHT, [], [])).bboxes == [uncut]
+
+
 def test_scores_stay_with_their_boxes():
     """The score is that of the box that is kept. Without scores in an answer there are none."""
     views = [
@@ -279,6 +288,15 @@ def test_lines_that_run_down_or_up_are_rejoined():
         (bottom, [([50, 300, 50, 0, 70, 0, 70, 300], "hello wor")]),
     )
     assert up == [("hello world", [50, 600, 50, 100, 70, 100, 70, 600])]
+
+
+def test_a_cut_word_gives_way_to_the_whole_one():
+    """A model may read half a word as another one; the tile that shows all of it decides."""
+    cut = (LEFT, [(quad(560, 50, 599, 70), "CARE")])
+    assert merged_lines((WHOLE, []), cut, (RIGHT, [(quad(160, 50, 250, 70), "CASTLE")])) == [
+        ("CASTLE", quad(560, 50, 650, 70))
+    ]
+    assert merged_lines((WHOLE, []), cut, (RIGHT, [])) == []
 
 
 def test_half_letters_give_way_to_whole_ones():
