@@ -99,6 +99,16 @@ OTHER_NAMES = {  # those of the client's methods, and what these tasks are usual
     "ocr_region": "<REGION_TO_OCR>",
 }
 
+# What phrase grounding drops. Native checkpoints keep the list in processor_config.json, Microsoft's in remote code.
+BANNED_PHRASES = (
+    "it", "I", "me", "mine", "you", "your", "yours", "he", "him", "his", "she", "her", "hers", "they", "them",
+    "their", "theirs", "one", "oneself", "we", "us", "our", "ours", "its", "myself", "yourself", "himself",
+    "herself", "itself", "ourselves", "yourselves", "themselves", "this", "that", "these", "those", "who", "whom",
+    "whose", "which", "what", "all", "another", "any", "anybody", "anyone", "anything", "each", "everybody",  # sic
+    "everyone", "everything", "few", "many", "nobody", "none", "several", "some", "somebody", "someone",  # sic
+    "something", "each other", "one another", "the image", "image", "images", "the", "a", "an", "a group",
+    "other objects", "lots", "a set",
+)  # fmt: skip
 
 SEPARATORS = ("Zs", "Cc", "Pd", "Pc")  # Unicode categories: spaces, line breaks, dashes and underscores
 

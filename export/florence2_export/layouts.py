@@ -52,17 +52,6 @@ ADDED_TOKENS = (
     "<proposal>", "</proposal>", "<poly>", "</poly>", "<and>",
 )  # fmt: skip
 
-# Native checkpoints keep this list in processor_config.json, Microsoft's keep it in their remote code.
-BANNED_PHRASES = (
-    "it", "I", "me", "mine", "you", "your", "yours", "he", "him", "his", "she", "her", "hers", "they", "them",
-    "their", "theirs", "one", "oneself", "we", "us", "our", "ours", "its", "myself", "yourself", "himself",
-    "herself", "itself", "ourselves", "yourselves", "themselves", "this", "that", "these", "those", "who", "whom",
-    "whose", "which", "what", "all", "another", "any", "anybody", "anyone", "anything", "each", "everybody",  # sic
-    "everyone", "everything", "few", "many", "nobody", "none", "several", "some", "somebody", "someone",  # sic
-    "something", "each other", "one another", "the image", "image", "images", "the", "a", "an", "a group",
-    "other objects", "lots", "a set",
-)  # fmt: skip
-
 
 def is_microsoft(names: set[str]) -> bool:
     """Return whether these are weight names of Microsoft's layout."""

@@ -18,7 +18,8 @@ from transformers import Florence2Config
 
 from florence2.config import LOCATION_BINS, ImageConfig, ModelConfig, TextConfig, TokenConfig, read_json
 from florence2.errors import CheckpointError
-from florence2_export import generation, layouts
+from florence2.tasks import BANNED_PHRASES
+from florence2_export import generation
 
 PROCESSOR_HINT = "give the original checkpoint, such as microsoft/Florence-2-base, with --processor"
 LONGEST_PROMPT = 14  # tokens of the longest task that takes no text
@@ -269,5 +270,5 @@ def token_config(tokenizer: Tokenizer, vocab_size: int) -> TokenConfig:
 def banned_phrases(directory: Path) -> tuple[str, ...]:
     """Return the phrases that phrase grounding drops: the checkpoint's list, or Microsoft's if it has none."""
     parsers = read_optional(directory, "processor_config.json").get("post_processor_config") or {}
-    listed = parsers.get("phrase_grounding", {}).get("banned_grounding_tokens", layouts.BANNED_PHRASES)
+    listed = parsers.get("phrase_grounding", {}).get("banned_grounding_tokens", BANNED_PHRASES)
     return tuple(dict.fromkeys(listed))

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Florence2Config
 
+from florence2.tasks import BANNED_PHRASES
 from florence2_export import layouts
 from florence2_export.checkpoint import read_checkpoint
 from florence2_export.layouts import EMBEDDING
@@ -128,4 +129,4 @@ def test_a_native_config_stays_as_it_is(demo):
 
 def test_the_stock_phrases_are_those_of_native_checkpoints(checkpoint):
     """The bundled checkpoint's processor was saved by transformers with Florence-2's list."""
-    assert checkpoint.config.banned_phrases == layouts.BANNED_PHRASES
+    assert checkpoint.config.banned_phrases == BANNED_PHRASES
