@@ -152,8 +152,10 @@ class Search(ABC):
         reason: Literal["stop", "length"] = "length" if len(best.tokens) == self.max_length else "stop"
         return Generation(best.tokens[1:], best.log_probs, score, reason, best.log_masses)
 
-    def _is_complete(self, hypothesis: Hypothesis) -> bool:
-        return hypothesis.tokens[-1] == self.tokens.eos or len(hypothesis.tokens) >= self.max_length
+    def _complete(self, candidates: list[Candidate]) -> list[bool]:
+        """Return which candidates complete their hypothesis."""
+        last = self.length + 1 >= self.max_length
+        return [last or candidate.token == self.tokens.eos for candidate in candidates]
 
     def _final_score(self, hypothesis: Hypothesis) -> float:
         """Return the score in float32, so that ties are those of transformers. Never -inf, which means no score."""
@@ -170,9 +172,10 @@ class GreedySearch(Search):
     """The best token each time. A step gives one candidate."""
 
     def advance(self, candidates: list[Candidate]) -> list[int] | None:
+        [complete] = self._complete(candidates[:1])
         hypothesis = self.running[0].extend(candidates[0])
         self.running = [hypothesis]
-        if not self._is_complete(hypothesis):
+        if not complete:
             return [0]
         self.finished = [(self._final_score(hypothesis), hypothesis)]
         return None
@@ -217,24 +220,27 @@ class BeamSearch(Search):
         self._top = top
 
     def advance(self, candidates: list[Candidate]) -> list[int] | None:
-        extended = [self.running[candidate.beam].extend(candidate) for candidate in candidates]
-        complete = [self._is_complete(hypothesis) for hypothesis in extended]
-        self._collect(extended, complete)
+        complete = self._complete(candidates)
+        self._collect(candidates, complete)
         if all(complete):
             return None
-        scores = [hypothesis.score + NEVER * done for hypothesis, done in zip(extended, complete, strict=True)]
-        kept = self._top(scores, self.options.num_beams)
-        self.running = [extended[i] for i in kept]
-        return None if self._is_over() else [candidates[i].beam for i in kept]
+        scores = [candidate.score + NEVER * done for candidate, done in zip(candidates, complete, strict=True)]
+        kept = [candidates[place] for place in self._top(scores, self.options.num_beams)]
+        self.running = [self.running[candidate.beam].extend(candidate) for candidate in kept]
+        return None if self._is_over() else [candidate.beam for candidate in kept]
 
-    def _collect(self, extended: list[Hypothesis], complete: list[bool]) -> None:
+    def _collect(self, candidates: list[Candidate], complete: list[bool]) -> None:
         """Only the first num_beams candidates may finish; the others are spares for the running beams."""
         beams = self.options.num_beams
         if not self.finished and not any(complete[:beams]):
             return  # most steps end here: nothing to sort
         places: list[Finished | None] = [*self.finished, *[None] * (beams - len(self.finished))]
-        for place, (hypothesis, done) in enumerate(zip(extended, complete, strict=True)):
-            places.append((self._final_score(hypothesis), hypothesis) if done and place < beams else None)
+        for place, (candidate, done) in enumerate(zip(candidates, complete, strict=True)):
+            if done and place < beams:
+                hypothesis = self.running[candidate.beam].extend(candidate)
+                places.append((self._final_score(hypothesis), hypothesis))
+            else:
+                places.append(None)
         best = self._top([-math.inf if entry is None else entry[0] for entry in places], beams)
         self.finished = [entry for entry in (places[i] for i in best) if entry is not None]
 

@@ -34,6 +34,7 @@ class Sequence:
     moves: list[tuple[int, int]] = field(default_factory=list)  # of the next step, as in `backend.Span`
     kept: int = 0  # of the next step too
     outcome: Generation | Florence2Error | None = field(default=None)
+    _shared: list[list[int]] = field(default_factory=list)  # leading tokens that each two hypotheses have in common
 
     @property
     def done(self) -> bool:
@@ -54,15 +55,13 @@ class Sequence:
 
         Each row continues what its parent decoded. Beams share long prefixes, whose keys and values need no move.
         """
-        decoded = [hypothesis.tokens for hypothesis in self.search.running]
+        length = self.search.length
         parents = self.search.advance(candidates)
         if parents is None:
             return self.finish(self.search.result())
+        shared = self._shared or [[1] * len(parents)] * len(parents)  # the start token
         moves = [(parent, beam) for beam, parent in enumerate(parents) if parent != beam]
         self.moves = [(self.rows[parent], self.rows[beam]) for parent, beam in moves]
-        self.kept = min((shared_length(decoded[parent], decoded[beam]) for parent, beam in moves), default=0)
-
-
-def shared_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Return the length of the longest common prefix."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
+        self.kept = min([shared[parent][beam] for parent, beam in moves], default=0)
+        if len(parents) > 1:
+            self._shared = [[length if one == other else shared[one][other] for other in parents] for one in parents]
