@@ -85,7 +85,9 @@ def measure(requests: int, beams: int, length: int) -> list[float]:
     searches, spans = backend.live
     width = 1 if beams == 1 else 4
     step = PaddedStep(CACHE, BASE.text.vocab_size, BASE.tokens, Shape(96, 96, width, 256, 640, 16))
-    filled = microseconds(lambda: step.fill(searches, spans))
+    filled = microseconds(
+        lambda: step.fill(searches, spans, [rule for search in searches for rule in search.constraints()])
+    )
     read = microseconds(lambda: step.candidates(searches, spans))
     return [search, microseconds(lambda: batch_of(searches, spans)), filled, read]
 

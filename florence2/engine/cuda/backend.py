@@ -120,7 +120,7 @@ class CudaBackend(Backend):
                 samples=any(each.sampling for each in constraints),
             )
         )  # fmt: skip
-        step.fill(searches, spans)
+        step.fill(searches, spans, constraints)
         return step
 
     def _step_of(self, shape: Shape) -> PaddedStep:

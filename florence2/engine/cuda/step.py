@@ -10,7 +10,7 @@ the step's shape. L layers, D d_model, H heads, E size of a head, V rows of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from florence2.config import LOCATION_BINS, TokenConfig
 from florence2.engine.backend import Span
 from florence2.engine.bart import DecoderLayer, LanguageModel, PackedLayer
-from florence2.engine.beam import Candidate, Search
+from florence2.engine.beam import Candidate, Constraint, Search
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.cuda.sampling import draw_tokens
 from florence2.engine.linear import pack
@@ -89,9 +89,9 @@ class PaddedStep:
         best = torch.zeros(4, rows, 2 * beams)
         self._best_on_host = best.pin_memory() if cache.device.type == "cuda" else best
         self._masks: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
-        self.fill([], [])
+        self.fill([], [], [])
 
-    def fill(self, searches: Sequence[Search], spans: Sequence[Span]) -> None:
+    def fill(self, searches: Sequence[Search], spans: Sequence[Span], constraints: Sequence[Constraint]) -> None:
         """Write the requests' tokens, rules, places and moves to the host's block.
 
         Rows that are not live decode token 0 at position 0, and nothing reads the result.
@@ -105,26 +105,29 @@ class PaddedStep:
         host["penalties"][:] = host["encoder_lengths"][:] = 1
         host["draws"][:] = -1  # none
         host["temperatures"][:] = 1
-        for search, span in zip(searches, spans, strict=True):
-            own, first = slice(span.rows.start, span.rows.stop), span.slot * beams
-            host["tokens"][own] = search.last_tokens
-            host["positions"][own] = span.position
-            host["scores"][own] = [hypothesis.score for hypothesis in search.running]
-            host["greedy"][own] = len(span.rows) == 1
-            host["encoder_lengths"][span.slot] = span.encoder_length
-            host["groups"][first : first + len(span.rows)] = span.rows
-            host["places"][own] = range(first, first + len(span.rows))
-            for source, target in span.moves:
-                host["parents"][target] = source
-            for row, constraint in zip(span.rows, search.constraints(), strict=True):
-                if constraint.forced is not None:
-                    host["forced"][row] = constraint.forced
-                for name, tokens in ("banned", constraint.banned), ("penalized", list(constraint.penalized)):
-                    host[name][row * rules : row * rules + len(tokens)] = tokens
-                host["penalties"][row] = constraint.penalty
-                if sampling := constraint.sampling:
-                    host["draws"][row], host["temperatures"][row] = sampling.draw, sampling.temperature
-                    host["top_ks"][row], host["top_ps"][row] = sampling.top_k, sampling.top_p
+        if not spans:
+            return
+        live, slots = [row for span in spans for row in span.rows], [span.slot for span in spans]
+        places = [span.slot * beams + beam for span in spans for beam in range(len(span.rows))]
+        host["tokens"][live] = [token for search in searches for token in search.last_tokens]
+        host["positions"][live] = [span.position for span in spans for _ in span.rows]
+        host["scores"][live] = [hypothesis.score for search in searches for hypothesis in search.running]
+        host["greedy"][live] = [len(span.rows) == 1 for span in spans for _ in span.rows]
+        host["encoder_lengths"][slots] = [span.encoder_length for span in spans]
+        host["groups"][places] = live
+        host["places"][live] = places
+        for source, target in (move for span in spans for move in span.moves):
+            host["parents"][target] = source
+        host["penalties"][live] = [constraint.penalty for constraint in constraints]
+        for row, constraint in zip(live, constraints, strict=True):
+            if constraint.forced is not None:
+                host["forced"][row] = constraint.forced
+            for name, tokens in ("banned", constraint.banned), ("penalized", constraint.penalized):
+                if tokens:
+                    host[name][row * rules : row * rules + len(tokens)] = list(tokens)
+            if sampling := constraint.sampling:
+                host["draws"][row], host["temperatures"][row] = sampling.draw, sampling.temperature
+                host["top_ks"][row], host["top_ps"][row] = sampling.top_k, sampling.top_p
 
     def begin(self) -> None:
         """Compute what all layers share: which positions each row and each slot attends to."""
@@ -200,29 +203,36 @@ class PaddedStep:
         """Bring the best continuations to the host, and return those of each search, best first."""
         self._best_on_host.copy_(self._best)
         found = self._best_on_host.numpy()
-        return [
-            _of_search(search, found[:, span.rows.start : span.rows.stop])
-            for search, span in zip(searches, spans, strict=True)
-        ]
+        answers = list[list[Candidate]]([[]] * len(spans))
+        for beams in {len(span.rows) for span in spans}:
+            places = [place for place, span in enumerate(spans) if len(span.rows) == beams]
+            group = [searches[place] for place in places]
+            theirs = _of_searches(group, found[:, np.array([spans[place].rows for place in places])])
+            for place, candidates in zip(places, theirs, strict=True):
+                answers[place] = candidates
+        return answers
 
 
-def _of_search(search: Search, found: NDArray[np.float32]) -> list[Candidate]:
-    """Return a search's candidates, best first.
+def _of_searches(searches: Sequence[Search], found: NDArray[np.float32]) -> Iterator[list[Candidate]]:
+    """Yield each search's candidates, best first. The searches have the same number of beams.
 
-    found: sums, tokens, log-probs and log masses of the best continuations of its rows, [4, K, 2K at most].
+    found: sums, tokens, log-probs and log masses of the best continuations of their rows, [4, searches, K, 2K or more].
     """
-    sums = found[0]
-    if len(sums) == 1:
-        _, token, log_prob, log_mass = found[:, 0, 0].tolist()
-        return [Candidate(search.running[0].score + log_prob, 0, int(token), log_prob, log_mass)]
-    order = np.argsort(-sums, axis=None, kind="stable")[: 2 * len(sums)]  # equal sums in the order of rows and tokens
-    if np.isnan(sums).any():  # argsort puts them last
-        order[0] = np.isnan(sums).argmax()
-    best = zip(*(part.ravel()[order].tolist() for part in found), strict=True)
-    return [
-        Candidate(score, place // sums.shape[1], int(token), log_prob, log_mass)
-        for place, (score, token, log_prob, log_mass) in zip(order.tolist(), best, strict=True)
-    ]
+    beams, width = found.shape[2:]
+    if beams == 1:
+        for search, (_, token, log_prob, log_mass) in zip(searches, found[:, :, 0, 0].T.tolist(), strict=True):
+            yield [Candidate(search.running[0].score + log_prob, 0, int(token), log_prob, log_mass)]
+        return
+    flat = found.reshape(4, len(searches), -1)
+    order = np.argsort(-flat[0], axis=1, kind="stable")[:, : 2 * beams]  # equal sums in the order of rows and tokens
+    broken = np.isnan(flat[0])  # argsort puts NaN last
+    order[broken.any(1), 0] = broken.argmax(1)[broken.any(1)]
+    best = np.take_along_axis(flat, order[None], 2)
+    for parents, numbers in zip((order // width).tolist(), best.transpose(1, 2, 0).tolist(), strict=True):
+        yield [
+            Candidate(score, parent, int(token), log_prob, log_mass)
+            for parent, (score, token, log_prob, log_mass) in zip(parents, numbers, strict=True)
+        ]
 
 
 def top_of_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

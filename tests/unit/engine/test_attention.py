@@ -60,7 +60,8 @@ def padded_attention(cache, spans, queries, keys, values):
     """Return what each live row gets from itself and from the encoder, [R, H, E] each."""
     places = [row for span in spans for row in span.rows]
     step = PaddedStep(cache, 40, TOKENS, Shape(ROWS, ROWS, beams=8, length=300, encoder_length=200, rules=16))
-    step.fill([AnyToken([0] * len(span.rows)) for span in spans], spans)
+    searches = [AnyToken([0] * len(span.rows)) for span in spans]
+    step.fill(searches, spans, [rule for search in searches for rule in search.constraints()])
     step.inputs.upload()
     step.begin()
     given = torch.randn(3, ROWS, 4, 4)

@@ -116,7 +116,7 @@ def padded_candidates(searches: list[Search], logits: np.ndarray, tokens: TokenC
     shape = Shape(row, len(searches), max(len(search.running) for search in searches), 1, 1, 20, samples)
     vocabulary = logits.shape[1]
     step = PaddedStep(PaddedCache(CONFIG, row, torch.float32, torch.device("cpu")), vocabulary, tokens, shape)
-    step.fill(searches, spans)
+    step.fill(searches, spans, [rule for search in searches for rule in search.constraints()])
     step.inputs.upload()
     padded = torch.zeros(row, vocabulary)
     padded[[row for span in spans for row in span.rows]] = torch.from_numpy(logits.copy())

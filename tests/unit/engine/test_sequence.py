@@ -24,11 +24,10 @@ def test_rows_hold_what_their_hypotheses_decoded(config, beams, seed):
         for row, hypothesis in zip(sequence.rows, sequence.search.running, strict=True):
             cached[row].append(hypothesis.tokens[-1])
             assert tuple(cached[row]) == hypothesis.tokens
-        pairs = chance.sample([(beam, token) for beam in range(beams) for token in (3, 4, 5, 6)], max(1, 2 * beams))
+        pairs = [(beam, token) for beam in range(beams) for token in (3, 4, 5, 6)]
+        pairs = chance.sample(pairs, 2 * beams if beams > 1 else 1)
         scores = sorted((chance.random() for _ in pairs), reverse=True)
-        sequence.advance(
-            [Candidate(score, *pair, -1.0) for score, pair in zip(scores, pairs, strict=True)][: 2 * beams]
-        )
+        sequence.advance([Candidate(score, *pair, -1.0) for score, pair in zip(scores, pairs, strict=True)])
         if sequence.done:
             break
     assert len(cached[7]) == 40
