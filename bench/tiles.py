@@ -90,6 +90,7 @@ def measure(client: Client, tiles: Tiles, count: int, target: Path | None) -> No
     boxes = tile_boxes(SIZE, tiles)
     print(f"{SIZE[0]} x {SIZE[1]} pixels, {len(boxes)} tiles of {tiles.size} pixels, {count} scenes\n")
     print("| | recall | precision | seconds |\n|---|---|---|---|")
+    drawn: list[Found] = []
     for task, what in (("ocr_with_region", "text"), ("od", "objects")):
         whole, tiled, single = Score(), Score(), []
         for seed in range(count):
@@ -104,11 +105,13 @@ def measure(client: Client, tiles: Tiles, count: int, target: Path | None) -> No
             for box in some:
                 client.run(image.crop(box), task, **GREEDY)
             single.append((time.perf_counter() - start) / len(some) * (len(boxes) + 1))
-            if target and seed == 0 and what == "objects":
-                draw_tiles(image, boxes, result.objects, target)
+            if seed == 0:
+                drawn += result.objects
         print(whole.row(f"{what}, whole image"))
         print(tiled.row(f"{what}, tiles in flight"))
         print(f"| {what}, tiles one after the other | | | {sum(single) / count:.1f} |")
+    if target:
+        draw_tiles(draw_scene(0)[0], boxes, drawn, target)
 
 
 def draw_scene(seed: int) -> tuple[Image.Image, Truth, Truth]:
@@ -147,7 +150,7 @@ def draw_shape(pen: ImageDraw.ImageDraw, kind: str, color: str, x: int, y: int, 
 def draw_tiles(
     image: Image.Image, boxes: Sequence[tuple[int, int, int, int]], objects: Sequence[Found], target: Path
 ) -> None:
-    """Write the upper left corner at twice its size: four tiles, and what was found."""
+    """Write the upper left corner of the image at three times its size, with its tiles and what was found."""
     part, scale = (0, 0, 400, 260), 3
     drawn = image.crop(part).resize((part[2] * scale, part[3] * scale), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(drawn)
