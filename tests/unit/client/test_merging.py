@@ -154,6 +154,20 @@ def test_scores_stay_with_their_boxes():
     assert merge([View(WHOLE, Boxes([], [], None), whole=True)], by_label=True).scores is None
 
 
+def test_confidences_stay_with_boxes_and_lines():
+    """A line that was put together is as certain as its least certain piece."""
+    boxes = [View(WHOLE, Boxes([], [], None), whole=True), View(LEFT, Boxes([[1, 2, 30, 40]], ["dog"], [0.5], [0.9]))]
+    assert merge(boxes, by_label=True).confidences == [0.9]
+    lines = [
+        View(WHOLE, Quads([], []), whole=True),
+        View(LEFT, Quads([quad(100, 50, 599, 70)], ["the quick brown f"], [0.7])),
+        View(
+            RIGHT, Quads([quad(0, 51, 300, 71), quad(100, 300, 190, 320)], ["brown fox jumps", "lazy dog"], [0.6, 0.8])
+        ),
+    ]
+    assert merge(lines, by_label=False).confidences == [0.6, 0.8]
+
+
 def test_polygons_are_merged_like_boxes():
     """One outline of an object seen twice; an object that is cut everywhere keeps an outline for each piece."""
 
