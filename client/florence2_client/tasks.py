@@ -112,7 +112,7 @@ def prompts_of(tasks: Iterable[str | Prompted], texts: Sequence[Any]) -> list[Pr
     each text goes to tasks of its kind. A fine-tune's token may take any text, and a free prompt does if no other task
     takes one. Raise InvalidPrompt if there is a text that no task takes.
     """
-    asked = [(task, None) if isinstance(task, str) else task for task in tasks]
+    asked = [task if isinstance(task, (tuple, list)) and len(task) == 2 else (task, None) for task in tasks]
     taken = [NO_TEXT if own is not None else _texts_taken_by(task) for task, own in asked]
     if not any(taken):
         taken = [NO_TEXT if own is not None else _texts_taken_by(task, free=True) for task, own in asked]

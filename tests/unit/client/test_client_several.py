@@ -199,6 +199,12 @@ def test_a_mistaken_task_or_region_fails_on_its_own(call):
     assert results[1].labels == ["dog"] and len(server.sent) == 1
 
 
+def test_what_is_no_task_fails_on_its_own(call):
+    """A value of another type, and a tuple of another length; a list of a task and its text is as good as a tuple."""
+    results, _ = call("ask", IMAGE, [None, ("find", "a", "b"), ["find", "a dog"], 7])
+    assert [type(one.error) for one in results] == [InvalidPrompt, InvalidPrompt, type(None), InvalidPrompt]
+
+
 def test_a_busy_server_is_tried_again(call):
     """Each request has its own retries."""
     refused = {"a dog": [QueueFull("full"), QueueFull("full")], "a cat": [QueueFull("full")]}
