@@ -120,7 +120,7 @@ def test_each_option_is_sent_as_entered_and_only_it(recorded):
             desk.fill(option, OPTION_VALUES[option.keyword][0])
         desk.button("Run").click()
         expected = {option.keyword: OPTION_VALUES[option.keyword][1]} if option else {}
-        assert recorder.requests.get(timeout=30) == ("caption", None, {"timeout": 60, **expected})
+        assert recorder.requests.get(timeout=30) == ("caption", None, {"timeout": 60, "tiles": None, **expected})
         desk.settled()
         if option:
             desk.fill(option, f"default: {option.default}" if option.type == "BOOL" else "")

@@ -16,7 +16,13 @@ yaml = pytest.importorskip("yaml")
 API = yaml.safe_load((Path(__file__).parents[3] / "docs" / "openapi.yaml").read_text(encoding="utf-8"))
 SCHEMAS = API["components"]["schemas"]
 ASK = API["paths"]["/v2/models/{model}/generate"]["post"]
-TYPES = {"TYPE_STRING": "string", "TYPE_INT32": "integer", "TYPE_FP32": "number", "TYPE_BOOL": "boolean"}
+TYPES = {
+    "TYPE_STRING": "string",
+    "TYPE_INT32": "integer",
+    "TYPE_INT64": "integer",
+    "TYPE_FP32": "number",
+    "TYPE_BOOL": "boolean",
+}
 PYTHON = {"string": str, "integer": int, "number": (int, float), "array": list}
 
 
