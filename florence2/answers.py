@@ -6,10 +6,11 @@ coordinates are floats in pixels of the image as displayed. Flat lists alternate
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from itertools import compress
+from typing import Any, TypeAlias, TypeVar
 
-from florence2.errors import InternalError
+from florence2.errors import InternalError, InvalidRequest
 from florence2.tasks import Grammar
 
 
@@ -81,6 +82,17 @@ class BoxesAndPolygons(_Lists):
 
 
 Answer: TypeAlias = TextAnswer | Boxes | Quads | Polygons | BoxesAndPolygons
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+_OF_OBJECTS: dict[type[_Lists], tuple[tuple[str, ...], ...]] = {  # fields with an item for each object
+    Boxes: (("confidences", "bboxes", "labels", "scores"),),
+    Quads: (("confidences", "quad_boxes", "labels"),),
+    Polygons: (("confidences", "polygons", "labels"),),
+    BoxesAndPolygons: (
+        ("confidences", "bboxes", "bboxes_labels", "scores"),
+        ("polygons_confidences", "polygons", "polygons_labels"),
+    ),
+}
 
 SHAPES: dict[Grammar, type[Boxes] | type[Quads] | type[Polygons] | type[BoxesAndPolygons]] = {
     Grammar.LABELED_BOXES: Boxes,
@@ -115,3 +127,21 @@ def answer_from_json(grammar: Grammar | None, value: Any) -> Answer:
         except TypeError:
             continue
     raise InternalError(f"the server's answer does not have the form {grammar.value if grammar else 'of any task'}")
+
+
+def at_least(answer: AnswerT, minimum: float) -> AnswerT:
+    """Return an answer without the objects whose confidence is lower. Text stays as it is.
+
+    Raise InvalidRequest if the answer has no confidences: old servers give none, and text that is parsed has none.
+    """
+    if isinstance(answer, TextAnswer) or minimum <= 0:
+        return answer
+    kept: dict[str, Any] = {}
+    for fields in _OF_OBJECTS[type(answer)]:
+        confidences = getattr(answer, fields[0])
+        if confidences is None:
+            raise InvalidRequest("the answer has no confidences; a repository that was exported again gives them")
+        sure = [confidence >= minimum for confidence in confidences]
+        for name, values in ((name, getattr(answer, name)) for name in fields):
+            kept[name] = None if values is None else list(compress(values, sure))
+    return replace(answer, **kept)

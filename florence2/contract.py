@@ -148,7 +148,7 @@ RESULT = Tensor(
     help="JSON `{task: answer}`, with coordinates in pixels of the image as displayed. `scores`: for each box, exp of "
     "the mean log probability of its four location tokens. Neighboring locations share the probability, so correct "
     "boxes have low scores too: use only their order, not a threshold. `confidences`: for each box, quad or outline, "
-    "the model's probability that its label is right and that its edges lie within 2 % of the image's side",
+    "the model's probability that its label is right and that its edges lie within 3 % of the image's side",
 )  # fmt: skip
 GENERATED_TEXT = Tensor("GENERATED_TEXT", "STRING", help="the generated text, location tokens kept")
 FINISH_REASON = Tensor("FINISH_REASON", "STRING", help="`stop`, or `length` if the answer was cut off")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from florence2.config import LOCATION_BINS
 
-NEAR = 20  # bins on each side of a location that count as the same place in confidences
+NEAR = 30  # bins on each side of a location that count as the same place in confidences (docs/adr/0020)
 LOCATION_TOKEN = "<loc_-?[0-9]+>"  # a pattern; only text can name a bin outside of 0 to 999
 
 

@@ -48,21 +48,24 @@ class Found:
     shape: Shape = Shape.BOX
     score: float | None = None  # from tasks that answer with boxes
     polygons: tuple[tuple[Point, ...], ...] = ()  # one of four corners for QUAD, one or more for POLYGON
+    confidence: float | None = None  # the probability that it is right; None if it was read from a text
 
 
 def found_in(answer: Answer, size: tuple[int, int]) -> list[Found]:
     """Return the objects that an answer locates in an image of `size` (width, height)."""
     match parsed(answer, size):
         case Boxes() as boxes:
-            return _boxes(boxes.bboxes, boxes.labels, boxes.scores)
+            return _boxes(boxes.bboxes, boxes.labels, boxes.scores, boxes.confidences)
         case Quads() as quads:
-            lines = zip(quads.quad_boxes, quads.labels, strict=True)
-            return [_outlined(Shape.QUAD, [quad], label) for quad, label in lines]
+            lines = [[quad] for quad in quads.quad_boxes]
+            return _outlines(Shape.QUAD, lines, quads.labels, quads.confidences)
         case Polygons() as polygons:
-            return _polygons(polygons.polygons, polygons.labels)
+            return _outlines(Shape.POLYGON, polygons.polygons, polygons.labels, polygons.confidences)
         case BoxesAndPolygons() as both:
-            boxes_first = _boxes(both.bboxes, both.bboxes_labels, both.scores)
-            return boxes_first + _polygons(both.polygons, both.polygons_labels)
+            boxes_first = _boxes(both.bboxes, both.bboxes_labels, both.scores, both.confidences)
+            return boxes_first + _outlines(
+                Shape.POLYGON, both.polygons, both.polygons_labels, both.polygons_confidences
+            )
         case TextAnswer():
             return []
 
@@ -85,27 +88,37 @@ def plain_text(text: str) -> str:
     return _STRUCTURE.sub(" ", text).strip()
 
 
-def _boxes(boxes: Iterable[Sequence[float]], labels: Iterable[str], scores: Sequence[float] | None) -> list[Found]:
+def _boxes(
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    scores: Sequence[float] | None,
+    confidences: Sequence[float] | None,
+) -> list[Found]:
     """Sort the corners, which the model may have given in any order."""
+    unknown: list[None] = [None] * len(boxes)
+    rows = zip(boxes, labels, scores or unknown, confidences or unknown, strict=True)
     return [
-        Found(label, (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), score=scores[index] if scores else None)
-        for index, ((x1, y1, x2, y2), label) in enumerate(zip(boxes, labels, strict=True))
+        Found(label, (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), score=score, confidence=confidence)
+        for (x1, y1, x2, y2), label, score, confidence in rows
     ]
 
 
-def _polygons(instances: Iterable[Iterable[Sequence[float]]], labels: Iterable[str]) -> list[Found]:
+def _outlines(
+    shape: Shape,
+    instances: Sequence[Sequence[Sequence[float]]],
+    labels: Sequence[str],
+    confidences: Sequence[float] | None,
+) -> list[Found]:
     """Leave out instances without a single point."""
-    return [
-        _outlined(Shape.POLYGON, polygons, label)
-        for instance, label in zip(instances, labels, strict=True)
-        if any(polygons := list(instance))
-    ]
-
-
-def _outlined(shape: Shape, flat_polygons: Iterable[Sequence[float]], label: str) -> Found:
-    polygons = tuple(tuple(zip(flat[0::2], flat[1::2], strict=True)) for flat in flat_polygons)
-    xs, ys = zip(*(point for polygon in polygons for point in polygon), strict=True)
-    return Found(label, (min(xs), min(ys), max(xs), max(ys)), shape, polygons=polygons)
+    unknown: list[None] = [None] * len(instances)
+    found = []
+    for instance, label, confidence in zip(instances, labels, confidences or unknown, strict=True):
+        polygons = tuple(tuple(zip(flat[0::2], flat[1::2], strict=True)) for flat in instance)
+        if any(polygons):
+            xs, ys = zip(*(point for polygon in polygons for point in polygon), strict=True)
+            box = min(xs), min(ys), max(xs), max(ys)
+            found.append(Found(label, box, shape, polygons=polygons, confidence=confidence))
+    return found
 
 
 # ---- formats of other tools
@@ -144,7 +157,7 @@ def coco_categories(categories: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def coco_annotation(found: Found, image_id: int, category_id: int) -> dict[str, Any]:
-    """Return an item of `annotations` without its `id`. `bbox` is x, y, width, height; `score` depends on the task.
+    """Return an item of `annotations` without its `id`. `bbox` is x, y, width, height; `score` is the confidence.
 
     Numbers have four decimals: a bin's middle, in thousandths of a side and half of one, needs no more.
     """
@@ -159,7 +172,7 @@ def coco_annotation(found: Found, image_id: int, category_id: int) -> dict[str, 
         "segmentation": [[round(number, 4) for point in polygon for number in point] for polygon in polygons],
         "iscrowd": 0,
     }
-    return annotation if found.score is None else annotation | {"score": found.score}
+    return annotation if found.confidence is None else annotation | {"score": found.confidence}
 
 
 def polygon_area(polygon: Sequence[Point]) -> float:
@@ -194,7 +207,7 @@ def yolo_lines(objects: Iterable[Found], classes: Mapping[str, int], size: tuple
 
 
 def supervision_detections(objects: Sequence[Found], size: tuple[int, int]) -> supervision.Detections:
-    """Return what `Detections.from_vlm` returns, and also scores, class numbers and all polygons.
+    """Return what `Detections.from_vlm` returns, and also confidences, class numbers and all polygons.
 
     Objects with polygons have masks, bool [n, height, width]; lines of text have their corners.
     """
@@ -210,14 +223,14 @@ def supervision_detections(objects: Sequence[Found], size: tuple[int, int]) -> s
     if all(found.shape is Shape.QUAD for found in objects):
         corners = [found.polygons[0] for found in objects]
         data[supervision.config.ORIENTED_BOX_COORDINATES] = np.array(corners, dtype=np.float32)
-    scores = [found.score for found in objects]
+    confidences = [found.confidence for found in objects]
     masks = None
     if any(found.shape is Shape.POLYGON for found in objects):
         masks = masks_of(objects, size)
     return supervision.Detections(
         xyxy=np.array([found.box for found in objects], dtype=np.float32),
         mask=masks,
-        confidence=None if None in scores else np.array(scores, dtype=np.float32),
+        confidence=None if None in confidences else np.array(confidences, dtype=np.float32),
         class_id=np.array([numbers[label] for label in labels]),
         data=data,
     )

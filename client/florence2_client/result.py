@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -11,14 +12,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from florence2.answers import FORMS, Answer, TextAnswer, answer_from_json
+from florence2.answers import FORMS, Answer, TextAnswer, answer_from_json, at_least
 from florence2.errors import Florence2Error, InternalError, InvalidOption
 from florence2.parsing import parse, pieces_from_text
 from florence2.tasks import TASKS, Grammar, TaskInput
 from florence2_client.drawing import draw
 from florence2_client.images import ImageLike
 from florence2_client.located import Located
-from florence2_client.objects import Found, found_in, parsed
+from florence2_client.objects import LOCATIONS, Found, found_in, parsed
 
 AnswerT = TypeVar("AnswerT", bound=Answer, covariant=True)
 
@@ -79,7 +80,27 @@ class Result(Located, Generic[AnswerT]):
         ['star', 'triangle']
         """
         phrase = self.prompt_text if takes_phrase(self) else None
-        return [replace(one, label=one.label or phrase or "") for one in found_in(self.answer, self.image_size)]
+        found = [replace(one, label=one.label or phrase or "") for one in found_in(self.answer, self.image_size)]
+        about_a_region = self.task in TASKS and TASKS[self.task].input is TaskInput.REGION
+        if isinstance(self.answer, TextAnswer) and about_a_region and len(found) == len(self.confidences) == 1:
+            return [replace(found[0], confidence=self.confidences[0])]
+        return found
+
+    @property
+    def confidences(self) -> list[float]:
+        """Return how sure the model is of each of `objects`, or of a text: the probability of all its tokens.
+
+        Empty if the server gave none. docs/confidences.md says what they are.
+
+        >>> [confidence > 0.5 for confidence in client.detect("scene.png").confidences]
+        [True, True]
+        >>> client.classify_region("scene.png", (70, 213, 614, 541)).confidences[0] > 0.5
+        True
+        """
+        if isinstance(self.answer, TextAnswer):
+            words = [number for text, number in self.token_log_probs if text and not LOCATIONS.fullmatch(text)]
+            return [math.exp(sum(words))] if words else []
+        return [found.confidence for found in self.objects if found.confidence is not None]
 
     def read_as(self, form: str) -> Result[Answer]:
         """Return the result with an answer of another form, read from the generated text: without scores.
@@ -95,6 +116,14 @@ class Result(Located, Generic[AnswerT]):
             raise InvalidOption(f"there is no form {form!r}; the forms are {', '.join(FORMS)}")
         result: Result[Answer] = self
         return replace(result, answer=parse(FORMS[form], pieces_from_text(self.text), self.image_size, ()))
+
+    def at_least(self, confidence: float) -> Result[AnswerT]:
+        """Return the result without the objects of which the model is less sure; text stays as it is.
+
+        >>> client.detect("scene.png").at_least(0.99).labels
+        []
+        """
+        return replace(self, answer=at_least(self.answer, confidence))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields for JSON; the answer has the shape of transformers' `post_process_generation`.

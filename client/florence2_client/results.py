@@ -82,6 +82,14 @@ class Results(list[Result[AnswerT]], Located):
         """
         return Results(result for result in self if not result.error)
 
+    def at_least(self, confidence: float) -> Results[AnswerT]:
+        """Return the results without the objects of which the model is less sure; failures and text stay.
+
+        >>> client.find("scene.png", ["the purple star", "the green triangle"]).at_least(0.999).labels
+        []
+        """
+        return Results(result if result.error else result.at_least(confidence) for result in self)
+
     @property
     def unmatched(self) -> list[str]:
         """Return the phrases, or tasks without one, whose answer locates nothing in the image.
@@ -116,6 +124,8 @@ class Results(list[Result[AnswerT]], Located):
         boxes = [found for found in objects if found.shape is Shape.BOX]
         outlined = [found for found in objects if found.shape is not Shape.BOX]
         scores = [found.score for found in boxes if found.score is not None]
+        sure = [[found.confidence for found in part if found.confidence is not None] for part in (boxes, outlined)]
+        known = sum(map(len, sure)) == len(objects)
         return Result(
             MERGED_TASK,
             BoxesAndPolygons(
@@ -124,6 +134,7 @@ class Results(list[Result[AnswerT]], Located):
                 [[[number for point in polygon for number in point] for polygon in one.polygons] for one in outlined],
                 [found.label for found in outlined],
                 scores if len(scores) == len(boxes) else None,
+                *(sure if known else ()),
             ),
             text="\n".join(result.text for result in self),
             finish_reason="length" if any(result.finish_reason == "length" for result in self) else "stop",

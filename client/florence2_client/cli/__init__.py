@@ -33,6 +33,7 @@ COMMANDS = {  # name -> module:function, and one line of help
     "serve": ("florence2_client.cli.serve:add_serve", "serve an exported model"),
     "gateway": ("florence2_client.cli.gateway:add_arguments", "serve OpenAI's API in front of a server"),
     "mcp": ("florence2_client.cli.mcp:add_arguments", "offer the tasks to agents as MCP tools"),
+    "calibrate": ("florence2_client.cli.calibrate:add_arguments", "make confidences true, by labeled images"),
     "export": ("florence2_export.cli:add_arguments", "turn a checkpoint into a servable model"),
 }
 SHELLS = ("bash", "zsh", "tcsh")

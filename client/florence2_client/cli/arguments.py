@@ -33,14 +33,18 @@ TEXT_HELP = "a phrase or caption; for region tasks x1,y1,x2,y2 in pixels"
 METAVARS = {"INT32": "N", "INT64": "N", "FP32": "X"}
 
 
-def add_connection(parser: argparse.ArgumentParser, place: Any = None) -> None:
-    """Add the options that say which server to connect to, and how. `place` is another group for `--url`."""
+def add_connection(parser: argparse.ArgumentParser, place: Any = None, *, optional: bool = False) -> None:
+    """Add the options that say which server to connect to, and how. `place` is another group for `--url`.
+
+    optional: the command starts a server of its own without `--url`.
+    """
     group = parser.add_argument_group("server")
     (place or group).add_argument(
         "--url",
-        default=os.environ.get("FLORENCE2_URL") or DEFAULT_URL,
+        default=None if optional else os.environ.get("FLORENCE2_URL") or DEFAULT_URL,
         metavar="U",
-        help="grpc://HOST:PORT or http://HOST:PORT (default: FLORENCE2_URL, otherwise %(default)s)",
+        help="grpc://HOST:PORT or http://HOST:PORT "
+        + ("(default: a server for this run)" if optional else "(default: FLORENCE2_URL, otherwise %(default)s)"),
     )
     group.add_argument(
         "--model", default=DEFAULT_MODEL, metavar="NAME", help="the ensemble on the server (default: %(default)s)"
@@ -108,6 +112,14 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
             high = INTEGERS[option.type].max if option.type in INTEGERS else math.inf
             converter = number(kind, low, high)
             group.add_argument(flag, type=converter, metavar=METAVARS[option.type], help=description)
+
+
+def add_confidence(parser: argparse.ArgumentParser, where: str) -> None:
+    """Add `--min-confidence`; `where` says what it leaves objects out of."""
+    parser.add_argument(
+        "--min-confidence", type=number(float, 0, 1), default=0.0, metavar="P",
+        help=f"leave objects of which the model is less sure out of {where} (0 to 1, default: %(default)g)",
+    )  # fmt: skip
 
 
 def generation(options: argparse.Namespace) -> Options:

@@ -15,6 +15,7 @@ from florence2.tasks import TaskInput
 from florence2_client.cli.arguments import (
     FILES,
     MOST_IN_FLIGHT,
+    add_confidence,
     add_connection,
     add_generation,
     number,
@@ -75,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="all text answers")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="images with the answers drawn on them")
+    add_confidence(parser, "--coco, --yolo\nand --draw; --out has all")
     parser.add_argument("--retry-errors", action="store_true", help="send again what had an error in an earlier run")
     parser.add_argument(
         "--concurrency",
@@ -123,12 +125,12 @@ def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> 
     with Journal(out, batch.is_stale, echo) as journal:
         code = batch.run(journal)
         if options.coco or options.yolo:
-            found = tasks_with_objects(out, [task for task, _ in options.tasks])
+            found = tasks_with_objects(out, [task for task, _ in options.tasks], options.min_confidence)
             kept = found if options.all_objects else found[:1]
             if options.coco:
-                write_coco(out, options.coco, kept, rle=options.rle)
+                write_coco(out, options.coco, kept, options.min_confidence, rle=options.rle)
             if options.yolo:
-                write_yolo(out, options.yolo, kept)
+                write_yolo(out, options.yolo, kept, options.min_confidence)
             if left := found[len(kept) :]:
                 only = f"COCO and YOLO files have the objects of {kept[0]} only, not those of {', '.join(left)}"
                 complain(f"note: {only}, which may be the same ones; --all-objects adds them")

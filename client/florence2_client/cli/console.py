@@ -40,9 +40,9 @@ ANSWERS = {
 }
 
 HEADINGS = {
-    Shape.BOX: ("label", "score", "box (x1,y1 x2,y2)"),
-    Shape.QUAD: ("label", "corners (x1,y1 x2,y2 x3,y3 x4,y4)"),
-    Shape.POLYGON: ("label", "points", "extent (x1,y1 x2,y2)"),
+    Shape.BOX: ("label", "confidence", "box (x1,y1 x2,y2)"),
+    Shape.QUAD: ("label", "confidence", "corners (x1,y1 x2,y2 x3,y3 x4,y4)"),
+    Shape.POLYGON: ("label", "confidence", "points", "extent (x1,y1 x2,y2)"),
 }
 
 STYLES = {"bold": "1", "red": "31", "dim": "2"}  # of ECMA-48's SGR
@@ -106,14 +106,14 @@ def _rows(objects: Iterable[Found]) -> Iterable[Row]:
     for shape, group in groupby(objects, lambda found: found.shape):
         yield HEADINGS[shape]
         for found in group:
+            named = found.label, "-" if found.confidence is None else f"{found.confidence:.2f}"
             match shape:
                 case Shape.BOX:
-                    score = "-" if found.score is None else f"{found.score:.2f}"
-                    yield found.label, score, _points(found.box)
+                    yield *named, _points(found.box)
                 case Shape.QUAD:
-                    yield found.label, _points([number for point in found.polygons[0] for number in point])
+                    yield *named, _points([number for point in found.polygons[0] for number in point])
                 case Shape.POLYGON:
-                    yield found.label, str(sum(map(len, found.polygons))), _points(found.box)
+                    yield *named, str(sum(map(len, found.polygons))), _points(found.box)
 
 
 def _points(flat: Sequence[float]) -> str:

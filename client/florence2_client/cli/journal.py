@@ -193,22 +193,24 @@ def entries(path: Path) -> Iterator[Entry]:
 # ---- files made from a journal, line by line, so that memory stays flat
 
 
-def tasks_with_objects(journal: Path, first: Iterable[str]) -> list[str]:
+def tasks_with_objects(journal: Path, first: Iterable[str], confidence: float = 0.0) -> list[str]:
     """Return the tasks that located something: those in `first`, then the others in the order of their lines."""
     located = dict.fromkeys(first, False)
-    for entry, result in _answered(journal):
+    for entry, result in _answered(journal, confidence):
         located[entry.key[1]] = located.get(entry.key[1], False) or bool(result.objects)
     return [task for task, any_objects in located.items() if any_objects]
 
 
-def write_coco(journal: Path, target: Path, tasks: Collection[str], *, rle: bool = False) -> None:
+def write_coco(
+    journal: Path, target: Path, tasks: Collection[str], confidence: float = 0.0, *, rle: bool = False
+) -> None:
     """Write one data set of the objects that these tasks found; images without any are listed too.
 
     rle: give every object a mask, run-length encoded.
     """
     images: dict[str, tuple[int, tuple[int, int]]] = {}
     categories: dict[str, int] = {}
-    for entry, result in _answered(journal):
+    for entry, result in _answered(journal, confidence):
         images.setdefault(entry.key[0], (len(images) + 1, result.image_size))
         for label in result.labels if entry.key[1] in tasks else ():
             categories.setdefault(label, len(categories) + 1)
@@ -219,7 +221,7 @@ def write_coco(journal: Path, target: Path, tasks: Collection[str], *, rle: bool
         annotations = (
             coco_annotation(found, images[entry.key[0]][0], categories[found.label])
             | (coco_mask(found, result.image_size) if rle else {})
-            for entry, result in _answered(journal)
+            for entry, result in _answered(journal, confidence)
             if entry.key[1] in tasks
             for found in result.objects
         )
@@ -229,11 +231,11 @@ def write_coco(journal: Path, target: Path, tasks: Collection[str], *, rle: bool
         file.write("\n]}\n")
 
 
-def write_yolo(journal: Path, folder: Path, tasks: Collection[str]) -> None:
+def write_yolo(journal: Path, folder: Path, tasks: Collection[str], confidence: float = 0.0) -> None:
     """Write the objects that these tasks found: a label file per image, and `classes.txt` with a label per line."""
     classes: dict[str, int] = {}
     images_by_path: dict[Path, str] = {}
-    for entry, result in _answered(journal):
+    for entry, result in _answered(journal, confidence):
         path = output_path(folder, entry.key[0], ".txt")
         if images_by_path.setdefault(path, entry.key[0]) != entry.key[0]:
             raise InvalidRequest(f"{images_by_path[path]} and {entry.key[0]} would share the label file {path}")
@@ -242,7 +244,7 @@ def write_yolo(journal: Path, folder: Path, tasks: Collection[str]) -> None:
     for path in images_by_path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    for entry, result in _answered(journal):
+    for entry, result in _answered(journal, confidence):
         if entry.key[1] in tasks:
             with open(output_path(folder, entry.key[0], ".txt"), "a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in yolo_lines(result.objects, classes, result.image_size))
@@ -269,8 +271,9 @@ def write_csv(journal: Path, target: Path) -> str:
     return ", ".join(f"{what} ({count:,})" for what, count in left_out.items() if count)
 
 
-def _answered(journal: Path) -> Iterator[tuple[Entry, Result[Any]]]:
-    return ((entry, entry.result) for entry in entries(journal) if entry.result)
+def _answered(journal: Path, confidence: float) -> Iterator[tuple[Entry, Result[Any]]]:
+    """Yield the answers with the objects of at least this confidence."""
+    return ((entry, entry.result.at_least(confidence)) for entry in entries(journal) if entry.result)
 
 
 def _write_items(file: TextIO, items: Iterable[dict[str, Any]]) -> None:

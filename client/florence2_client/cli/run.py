@@ -19,6 +19,7 @@ from florence2.errors import InvalidImage, InvalidRequest
 from florence2.tasks import TASKS
 from florence2_client.cli.arguments import (
     FILES,
+    add_confidence,
     add_connection,
     add_generation,
     add_json,
@@ -50,7 +51,7 @@ from florence2_client.tasks import Prompted, parse_task, prompts_of
 EXAMPLES = """\
 examples:
   florence2 run street.jpg --task od
-  florence2 run street.jpg --task od --draw found.png
+  florence2 run street.jpg --task od --draw found.png --min-confidence 0.3
   florence2 run street.jpg --task caption,od,ocr
   florence2 run street.jpg --task open_vocabulary_detection --text "a dog" --text "a red car" --draw found.png
   florence2 run street.jpg --task caption_to_phrase_grounding --text "a red car next to a tree"
@@ -87,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks", type=Path, metavar="DIR", help="write a black and white mask of each object: DIR/LABEL.png"
     )
+    add_confidence(parser, "the answer")
     add_generation(parser)
     add_connection(parser)
 
@@ -122,9 +124,10 @@ def _show(
         print(f"page {page}:")
     if options.stream:
         stream = client.stream(image, *prompts[0], **generation(options))
-        results: Results[Any] = Results([_follow(stream, wants_json(options), more)])
+        sure = (result.at_least(options.min_confidence) for result in stream)
+        results: Results[Any] = Results([_follow(sure, wants_json(options), more)])
     else:
-        results = client.ask(image, prompts, **generation(options))
+        results = client.ask(image, prompts, **generation(options)).at_least(options.min_confidence)
     if len(results) == 1 and results[0].error:
         raise results[0].error
     if not wants_json(options):

@@ -205,11 +205,13 @@ class Batch:
         (path, task, text), _ = reply.question.key
         target = output_path(self._options.draw, path, f"{Path(path).suffix}.{self._drawing_names[task, text]}.jpg")
 
+        sure = reply.unwrap().at_least(self._options.min_confidence)
+
         def draw() -> None:
             with naming(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(f".{target.name}.part.jpg")
-                write_image(reply.unwrap().draw(reply.question.image), part)
+                write_image(sure.draw(reply.question.image), part)
                 os.replace(part, target)  # and not the file that a link points to
 
         await asyncio.to_thread(draw)

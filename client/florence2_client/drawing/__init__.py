@@ -96,8 +96,8 @@ def _draw_objects(canvas: Image.Image, objects: Sequence[Found], factor: int, la
             _draw_line(canvas, outline, color)
     labels = []
     for found, color, _ in reversed(drawn):
-        score = "" if found.score is None else f"{found.score:.2f}"
-        if labeled and (caption := " ".join([*found.label.split(), score]).strip()):
+        confidence = "" if found.confidence is None else f"{found.confidence:.0%}"
+        if labeled and (caption := " ".join([*found.label.split(), confidence]).strip()):
             x1, y1, x2, y2 = found.box
             labels.append(Label(caption, color, (x1 * factor, y1 * factor, x2 * factor, y2 * factor)))
     draw_labels(canvas, labels)

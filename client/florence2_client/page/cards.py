@@ -15,7 +15,7 @@ from florence2.tasks import task_from_name
 from florence2_client.page.images import data_url
 from florence2_client.page.requests import Card
 
-SCORES = "Scores rank the boxes of one answer; those of correct boxes are often near 0.04."
+CONFIDENCES = "Percentages say how sure the model is of the label and the place."
 
 
 def heading(task: str) -> str:
@@ -42,8 +42,8 @@ def card_html(place: int, card: Card, image: str | None, save: Callable[[Image.I
         parts.append(f'<p class="words">{html.escape(card.words)}</p>')
     if card.empty:
         parts.append('<p class="words">Nothing found.</p>')
-    if card.scored:
-        parts.append(f"<p>{SCORES}</p>")
+    if card.rated:
+        parts.append(f"<p>{CONFIDENCES}</p>")
     if card.details and card.overlay and card.final:
         details = json.dumps(card.details, indent=2, ensure_ascii=False)
         known = task_from_name(card.task)

@@ -144,6 +144,8 @@ class Form:
         self.region = gr.Textbox(
             label="Box", placeholder="x1,y1,x2,y2 in pixels, or draw it", visible="hidden", elem_id="region"
         )
+        info = "Leaves out objects of which the model is less sure."
+        self.confidence = gr.Slider(0, 1, 0, step=0.01, label="Minimum confidence", info=info, elem_id="confidence")
         with gr.Accordion("Options", open=False):
             self.options = [option_field(option) for option in OPTIONS]
             self.tiles = gr.Checkbox(
@@ -158,7 +160,7 @@ class Form:
     @property
     def inputs(self) -> list[Component]:
         """Return the fields of a request."""
-        return [self.image, self.task, self.others, self.text, self.region, self.tiles, self.stream,
+        return [self.image, self.task, self.others, self.text, self.region, self.confidence, self.tiles, self.stream,
                 *self.options]  # fmt: skip
 
     def follow(self) -> None:
@@ -219,8 +221,8 @@ class Answers:
         return [self.run_button, self.stop_button, self.cards]
 
     def run(
-        self, image: str | None, task: str | None, others: Sequence[str], text: str, region: str, tiles: bool,
-        stream: bool, *values: str | bool | None,
+        self, image: str | None, task: str | None, others: Sequence[str], text: str, region: str,
+        confidence: float, tiles: bool, stream: bool, *values: str | bool | None,
     ) -> Iterator[Updates]:  # fmt: skip
         """Send the requests and yield the cards of their answers as they grow."""
         tasks = all_tasks(task, others) or [""]
@@ -233,7 +235,7 @@ class Answers:
         except InvalidRequest as error:
             cards: Iterator[tuple[int, Card]] = enumerate([replace(card, error=str(error)) for card in waiting])
         else:
-            cards = ask(self.client, image, tasks, text, region, options, stream=stream)
+            cards = ask(self.client, image, tasks, text, region, options, stream=stream, min_confidence=confidence)
         articles = [card_html(place, card, image, self._save) for place, card in enumerate(waiting)]
         yield {self.run_button: gr.update(visible=False), self.stop_button: gr.update(visible=True),
                self.cards: "".join(articles)}  # fmt: skip

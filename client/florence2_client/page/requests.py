@@ -37,7 +37,7 @@ class Card:
     words: str = ""  # a text answer, or labels, one a line
     details: dict[str, Any] | None = None
     timing: str = ""
-    scored: bool = False  # whether boxes have scores
+    rated: bool = False  # whether objects have confidences
     final: bool = False
     empty: bool = False  # nothing was found
     note: str | None = None  # what the visitor may not expect
@@ -92,6 +92,7 @@ def ask(
     options: Options,
     *,
     stream: bool = False,
+    min_confidence: float = 0.0,
 ) -> Iterator[tuple[int, Card]]:
     """Send all requests at once; yield the place of each in `running` with its card, as answers arrive.
 
@@ -104,7 +105,7 @@ def ask(
 
     def answer(place: int, task: str, phrase: str) -> None:
         try:
-            for card in _cards(client, image, task, phrase or text, region, options, stream):
+            for card in _cards(client, image, task, phrase or text, region, options, stream, min_confidence):
                 arrivals.put((place, replace(card, phrase=phrase)))
                 if stopped.is_set():
                     return
@@ -131,8 +132,9 @@ def ask(
 
 
 def _cards(
-    client: Client, image: str | None, task: str, text: str, region: str, options: Options, stream: bool
-) -> Iterator[Card]:
+    client: Client, image: str | None, task: str, text: str, region: str, options: Options, stream: bool,
+    min_confidence: float,
+) -> Iterator[Card]:  # fmt: skip
     """Yield cards; the last one has the complete answer. The task is given the fields of the form that it takes."""
     if not image:
         raise InvalidImage("choose an image first")
@@ -155,7 +157,7 @@ def _cards(
     for result in results:
         seconds = time.perf_counter() - start
         if result.final or seconds >= next_card:
-            yield replace(card_of(task, file, result, seconds), note=parsed.note)
+            yield replace(card_of(task, file, result.at_least(min_confidence), seconds), note=parsed.note)
             drawing = time.perf_counter() - start - seconds
             next_card = seconds + drawing + max(PAUSE, drawing)
 
@@ -180,7 +182,7 @@ def card_of(task: str, image: Path, result: Result[Any], seconds: float) -> Card
         words=words,
         details=result.to_dict(),
         timing=f"{len(objects)} found · {timing}" if objects else timing,
-        scored=any(found.score is not None for found in objects),
+        rated=any(found.confidence is not None for found in objects),
         final=result.final,
         empty=result.final and not words and not objects,
     )

@@ -101,6 +101,7 @@ class CpuBackend(Backend):
             logits=_zeros(rows, whole_vectors(self._size)),
             largest=_zeros(rows),
             log_sums=_zeros(rows),
+            kept_raw=_zeros(rows, dtype=torch.int64),
             raw_logits=_zeros(rows, self._size),
             raw_largest=_zeros(rows),
             raw_log_sums=_zeros(rows),

@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from florence2 import config, parsing
+from florence2.calibration import Calibration
 from florence2.errors import InvalidRequest
 from florence2.tokenizer import Tokenizer
 from florence2.triton import adapter
@@ -14,6 +15,7 @@ class TritonPythonModel:
     def initialize(self, args):
         directory = adapter.Arguments(args).directory
         self.config = config.ModelConfig.load(directory / config.FILE_NAME)
+        self.calibration = Calibration.load(directory)
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
 
     def execute(self, requests):
@@ -35,6 +37,7 @@ class TritonPythonModel:
         if unfinished:
             pieces, text = parsing.without_open_end(grammar, pieces), parsing.without_half_character(text)
         answer = parsing.parse(grammar, pieces, tuple(size.tolist()), self.config.banned_phrases)
+        answer = self.calibration.applied(key, answer)
         return {
             "RESULT": adapter.strings(json.dumps({key: answer.to_json()}, ensure_ascii=False)),
             "GENERATED_TEXT": adapter.strings(text),

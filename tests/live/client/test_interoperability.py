@@ -47,10 +47,11 @@ def test_supervision_reads_the_servers_json(answers, task):
         assert np.array_equal(theirs.data["xyxyxyxy"], ours.data["xyxyxyxy"])
 
 
-def test_supervision_gets_scores_too(answers):
-    """`from_vlm` drops them; thresholds need them."""
-    result = answers["<OD>"]
-    assert result.to_supervision().confidence.tolist() == pytest.approx(result.answer.scores)
+@pytest.mark.parametrize("token", ["<OD>", "<OCR_WITH_REGION>", "<REFERRING_EXPRESSION_SEGMENTATION>"])
+def test_supervision_gets_confidences_too(answers, token):
+    """`from_vlm` has none; thresholds need them."""
+    result = answers[token]
+    assert result.to_supervision().confidence.tolist() == pytest.approx(result.answer.confidences)
 
 
 def test_outlines_of_open_vocabulary_detection_are_kept():

@@ -39,6 +39,8 @@ def test_answers_grow_where_they_are_streamed(client, monkeypatch):
                 numbers = [answer.pop(name) for answer in answers]
                 assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
         assert answers[0] == answers[1]
+    [(_, unsure)] = ask(client, EXAMPLE, ["od"], "", "", Options(), min_confidence=1.0)
+    assert unsure.empty and unsure.details["answer"]["bboxes"] == []
     [(_, refused)] = ask(client, EXAMPLE, ["region_to_ocr"], "", "1,2,3", Options(), stream=True)
     assert "region" in refused.error
 

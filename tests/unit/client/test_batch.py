@@ -21,7 +21,7 @@ from florence2_client.cli.journal import Journal, entries
 
 ANSWERS = {
     "<CAPTION>": "a dog, sleeping",
-    "<OD>": {"bboxes": [[10, 20, 30, 40]], "labels": ["dog"], "scores": [0.5]},
+    "<OD>": {"bboxes": [[10, 20, 30, 40]], "labels": ["dog"], "scores": [0.1], "confidences": [0.5]},
     "<DENSE_REGION_CAPTION>": {"bboxes": [[10, 20, 30, 41]], "labels": ["a dog"], "scores": [0.5]},
     "<REGION_PROPOSAL>": {"bboxes": [[11, 20, 30, 40]], "labels": [""], "scores": [0.5]},
     "<REFERRING_EXPRESSION_SEGMENTATION>": {"polygons": [[[0, 0, 10, 0, 10, 10]]], "labels": [""]},
@@ -103,6 +103,20 @@ def test_every_image_is_asked_every_task(server, folder, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1] == "out.jsonl: 10 of 10 done"
+
+
+@pytest.mark.parametrize(("least", "count"), [("0.5", 5), ("0.51", 0)])
+def test_unsure_objects_are_left_out_of_files_for_other_tools(server, folder, least, count):
+    """The journal keeps them, so that another run can make the files again with another minimum."""
+    formats = ["--coco", "coco.json", "--yolo", "labels", "--draw", "drawn"]
+    assert batch("--tasks", "od", *formats, "--min-confidence", least) == 0
+    coco = json.loads(Path("coco.json").read_text())
+    assert [annotation["score"] for annotation in coco["annotations"]] == [0.5] * count and len(coco["images"]) == 5
+    assert len(list(filter(None, (path.read_text() for path in Path("labels/images").glob("*.txt"))))) == count
+    assert all(line["answer"] == ANSWERS["<OD>"] for line in lines())
+    asked = len(server.asked)
+    assert batch("--tasks", "od", "--coco", "coco.json", "--min-confidence", "0.2") == 0
+    assert len(json.loads(Path("coco.json").read_text())["annotations"]) == 5 and len(server.asked) == asked
 
 
 def test_second_run_asks_nothing_again(server, folder):

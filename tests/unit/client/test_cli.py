@@ -24,9 +24,9 @@ from florence2_client import cli
 from florence2_client.cli import console
 
 ANSWERS = {
-    "<OD>": {"bboxes": [[1.2, 2.0, 33.7, 24.0], [5, 6, 7, 8]], "labels": ["dog", "中文"], "scores": [0.987, 0.5]},
+    "<OD>": {"bboxes": [[1.2, 2.0, 33.7, 24.0], [5, 6, 7, 8]], "labels": ["dog", "中文"], "confidences": [0.987, 0.5]},
     "<CAPTION>": "a café",
-    "<OCR_WITH_REGION>": {"quad_boxes": [[1, 2, 30, 2, 30, 9, 1, 9]], "labels": ["EXIT"]},
+    "<OCR_WITH_REGION>": {"quad_boxes": [[1, 2, 30, 2, 30, 9, 1, 9]], "labels": ["EXIT"], "confidences": [0.25]},
     "<REGION_TO_SEGMENTATION>": {"polygons": [[[1, 2, 30, 2, 30, 9], [4, 4, 5, 5]]], "labels": [""]},
     "<OPEN_VOCABULARY_DETECTION>": {
         "bboxes": [[1, 2, 3, 4]],
@@ -86,32 +86,51 @@ def image(tmp_path):
 
 
 def test_boxes_are_an_aligned_table_with_a_summary(server, image, capsys):
-    """Labels, scores and rounded boxes stand in columns, also behind wide characters; the last line sums up."""
+    """Labels, confidences and rounded boxes stand in columns, also behind wide characters; the last line sums up."""
     assert cli.main(["run", image, "--task", "od", "--no-json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
-        "label  score  box (x1,y1 x2,y2)",
-        "dog    0.99   1,2 34,24",
-        "中文   0.50   5,6 7,8",
+        "label  confidence  box (x1,y1 x2,y2)",
+        "dog    0.99        1,2 34,24",
+        "中文   0.50        5,6 7,8",
         "",
     ]
     assert lines[4].startswith("7 tokens, stop, image 40x30, ")
     assert lines[4].endswith(" ms")
 
 
+def test_unsure_objects_can_be_left_out(server, image, capsys):
+    """From text and from JSON; text answers stay. A minimum is a probability."""
+    assert cli.main(["run", image, "--task", "od", "--no-json", "--min-confidence", "0.6"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:2]] == ["label", "dog"]
+    assert cli.main(["run", image, "--task", "od,caption", "--min-confidence", "0.99"]) == 0
+    found, caption = map(json.loads, capsys.readouterr().out.splitlines())
+    assert found["answer"]["labels"] == [] and caption["answer"] == "a café"
+    assert cli.main(["run", image, "--task", "region_proposal", "--min-confidence", "0.5"]) == 2
+    assert "no confidences" in capsys.readouterr().err
+    assert cli.main(["run", image, "--task", "od", "--min-confidence", "50"]) == 2
+    assert "--min-confidence must be at least 0 and at most 1, not 50" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
         ("<CAPTION>", ["a café"]),
-        ("<OCR_WITH_REGION>", ["label  corners (x1,y1 x2,y2 x3,y3 x4,y4)", "EXIT   1,2 30,2 30,9 1,9"]),
-        ("<REGION_TO_SEGMENTATION>", ["label  points  extent (x1,y1 x2,y2)", "-      5       1,2 30,9"]),
+        (
+            "<OCR_WITH_REGION>",
+            ["label  confidence  corners (x1,y1 x2,y2 x3,y3 x4,y4)", "EXIT   0.25        1,2 30,2 30,9 1,9"],
+        ),
+        (
+            "<REGION_TO_SEGMENTATION>",
+            ["label  confidence  points  extent (x1,y1 x2,y2)", "-      -           5       1,2 30,9"],
+        ),
         (
             "<OPEN_VOCABULARY_DETECTION>",
             [
-                "label  score   box (x1,y1 x2,y2)",
-                "cat    -       1,2 3,4",
-                "label  points  extent (x1,y1 x2,y2)",
-                "hat    3       1,2 30,9",
+                "label  confidence  box (x1,y1 x2,y2)",
+                "cat    -           1,2 3,4",
+                "label  confidence  points             extent (x1,y1 x2,y2)",
+                "hat    -           3                  1,2 30,9",
             ],
         ),
         ("<REGION_PROPOSAL>", ["(nothing found)"]),
@@ -403,7 +422,7 @@ def test_terminal_gets_text_and_styles(server, image, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert cli.main(["run", image, "--task", "od"]) == 0
-    assert sys.stdout.getvalue().startswith("\x1b[1mlabel  score  box (x1,y1 x2,y2)\x1b[0m\n")
+    assert sys.stdout.getvalue().startswith("\x1b[1mlabel  confidence  box (x1,y1 x2,y2)\x1b[0m\n")
     monkeypatch.setenv("TERM", "dumb")
     assert console.styled("x", "red", Terminal()) == "x"
     monkeypatch.setenv("TERM", "xterm")

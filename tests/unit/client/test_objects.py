@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from fractions import Fraction
 
 import pytest
 from PIL import Image
 
 from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2.errors import InvalidOption
+from florence2.errors import InvalidOption, InvalidRequest
 from florence2.parsing import parse, pieces_from_text
 from florence2.tasks import Grammar
 from florence2_client import Found, Result, draw
@@ -28,13 +29,16 @@ def result(answer):
 @pytest.mark.parametrize(
     ("answer", "objects"),
     [
-        (Boxes([[1, 2, 3, 4]], ["dog"], [0.5]), [Found("dog", (1, 2, 3, 4), score=0.5)]),
+        (Boxes([[1, 2, 3, 4]], ["dog"], [0.5], [0.9]), [Found("dog", (1, 2, 3, 4), score=0.5, confidence=0.9)]),
         (Boxes([[1, 2, 3, 4]], [""]), [Found("", (1, 2, 3, 4))]),
         (Boxes([[3, 4, 1, 2], [1, 4, 3, 2]], ["a", "b"]), [Found("a", (1, 2, 3, 4)), Found("b", (1, 2, 3, 4))]),
-        (Quads([SQUARE], ["EXIT"]), [Found("EXIT", (10, 10, 30, 30), Shape.QUAD, polygons=(CORNERS,))]),
         (
-            Polygons([[SQUARE, [0.0, 5.0]], []], ["", "nowhere"]),
-            [Found("", (0, 5, 30, 30), Shape.POLYGON, polygons=(CORNERS, ((0.0, 5.0),)))],
+            Quads([SQUARE], ["EXIT"], [0.9]),
+            [Found("EXIT", (10, 10, 30, 30), Shape.QUAD, polygons=(CORNERS,), confidence=0.9)],
+        ),
+        (
+            Polygons([[], [SQUARE, [0.0, 5.0]]], ["nowhere", ""], [0.1, 0.9]),
+            [Found("", (0, 5, 30, 30), Shape.POLYGON, polygons=(CORNERS, ((0.0, 5.0),)), confidence=0.9)],
         ),
         (
             BoxesAndPolygons([[1, 2, 3, 4]], ["a"], [[SQUARE]], ["b"]),
@@ -63,16 +67,49 @@ def result(answer):
 def test_every_answer_becomes_objects(answer, objects):
     """Boxes, lines of text, outlines and regions in texts; what has no place is left out."""
     found = found_in(answer, SIZE)
-    assert [(one.label, one.shape, one.score, one.polygons) for one in found] == [
-        (one.label, one.shape, one.score, one.polygons) for one in objects
+    assert [(one.label, one.shape, one.score, one.confidence, one.polygons) for one in found] == [
+        (one.label, one.shape, one.score, one.confidence, one.polygons) for one in objects
     ]
     assert [one.box for one in found] == [pytest.approx(one.box) for one in objects]
     assert result(answer).labels == [one.label for one in objects]
 
 
+def test_objects_of_low_confidence_can_be_left_out():
+    """From all lists of the answer, each with the confidences of its own objects; text stays as it is."""
+    box, other = [1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]
+    boxes = Boxes([box, other], ["a", "b"], [0.9, 0.1], [0.3, 0.5])
+    assert result(boxes).at_least(0.5).answer == Boxes([other], ["b"], [0.1], [0.5])
+    assert result(boxes).at_least(0).answer == boxes
+    both = BoxesAndPolygons([box], ["a"], [[SQUARE], [SQUARE]], ["c", "d"], [0.9], [0.4], [0.6, 0.3])
+    assert result(both).at_least(0.5).answer == BoxesAndPolygons([], [], [[SQUARE]], ["c"], [], [], [0.6])
+    assert result(Quads([SQUARE], ["EXIT"], [0.4])).at_least(0.5).answer == Quads([], [], [])
+    assert result(Polygons([[SQUARE]], [""], [0.4])).at_least(0.4).labels == [""]
+    assert result(TextAnswer("a dog")).at_least(0.9).answer == TextAnswer("a dog")
+    with pytest.raises(InvalidRequest, match="no confidences"):
+        result(Boxes([box], ["a"], [0.9])).at_least(0.5)
+
+
+def test_results_know_the_confidences_of_objects_and_of_text():
+    """A text has the probability of its words, without the region that it repeats; so has the region's object."""
+    both = BoxesAndPolygons([[1.0, 2.0, 3.0, 4.0]], ["a"], [[SQUARE]], ["b"], [0.9], [0.4], [0.6])
+    assert result(both).confidences == [0.4, 0.6] and result(Boxes([[1, 2, 3, 4]], ["a"])).confidences == []
+    tokens = [("", -9.0), ("sports", math.log(0.8)), (" car", math.log(0.5)), ("<loc_1>", -9.0), ("", -9.0)]
+    text = TextAnswer("sports car<loc_1><loc_2><loc_3><loc_4>")
+    region = Result("<REGION_TO_CATEGORY>", text, "", "stop", 1, 0.0, SIZE, "1,2,3,4", token_log_probs=tokens)
+    assert region.confidences == pytest.approx([0.4])
+    assert [found.confidence for found in region.objects] == region.confidences
+    assert region.to_coco()["annotations"][0]["score"] == pytest.approx(0.4)
+    assert (
+        dataclasses.replace(region, token_log_probs=[]).confidences == []
+        and len(dataclasses.replace(region, token_log_probs=[]).objects) == 1
+    )
+    assert dataclasses.replace(region, task="<CAPTION>").confidences == pytest.approx([0.4])
+    assert dataclasses.replace(region, task="<CAPTION>").objects[0].confidence is None
+
+
 def test_coco_data_set_is_complete():
     """Boxes are x, y, width, height; outlines have their true area; ids refer to what is there."""
-    answer = BoxesAndPolygons([[10, 20, 40, 60]], ["cat"], [[SQUARE, [5.0, 5.0]]], ["hat"], [0.75])
+    answer = BoxesAndPolygons([[10, 20, 40, 60]], ["cat"], [[SQUARE, [5.0, 5.0]]], ["hat"], [0.1], [0.75], [0.5])
     coco = json.loads(json.dumps(result(answer).to_coco("a.jpg")))
     assert coco["images"] == [{"id": 1, "file_name": "a.jpg", "width": 200, "height": 100}]
     assert coco["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "hat"}]
@@ -82,7 +119,7 @@ def test_coco_data_set_is_complete():
         "iscrowd": 0, "score": 0.75,
     }  # fmt: skip
     assert (outline["id"], outline["category_id"], outline["area"]) == (2, 2, 400)
-    assert outline["segmentation"] == [SQUARE]
+    assert outline["segmentation"] == [SQUARE] and outline["score"] == 0.5
 
 
 def test_yolo_lines_are_fractions_of_the_image():

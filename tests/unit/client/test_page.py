@@ -71,7 +71,7 @@ def test_nothing_found_is_said(image, task, answer):
 @pytest.mark.parametrize(
     ("task", "answer", "words", "count"),
     [
-        ("<OD>", {"bboxes": [BOX, BOX], "labels": ["dog", "cat"], "scores": [0.04, 0.5]}, "dog\ncat", 2),
+        ("<OD>", {"bboxes": [BOX, BOX], "labels": ["dog", "cat"], "confidences": [0.04, 0.5]}, "dog\ncat", 2),
         ("<REGION_PROPOSAL>", {"bboxes": [BOX], "labels": [""]}, "", 1),
         ("<OCR_WITH_REGION>", {"quad_boxes": [LINE], "labels": ["a <b> & c"]}, "a <b> & c", 1),
         ("<REFERRING_EXPRESSION_SEGMENTATION>", {"polygons": [[LINE]], "labels": [""]}, "", 1),
@@ -89,7 +89,7 @@ def test_an_answer_can_be_copied_and_downloaded(image, task, answer, words, coun
     assert (card.words, card.empty) == (words, False) and "Nothing found" not in page
     assert ("Copy text" in page) == bool(words)
     assert (f"{count} found ·" in page) == bool(count)
-    assert ("Scores rank" in page) == ("scores" in answer)
+    assert ("how sure the model is" in page) == ("confidences" in answer)
     name = f"my-image.{task.strip('<>').lower()}"
     assert f'href="saved/{name}.jpg" download="{name}.jpg"' in page
     [encoded] = re.findall(f'href="data:application/json;base64,([^"]*)" download="{name}.json"', page)

@@ -63,6 +63,7 @@ def compiled_candidates(searches: list[Search], logits: np.ndarray, tokens: Toke
         weights=np.zeros((3, vocabulary), np.float32),
         best_sums=np.zeros(2 * rows, np.float32),
         best_places=np.zeros(2 * rows, np.int64),
+        kept_raw=np.zeros(rows, np.int64),
         raw_logits=np.zeros((rows, vocabulary), np.float32),
         raw_largest=np.zeros(rows, np.float32),
         raw_log_sums=np.zeros(rows, np.float32),

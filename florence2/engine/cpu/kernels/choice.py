@@ -44,7 +44,9 @@ def log_mass(r, token, vocabulary, scratch):
     if vocabulary.first_location <= token <= vocabulary.last_location:
         first = max(token - vocabulary.near, vocabulary.first_location)
         last = min(token + vocabulary.near, vocabulary.last_location)
-    near = sum_of_exps(scratch.raw_logits[r, first : last + 1], scratch.raw_largest[r])
+    size = scratch.raw_logits.shape[1]
+    logits = scratch.raw_logits[r] if scratch.kept_raw[r] else scratch.logits[r, :size]
+    near = sum_of_exps(logits[first : last + 1], scratch.raw_largest[r])
     return min(np.log(near) - scratch.raw_log_sums[r], np.float32(0))
 
 
@@ -54,7 +56,9 @@ def apply_rules(r, greedy, size, batch, scratch):
     logits = scratch.logits[r, :size]
     banned = batch.banned[batch.banned_starts[r] : batch.banned_starts[r + 1]]
     penalized = batch.penalized[batch.penalized_starts[r] : batch.penalized_starts[r + 1]]
-    scratch.raw_logits[r] = logits
+    scratch.kept_raw[r] = batch.forced[r] >= 0 or len(banned) > 0 or len(penalized) > 0
+    if scratch.kept_raw[r]:
+        scratch.raw_logits[r] = logits
     largest = maximum(logits)
     log_sum = np.log(sum_of_exps(logits, largest))
     scratch.raw_largest[r], scratch.raw_log_sums[r] = largest, log_sum

@@ -125,7 +125,8 @@ class Scratch(NamedTuple):
     logits: Floats  # [R, V or more]
     largest: Floats  # [R]; log_softmax is (logits - largest) - log_sums
     log_sums: Floats  # [R]
-    raw_logits: Floats  # [R, V], before the rules
+    kept_raw: Integers  # [R], 1 if rules change the row
+    raw_logits: Floats  # [R, V], what they change, before the rules
     raw_largest: Floats  # [R]
     raw_log_sums: Floats  # [R]
     weights: Floats  # [threads, V], relative probabilities of the tokens that may be drawn
