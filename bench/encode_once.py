@@ -58,12 +58,10 @@ def synchronous_server(repository: Path) -> Iterator[EmbeddedServer]:
             f"--cache-config=local,size={size}",
         ]
 
-    with (
-        patch.object(folder, "STAND_IN", BACKEND),
-        patch.object(embedded, "command_line", with_cache),
-        embedded_server(repository) as server,
-    ):
-        yield server
+    with contextlib.ExitStack() as stack:
+        with patch.object(folder, "STAND_IN", BACKEND), patch.object(embedded, "command_line", with_cache):
+            server = stack.enter_context(embedded_server(repository))
+        yield server  # without the patches: the other server starts now
 
 
 def encodings(server: EmbeddedServer) -> float:
