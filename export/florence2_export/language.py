@@ -51,7 +51,7 @@ def _int8(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _int4(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield the layers' matrices as int4, embeddings and an untied head as int8, and the small rest as `dtype`.
+    """Yield the decoder's matrices as int4, the encoder's, embeddings and a head as int8, the small rest as `dtype`.
 
     The numbers between the layers have the type of the small rest.
     """
@@ -59,7 +59,7 @@ def _int4(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[s
         if tensor.dim() != 2 or name.endswith("embed_positions.weight"):
             yield name, tensor.to(dtype).contiguous()
             continue
-        if ".layers." in name:
+        if name.startswith("decoder.layers."):
             parts = compress(tensor)
         else:
             parts = dict(zip(("weight", "scale"), quantize(tensor), strict=True))

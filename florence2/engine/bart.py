@@ -98,7 +98,9 @@ class LanguageModel(nn.Module):
         self.precision = precision
         self.embed_scale = math.sqrt(text.d_model) if text.scale_embedding else 1.0
         self.shared: Table = table(text.vocab_size, text.d_model)
-        encoder = (text.d_model, text.encoder_heads, text.encoder_ffn, linear)
+        # In prefill 4 bits would save no time, since it multiplies more than it reads, and would cost quality.
+        in_prefill = layer_type("int8" if precision == "int4" else precision)
+        encoder = (text.d_model, text.encoder_heads, text.encoder_ffn, in_prefill)
         decoder = (text.d_model, text.decoder_heads, text.decoder_ffn, linear)
         self.encoder = Stack(text, [Layer(*encoder) for _ in range(text.encoder_layers)])
         self.decoder = Stack(text, [DecoderLayer(*decoder) for _ in range(text.decoder_layers)])

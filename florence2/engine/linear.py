@@ -108,7 +108,9 @@ def pack(*layers: Linear | Table) -> Projection:
         return _unpacked(lambda: weight, layers[0].scale, bias)
     scales = [layer.scale for layer in layers if isinstance(layer, Int8Linear)]
     if scales:
-        return _int8(weight, _joined(scales), bias)
+        scale = _joined(scales)
+        in_halves = bias is not None and bias.dtype != torch.float32
+        return _unpacked(lambda: weight, scale, bias) if in_halves else _int8(weight, scale, bias)
     on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
     bfloat16 = weight.dtype == torch.bfloat16
     if on_cpu and (weight.dtype == torch.float32 or (bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())):

@@ -4,8 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from florence2.engine.bart import LanguageModel
+from florence2.engine.cuda.backend import CudaBackend
+from florence2.engine.engine import Engine
 from florence2.engine.int4 import GROUP, Int4Linear, compress, unpack
 from florence2.engine.linear import Int8Embedding, as_int8, pack, quantize
+from florence2.engine.weights import build_language_model
+from florence2_export.language import language_tensors
 
 
 def int4_layer(inputs: int, outputs: int) -> tuple[Int4Linear, nn.Linear]:
@@ -102,3 +107,20 @@ def test_a_table_of_bytes_is_its_own_head():
     torch.testing.assert_close(table(torch.arange(50)), weight, atol=0.02, rtol=0)
     x = torch.randn(3, 16)
     assert (pack(table)(x) - x @ weight.T).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_steps_of_a_gpu_score_as_float32_does(config, make_request, device):
+    """Between the layers an export for a GPU has float16, and one for a CPU float32."""
+    torch.manual_seed(0)
+    weights = {f"model.language_model.{name}": tensor for name, tensor in LanguageModel(config).state_dict().items()}
+    tensors = language_tensors(weights, "int4", device)
+    assert tensors["encoder.layers.0.fc1.weight"].dtype == torch.int8  # prefill gains nothing from 4 bits
+    assert tensors["decoder.layers.0.fc1.weight"].dtype == torch.uint8
+    model = build_language_model(tensors, config, "int4")
+    assert model.dtype == (torch.float32 if device == "cpu" else torch.float16)
+    exact = build_language_model(language_tensors(weights), config, "float32")
+    rounded, truth = (Engine(CudaBackend(each, config, 4), config) for each in (model, exact))
+    requests = [make_request(seed, num_beams=1, max_new_tokens=3) for seed in range(3)]
+    for answer, right in zip(rounded.generate(requests), truth.generate(requests), strict=True):
+        assert answer.log_probs[1] == pytest.approx(right.log_probs[1], abs=0.1)
