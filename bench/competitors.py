@@ -158,8 +158,11 @@ def _served(repository: Path, model: str, shape: list[int]) -> Iterator[Ask]:
 
 
 @contextlib.contextmanager
-def asking(url: str, model: str, shape: list[int], beams: int = BEAMS) -> Iterator[Ask]:
-    """Ask a model of a running server over gRPC; its tensors have the shape [1], or [1, 1] for a batch of one."""
+def asking(url: str, model: str, shape: list[int], beams: int = BEAMS, **options: int) -> Iterator[Ask]:
+    """Ask a model of a running server over gRPC; its tensors have the shape [1], or [1, 1] for a batch of one.
+
+    `options` are further INT32 inputs.
+    """
 
     def ask(image: bytes, prompt: str, limit: int) -> Answer:
         values = {
@@ -167,6 +170,7 @@ def asking(url: str, model: str, shape: list[int], beams: int = BEAMS) -> Iterat
             "TASK": np.array([prompt.encode()], np.object_),
             "MAX_NEW_TOKENS": np.array([limit], np.int32),
             "NUM_BEAMS": np.array([beams], np.int32),
+            **{name: np.array([value], np.int32) for name, value in options.items()},
         }
         inputs = [
             triton.InferInput(name, shape, np_to_triton_dtype(value.dtype)).set_data_from_numpy(value.reshape(shape))

@@ -12,6 +12,10 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), help="of tests/gpu; default: the GPU, or skip them")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark everything in tests/live as `live` and everything in tests/stress as `stress`."""
     for item in items:

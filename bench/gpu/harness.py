@@ -50,7 +50,9 @@ class Report:
         self.path = Path(os.environ.get("OUT", "gpu_out")) / f"{name}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-        self.values: dict[str, Any] = {"device": device, "torch": torch.__version__}
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        self.values: dict[str, Any] = {"device": device, "torch": torch.__version__, "date": today}
+        self.values["small"] = options.small
 
     def __call__(self, key: str, value: Any) -> None:
         self.values[key] = value
@@ -107,6 +109,14 @@ class EagerBackend(CudaBackend):
         return lambda: step.choose(self.decoder.decode(step))
 
 
+def graphs_of(backend: CudaBackend) -> dict[str, int]:
+    """Return how many shapes of steps run as graphs, and how many without one."""
+    captured = [
+        run for run in backend._runs.values() if isinstance(getattr(run, "__self__", None), torch.cuda.CUDAGraph)
+    ]
+    return {"captured": len(captured), "without": len(backend._runs) - len(captured)}
+
+
 def engine_of(
     weights: dict[str, Tensor], config: ModelConfig, options: argparse.Namespace, *, precision: str = "",
     rows: int = 24, backend: type[CudaBackend] = CudaBackend, prefill_seconds: float = 1e9,
@@ -116,6 +126,16 @@ def engine_of(
     tensors = {name: tensor.to(options.device) for name, tensor in language_tensors(weights, precision).items()}
     made = backend(build_language_model(tensors, config, precision), config, rows)
     return Engine(made, config, max_waiting=10_000, prefill_seconds=prefill_seconds)
+
+
+def put_in_flight(engine: Engine, requests: int, beams: int, tokens: int) -> None:
+    """Bring so many requests past prefill."""
+    sequences = [
+        engine.add(random_request(engine.config, seed, num_beams=beams, max_new_tokens=tokens))
+        for seed in range(requests)
+    ]
+    while not all(sequence.prefilled for sequence in sequences):
+        engine.step()
 
 
 def geometry(options: argparse.Namespace) -> ModelConfig:

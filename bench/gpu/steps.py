@@ -19,6 +19,7 @@ from bench.gpu.harness import (
     geometry,
     memory_mib,
     milliseconds,
+    put_in_flight,
     random_request,
 )
 from florence2.engine.bart import Prefill
@@ -53,12 +54,7 @@ class TimedBackend(CudaBackend):
 def step_milliseconds(engine: Engine, requests: int, beams: int, steps: int) -> float:
     """Return the median time of a step with these requests in flight."""
     length = WARM_UP + steps + 2
-    sequences = [
-        engine.add(random_request(engine.config, seed, num_beams=beams, max_new_tokens=length))
-        for seed in range(requests)
-    ]
-    while not all(sequence.prefilled for sequence in sequences):
-        engine.step()
+    put_in_flight(engine, requests, beams, length)
     for _ in range(WARM_UP):
         engine.step()
     taken = []
