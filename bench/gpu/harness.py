@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Florence2ForConditionalGeneration, GenerationConfig
+from transformers import Florence2ForConditionalGeneration
 
 from bench.decode import BASE
 from florence2.config import ModelConfig
@@ -27,6 +27,7 @@ from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
 from florence2.engine.weights import build_language_model
 from florence2_export.language import language_tensors
+from florence2_export.reference import generation_config
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -168,16 +169,10 @@ def reference_answers(
     )
     prompts = torch.tensor([request.prompt_ids for request in requests], device=model.device)
     embedded = torch.cat([features.to(model.device, model.dtype), model.get_input_embeddings()(prompts)], dim=1)
-    tokens = config.tokens
-    generation = GenerationConfig(
-        **dataclasses.asdict(requests[0].options), do_sample=False, bos_token_id=tokens.bos, pad_token_id=tokens.pad,
-        eos_token_id=tokens.eos, decoder_start_token_id=tokens.decoder_start,
-        forced_bos_token_id=config.generation.forced_bos, forced_eos_token_id=config.generation.forced_eos,
-        suppress_tokens=list(range(tokens.known, config.text.vocab_size)) or None,
-    )  # fmt: skip
     encoded = model.model.language_model.encoder(inputs_embeds=embedded)
-    answers = model.generate(encoder_outputs=encoded, generation_config=generation)[:, 1:].tolist()
+    rules = generation_config(config, requests[0].options)
+    answers: list[list[int]] = model.generate(encoder_outputs=encoded, generation_config=rules)[:, 1:].tolist()
     for answer in answers:
-        while answer and answer[-1] == tokens.pad:
+        while answer and answer[-1] == config.tokens.pad:
             answer.pop()
     return answers

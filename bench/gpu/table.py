@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Values = dict[str, Any]
+BOX_TOKENS = 6  # four locations and a label of about two tokens
 PUBLISHED_BOXES = "published for an H100: 12.7 by LocateAnything-3B"
 ROBOFLOW = "Roboflow publishes 652 ms for base on an L4"
 
@@ -24,9 +25,8 @@ def markdown(parts: dict[str, Values]) -> str:
     """Return the tables of all parts. A part that has not run, or a value that it lacks, leaves no line."""
     first: Values = next(iter(parts.values()), {})
     versions = f"{first.get('device')}, torch {first.get('torch')}, {first.get('date')}"
-    lines = [
-        f"Measured by `python -m bench.gpu` on {versions}. Base geometry, random weights, unless it says otherwise."
-    ]
+    sizes = "Small sizes: a test of the program" if first.get("small") else "Base geometry with random weights"
+    lines = [f"Measured by `python -m bench.gpu` on {versions}. {sizes}, unless a line says otherwise."]
     for title, table in TABLES.items():
         if rows := list(table(parts.get(table.__name__, {}))):
             lines += ["", f"| {title} | |", "|---|---|", *rows]
@@ -114,7 +114,8 @@ def served(values: Values) -> Iterator[str]:
         yield row("bundled checkpoint in float32, all tasks", f"{same} of {answers['of']} answers as transformers'")
     for name, cell in values.items():
         if isinstance(cell, dict) and "per_second" in cell:
-            note = f" ({ROBOFLOW})" if "128 tokens" in name else ""
+            note = f"; {cell['per_second'] * (100 // BOX_TOKENS):.0f} boxes per second" if "100 tokens" in name else ""
+            note = f" ({ROBOFLOW})" if "128 tokens" in name else note
             yield row(name, f"{cell['per_second']} per second; median {cell['median_s']} s, "
                       f"99 % {cell['99_percent_s']} s{note}")  # fmt: skip
 

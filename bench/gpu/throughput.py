@@ -24,13 +24,13 @@ from bench.gpu.harness import (
     reference_answers,
     sync,
 )
+from bench.gpu.table import BOX_TOKENS
 from bench.throughput import reference_model
 
 LOADS = {"captions": 20, "detections": 100}  # new tokens
 BEAMS, REQUESTS = 3, 64
 BATCHES = (1, 8, 16, 32)
 TARGETS = {"captions": 3, "detections": 5}  # times transformers' in batches of 32
-BOX_TOKENS = 6  # four locations and a label of about two tokens
 SINGLE = {"caption": (20, BEAMS), "greedy, exactly 128 tokens": (128, 1)}  # tokens, beams
 
 

@@ -75,18 +75,12 @@ def _encode(reference: Florence2ForConditionalGeneration, features: Tensor, prom
     return reference.model.language_model.encoder(inputs_embeds=torch.cat([image, prompt], dim=1))
 
 
-def reference_tokens(
-    reference: Florence2ForConditionalGeneration,
-    config: ModelConfig,
-    features: Tensor,
-    prompt_ids: list[int],
-    options: GenerationOptions,
-) -> list[int]:
-    """Return transformers' most likely answer without the start token or padding rows. features: [T, D]."""
+def generation_config(config: ModelConfig, options: GenerationOptions) -> GenerationConfig:
+    """Return options with which transformers' `generate` finds the most likely answer under the server's rules."""
     tokens, given = config.tokens, dataclasses.asdict(options)  # which have transformers' names, but for these
     for name in ("temperature", "top_k", "top_p", "seed"):
         del given[name]
-    generation = GenerationConfig(
+    return GenerationConfig(
         bad_words_ids=[[tokens.bos, tokens.bos]] if given.pop("suppress_repeated_bos") else None,
         **given,
         do_sample=False,
@@ -98,6 +92,17 @@ def reference_tokens(
         forced_eos_token_id=config.generation.forced_eos,
         suppress_tokens=list(range(tokens.known, config.text.vocab_size)) or None,
     )
+
+
+def reference_tokens(
+    reference: Florence2ForConditionalGeneration,
+    config: ModelConfig,
+    features: Tensor,
+    prompt_ids: list[int],
+    options: GenerationOptions,
+) -> list[int]:
+    """Return transformers' most likely answer without the start token or padding rows. features: [T, D]."""
+    generation = generation_config(config, options)
     with torch.inference_mode():
         encoded = _encode(reference, features, prompt_ids)
         sequences: Tensor = reference.generate(encoder_outputs=encoded, generation_config=generation)

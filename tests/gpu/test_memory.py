@@ -8,25 +8,29 @@ import torch
 from bench.decode import random_weights
 from bench.gpu.harness import engine_of, geometry, random_request
 from florence2.engine.backend import cache_bytes
+from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.cuda.cache import PaddedCache
-from florence2.engine.weights import build_language_model, create_backend
+from florence2.engine.engine import Engine
+from florence2.engine.weights import build_language_model, rows_within
 from florence2_export.language import language_tensors
 
 MIB = 2**20
+LIBRARIES = 128 * MIB  # which cuBLAS and its like take once, whatever the model
 
 
-@pytest.mark.parametrize("budget_rows", [1, 5, 200])
-def test_keys_and_values_stay_within_the_budget(options, device, budget_rows):
-    """As many rows as fit, and at least one."""
-    config, dtype = geometry(options), torch.float16 if device == "cuda" else torch.float32
-    precision = "float16" if device == "cuda" else "float32"
+@pytest.fixture
+def model(options, device):
+    config, precision = geometry(options), "float16" if device == "cuda" else "float32"
     tensors = {name: tensor.to(device) for name, tensor in language_tensors(random_weights(config), precision).items()}
-    budget = budget_rows * sum(cache_bytes(config, dtype)) + 1000
-    backend = create_backend(build_language_model(tensors, config, precision), config, 24, budget)
-    assert backend.rows <= min(24, budget_rows) and backend.rows >= 1
-    if device == "cpu":
-        assert backend.rows == min(24, budget_rows)  # on a GPU graphs take a part of the budget
-    assert backend.rows * sum(cache_bytes(config, dtype)) <= budget
+    return build_language_model(tensors, config, precision)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 24])
+def test_there_are_as_many_rows_as_the_budget_allows(model, options, rows):
+    config = geometry(options)
+    budget = CudaBackend.memory_bytes(model, config, rows)
+    assert rows_within(budget, CudaBackend, model, config, 24) == rows
+    assert rows_within(budget - 1, CudaBackend, model, config, 24) == max(1, rows - 1)
 
 
 def test_the_cache_takes_what_is_counted(options, device):
@@ -34,6 +38,19 @@ def test_the_cache_takes_what_is_counted(options, device):
     cache = PaddedCache(config, 8, dtype, torch.device(device))
     taken = sum(part.nbytes for part in (cache.self_keys, cache.self_values, cache.cross_keys, cache.cross_values))
     assert taken == 8 * sum(cache_bytes(config, dtype))
+
+
+def test_the_device_lends_no_more_than_the_budget(cuda, model, options):
+    """Measured on the whole device, with the graphs in the driver, after a full batch of each kind of request."""
+    config, rows = geometry(options), 24
+    budget = CudaBackend.memory_bytes(model, config, rows)
+    torch.cuda.empty_cache()
+    before, _ = torch.cuda.mem_get_info()
+    engine = Engine(CudaBackend(model, config, rows), config, prefill_seconds=60)
+    for beams in (1, 3, 5):
+        engine.generate([random_request(config, seed, num_beams=beams, max_new_tokens=100) for seed in range(24)])
+    after, _ = torch.cuda.mem_get_info()
+    assert before - after <= budget + LIBRARIES
 
 
 def test_requests_take_no_memory_that_stays(cuda, options):
