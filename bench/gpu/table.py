@@ -68,6 +68,8 @@ def steps(values: Values) -> Iterator[str]:
         yield row("captures", f"{len(shapes)} shapes in {sum(shapes.values()) / 1e3:.1f} s")
     if memory := values.get("memory_mib"):
         yield row("memory with 24 rows", f"{memory['after']['reserved']} MiB")
+    if memory := values.get("steps_and_graphs_mib"):
+        yield row("memory of steps and graphs", f"{memory['taken']} MiB, of {memory['estimated']} counted")
 
 
 def throughput(values: Values) -> Iterator[str]:
