@@ -99,13 +99,13 @@ def encoder(values: Values) -> Iterator[str]:
 
 
 def together(values: Values) -> Iterator[str]:
-    if "step_ms_alone" in values:
-        yield row("step, encoder idle", f"{values['step_ms_alone']} ms")
+    if "step_ms_by_itself" in values:
+        yield row("step, encoder idle", f"{values['step_ms_by_itself']} ms")
     for place, name in ("process", "two processes"), ("thread", "two threads of one process"):
         if cell := values.get(f"as_{place}"):
             mps = f", {'with' if values['mps'] else 'without'} MPS" if place == "process" else ""
             rates = (
-                f"{cell['images_per_second_together']} instead of {cell['images_per_second_alone']} images per second"
+                f"{cell['images_per_second_together']} instead of {cell['images_per_second_by_itself']} images per second"
             )
             yield row(f"{name}{mps}", f"step {cell['step_ms_together']} ms; encoder {rates}")
 

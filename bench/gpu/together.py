@@ -130,14 +130,14 @@ def main() -> None:
     decoding = Decoding(engine_of(random_weights(config), config, options), 12 if options.small else 60)
     decoding.run(seconds / 4)  # captures
     decoding.run(seconds)
-    report("step_ms_alone", decoding.step_ms)
+    report("step_ms_by_itself", decoding.step_ms)
     report("mps", "CUDA_MPS_PIPE_DIRECTORY" in os.environ)
     for place in (process, thread):
         with report.part(place.__name__), place(options) as encoding:
             only = encoding.per_second(seconds, time.sleep)
             both = encoding.per_second(seconds, decoding.run)
             report(f"as_{place.__name__}", {
-                "images_per_second_alone": round(only, 2), "images_per_second_together": round(both, 2),
+                "images_per_second_by_itself": round(only, 2), "images_per_second_together": round(both, 2),
                 "step_ms_together": decoding.step_ms,
             })  # fmt: skip
 
