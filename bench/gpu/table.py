@@ -105,7 +105,7 @@ def together(values: Values) -> Iterator[str]:
         if cell := values.get(f"as_{place}"):
             mps = f", {'with' if values['mps'] else 'without'} MPS" if place == "process" else ""
             rates = (
-                f"{cell['images_per_second_together']} instead of {cell['images_per_second_by_itself']} images per second"
+                f"{cell['images_per_second_together']} instead of {cell['images_per_second_by_itself']} images a second"
             )
             yield row(f"{name}{mps}", f"step {cell['step_ms_together']} ms; encoder {rates}")
 

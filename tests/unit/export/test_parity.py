@@ -45,7 +45,7 @@ def test_one_wrong_feature_fails_the_vision_stage_of_float32():
         assert not parity.compare_features(ours, theirs).passed
 
 
-@pytest.mark.parametrize("precision", parity.BOUNDS)
+@pytest.mark.parametrize("precision", [name for name, bound in parity.BOUNDS.items() if bound.features])
 def test_lower_precisions_may_have_outliers_but_no_shift(precision):
     """Their mean error counts, in standard deviations of the features, so that their unit does not matter."""
     random = np.random.default_rng(0)
