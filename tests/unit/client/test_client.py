@@ -329,6 +329,9 @@ def test_model_and_timeout_reach_the_transport():
     assert timeout == pytest.approx(2.5, abs=0.1)
 
 
+OTHER_METHODS = ("run", "ask", "caption_regions", "run_many", "stream", "close")
+
+
 def task_methods():
     """name -> what to call it with, of every method of the client that asks one task."""
     return {
@@ -336,7 +339,7 @@ def task_methods():
             (1, 2, 3, 4) if name == "region" else "words" for name in list(inspect.signature(method).parameters)[2:-1]
         ]
         for name, method in inspect.getmembers(Client, inspect.isfunction)
-        if not name.startswith("_") and name not in ("run", "ask", "run_many", "stream", "close")
+        if not name.startswith("_") and name not in OTHER_METHODS
     }
 
 
@@ -361,7 +364,7 @@ def test_both_clients_have_one_interface():
         result = getattr(Client(transport=transport), name)(png(), *arguments)
         assert asyncio.run(getattr(AsyncClient(transport=other), name)(png(), *arguments)) == result
         assert other.asked == transport.asked
-    for name in ("run", "ask", "run_many", "stream", "close", "__init__"):
+    for name in (*OTHER_METHODS, "__init__"):
         parameters = [list(inspect.signature(getattr(kind, name)).parameters) for kind in (Client, AsyncClient)]
         assert parameters[0] == parameters[1]
 
