@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from florence2_client.gateway.app import GatewayOptions, make_app
 from florence2_client.gateway.server import Front
@@ -50,6 +51,14 @@ def test_the_client_library(server, folder):
     (folder / "images" / "notes.txt").write_text("no image")
     notes, *captions = run("client_batch.py", folder, "images", server.grpc_url).splitlines()
     assert notes.startswith("notes.txt: ") and len(captions) == 2
+
+
+def test_several_tasks_and_phrases_in_one_call(server, folder):
+    """Each phrase is answered, and each object has a mask in the image's size."""
+    *_, star, triangle, circle = run("client_several.py", folder, IMAGE, server.grpc_url).splitlines()
+    assert [line.partition(" -> ")[0] for line in (star, triangle, circle)] == ["a star", "a triangle", "a circle"]
+    assert (folder / "outlines.png").exists()
+    assert all(Image.open(mask).size == (640, 640) for mask in folder.glob("[0-9]-*.png"))
 
 
 def test_the_parser_of_screenshots(server, folder):

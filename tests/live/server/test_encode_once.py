@@ -108,6 +108,14 @@ def test_eight_requests_for_a_new_image_share_one_run(server):
     assert (runs, hits + joins) == (1, 7)
 
 
+def test_twenty_phrases_in_one_call_are_encoded_once(server):
+    phrases = [f"thing number {number}" for number in range(20)]
+    with Client(server.grpc_url) as client:
+        image = png(scene_image(691))
+        runs, hits, joins = counted(server, 20, lambda: client.find(image, phrases, max_new_tokens=5).merged())
+    assert (runs, hits + joins) == (1, 19)
+
+
 def test_a_canceled_request_harms_no_other(server):
     """Not even those that wait for the run that it started. What it began is kept."""
     images = np.random.default_rng(8).integers(0, 256, (10, 1, 192, 192, 3), dtype=np.uint8)
