@@ -55,6 +55,20 @@ def add_connection(parser: argparse.ArgumentParser, place: Any = None, *, option
     group.add_argument("--ca", metavar="FILE", help="certificate authority to trust with grpcs:// and https://")
 
 
+def add_listening(parser: argparse.ArgumentParser, default_port: int) -> None:
+    """Add the options of a command that listens on a port and sends requests to a server for its visitors."""
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every address (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port", type=port, default=default_port, metavar="PORT", help="0 picks a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=seconds, default=120.0, metavar="S",
+        help="give up on a request after S seconds (default: %(default)g)",
+    )  # fmt: skip
+
+
 def connection(options: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments for Client or AsyncClient."""
     return {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2.server.options import ServingOptions
-from florence2_client.cli.arguments import FILES, add_connection, connection, number, port, seconds
+from florence2_client.cli.arguments import FILES, add_connection, add_listening, connection, number
 from florence2_client.cli.serve import run_server
 
 if TYPE_CHECKING:
@@ -33,19 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Serve OpenAI's chat API (/v1/chat/completions) for Florence-2 until Ctrl-C."
     parser.epilog = EXAMPLES
     parser.set_defaults(command=run)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every address (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--port", type=port, default=8080, metavar="PORT", help="0 picks a free one (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=seconds,
-        default=120.0,
-        metavar="S",
-        help="give up on a request after S seconds (default: 120)",
-    )
+    add_listening(parser, 8080)
     parser.add_argument(
         "--drain-seconds", type=number(int, 0), default=30, metavar="S",
         help="time for running requests to finish when the gateway is stopped (default: %(default)s)",

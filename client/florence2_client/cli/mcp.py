@@ -7,7 +7,7 @@ from pathlib import Path
 
 from florence2.errors import Florence2Error
 from florence2_client.async_client import AsyncClient
-from florence2_client.cli.arguments import FILES, add_connection, connection, port, seconds
+from florence2_client.cli.arguments import FILES, add_connection, add_listening, connection
 from florence2_client.cli.gateway import add_access, keys_of
 
 EXAMPLES = """\
@@ -26,17 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.set_defaults(command=run)
     parser.add_argument("--http", action="store_true", help="listen on a port (default: standard input and output)")
-    parser.add_argument("--host", default="127.0.0.1", help="address for --http (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=port, default=8090, metavar="PORT", help="for --http; 0 picks a free one (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=seconds,
-        default=120.0,
-        metavar="S",
-        help="give up on a request after S seconds (default: 120)",
-    )
+    add_listening(parser, 8090)
     access = add_access(parser)
     files = access.add_argument(
         "--allow-files-from", action="append", type=Path, metavar="DIR",

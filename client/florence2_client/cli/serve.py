@@ -13,7 +13,7 @@ from pathlib import Path
 from florence2.errors import Florence2Error, ServerError
 from florence2.server import machine
 from florence2.server.options import ServingOptions
-from florence2_client.cli.arguments import add_connection, connection, number, port, seconds
+from florence2_client.cli.arguments import add_connection, add_listening, connection, number, port
 from florence2_client.client import Client
 from florence2_client.request import LONGEST_TIMEOUT
 
@@ -110,19 +110,7 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
     parser.description = "Serve a web page for a running server: choose an image and tasks, draw a box, see answers."
     parser.epilog = UI_EXAMPLES
     parser.set_defaults(command=serve_page)
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every address (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--port", type=port, default=7860, metavar="PORT", help="0 picks a free one (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=seconds,
-        default=120.0,
-        metavar="S",
-        help="give up on a request after S seconds (default: 120)",
-    )
+    add_listening(parser, 7860)
     add_connection(parser)
 
 
