@@ -9,6 +9,7 @@ same searches. The table has microseconds per step.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -93,6 +94,7 @@ def measure(requests: int, beams: int, length: int) -> list[float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| requests x beams | tokens | searches | inputs, CPU | inputs, GPU | outputs, GPU |")
     print("|---|---|---|---|---|---|")
     for requests, beams in LOADS:
