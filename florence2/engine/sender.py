@@ -7,7 +7,6 @@ job's functions, because polling for cancellation must never happen after the an
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 from florence2.engine import metrics
 from florence2.engine.beam import Generation, GreedySearch
 from florence2.engine.metrics import Recorder, Times
+from florence2.engine.outbox import Outbox
 from florence2.engine.sequence import Request, Sequence
 from florence2.errors import Cancelled, DeadlineExceeded, Florence2Error, QueueFull, Unavailable
 
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 Outcome = Generation | Florence2Error
 POLL_SECONDS = 0.1  # asking Triton whether a request was canceled takes up to 0.13 ms
 WAITING_POLL_SECONDS = 1.0  # for waiting requests: there may be hundreds, and they hold no rows
-PUBLISH_SECONDS = 1.0
 # Between two partial answers to a request. No client reads faster, and each passes through the models after this one.
 FOLLOW_SECONDS = 0.02
 
@@ -66,15 +65,16 @@ class Sender:
     """
 
     def __init__(self, recorder: Recorder, max_seconds: float, publish: Callable[[], None]) -> None:
-        self._recorder, self._max_seconds, self._publish = recorder, max_seconds, publish
-        # A job without an outcome has a partial answer. None ends the thread.
-        self._outbox: queue.SimpleQueue[tuple[Job, Outcome | None] | None] = queue.SimpleQueue()
+        self._recorder, self._max_seconds = recorder, max_seconds
+        # A job without an outcome has a partial answer.
+        self._outbox: Outbox[tuple[Job, Outcome | None]] = Outbox(
+            self._deliver, publish, self._check_open_jobs, POLL_SECONDS
+        )
         # Guards the next two, so that no job is added after the last look at the open ones; and the partial answers.
         self._lock = threading.Lock()
         self._open: set[Job] = set()
         self.closed: str | None = None  # the reason, once no more jobs are accepted
-        self._thread = threading.Thread(target=self._run, name="florence2-sender", daemon=True)
-        self._thread.start()
+        self._outbox.start()
 
     def accept(self, job: Job) -> None:
         """Take responsibility for the job's answer. Raises Unavailable after `close`."""
@@ -112,8 +112,7 @@ class Sender:
 
     def stop(self, seconds: float) -> None:
         """End the thread, after it has sent everything; wait at most so long."""
-        self._outbox.put(None)
-        self._thread.join(seconds)
+        self._outbox.stop(seconds)
 
     def reason_to_end(self, job: Job, now: float) -> Florence2Error | None:
         """Return why the job must end now, if there is a reason."""
@@ -129,25 +128,8 @@ class Sender:
             return DeadlineExceeded(f"the answer took longer than the {self._max_seconds:g} seconds this server allows")
         return None
 
-    def _run(self) -> None:
-        publish_at = 0.0
-        while True:
-            try:
-                item = self._outbox.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                pass
-            else:
-                if item is None:
-                    break
-                self._deliver(*item)
-                del item  # Triton's request objects must go at once
-            self._check_open_jobs()
-            if time.monotonic() >= publish_at:
-                self._publish()
-                publish_at = time.monotonic() + PUBLISH_SECONDS
-        self._publish()
-
-    def _deliver(self, job: Job, outcome: Outcome | None) -> None:
+    def _deliver(self, item: tuple[Job, Outcome | None]) -> None:
+        job, outcome = item
         send: Callable[[Any], None] | None = job.answer
         message = outcome
         if outcome is None:

@@ -8,7 +8,6 @@ Knows no Triton: `onnxruntime_backend` connects it with one (docs/adr/0008).
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ import numpy as np
 
 from florence2.engine import metrics
 from florence2.engine.metrics import Recorder, Sample
+from florence2.engine.outbox import Outbox
 from florence2.errors import Florence2Error, InternalError, QueueFull, Unavailable
 from florence2.triton.cache import Cache
 from florence2.triton.onnx_session import Arrays, Session
@@ -26,7 +26,6 @@ from florence2.triton.onnx_session import Arrays, Session
 log = logging.getLogger(__name__)
 
 BUSY = "the vision encoder is busy with requests of the ensemble; send images there, or try again later"
-PUBLISH_SECONDS = 1.0
 STOP_SECONDS = 5.0
 Outcome = Arrays | Florence2Error
 
@@ -65,11 +64,11 @@ class Encoder:
         for metric in metrics.ENCODER_METRICS:
             if metric.kind is metrics.Kind.COUNTER:
                 self._recorder.count(metric, 0)  # so that it is published from the start
-        self._outbox: queue.SimpleQueue[tuple[Callable[[Outcome], None], Outcome] | None] = queue.SimpleQueue()
+        # Responding takes most of a millisecond, so another thread does it.
+        self._outbox: Outbox[tuple[Callable[[Outcome], None], Outcome]] = Outbox(self._deliver, self._publish)
         self._worker = threading.Thread(target=self._work, name="florence2-encoder", daemon=True)
-        self._sender = threading.Thread(target=self._send, name="florence2-sender", daemon=True)
         self._worker.start()
-        self._sender.start()
+        self._outbox.start()
 
     def submit(
         self,
@@ -108,8 +107,7 @@ class Encoder:
         self._close(reason, list(self._queue), Unavailable(reason))
         self._worker.join(STOP_SECONDS)
         self._close(reason, list(self._runs.values()), Unavailable(reason))
-        self._outbox.put(None)
-        self._sender.join(STOP_SECONDS)
+        self._outbox.stop(STOP_SECONDS)
 
     def _close(self, reason: str, left: list[Run], error: Florence2Error) -> None:
         with self._changed:
@@ -191,26 +189,10 @@ class Encoder:
             # Copies, so that the cache does not keep whole batches alive.
             yield {name: output[rows].copy() for name, output in joined.items()}
 
-    # ---- the thread that responds, which takes most of a millisecond each time
+    # ---- the thread that responds
 
-    def _send(self) -> None:
-        publish_at = 0.0
-        while True:
-            try:
-                item = self._outbox.get(timeout=PUBLISH_SECONDS)
-            except queue.Empty:
-                pass
-            else:
-                if item is None:
-                    break
-                self._deliver(*item)
-                del item  # Triton's request objects must go at once
-            if time.monotonic() >= publish_at:
-                self._publish()
-                publish_at = time.monotonic() + PUBLISH_SECONDS
-        self._publish()
-
-    def _deliver(self, answer: Callable[[Outcome], None], outcome: Outcome) -> None:
+    def _deliver(self, item: tuple[Callable[[Outcome], None], Outcome]) -> None:
+        answer, outcome = item
         try:
             answer(outcome)
         except BaseException:  # other requests need their answers

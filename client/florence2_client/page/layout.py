@@ -65,17 +65,6 @@ KEEP_OR_REPLACE = f"""(_, image, ...fields) => {{
   const own = image && image.path !== {json.dumps(EXAMPLE)};
   return [!own || confirm("Replace your image with the example's?"), image, ...fields];
 }}"""
-# Gradio refuses dropped files whose type the browser does not know, such as HEIC on most systems.
-ACCEPT_UNKNOWN_TYPES = """() => addEventListener("drop", (event) => {
-  const files = [...event.dataTransfer.files];
-  if (files.every((file) => file.type)) return;
-  event.preventDefault();
-  event.stopImmediatePropagation();
-  const dataTransfer = new DataTransfer();
-  for (const file of files)
-    dataTransfer.items.add(new File([file], file.name, { type: file.type || "image/unknown" }));
-  event.target.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer }));
-}, true)"""
 
 Updates: TypeAlias = "dict[Any, Any]"
 
@@ -301,5 +290,5 @@ def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
         for run in runs:
             run.then(**at_rest, js=SCROLL_TO_ANSWERS)
         answers.stop_button.click(**at_rest, cancels=runs)
-        page.load(None, js=ACCEPT_UNKNOWN_TYPES)
+        page.load(None, js=(FOLDER / "drop.js").read_text(encoding="utf-8"))
     return page

@@ -24,6 +24,7 @@ from florence2.engine.backend import Span
 from florence2.engine.bart import DecoderLayer, LanguageModel, PackedLayer
 from florence2.engine.beam import Candidate, Constraint, Search
 from florence2.engine.cuda.cache import PaddedCache
+from florence2.engine.cuda.inputs import Inputs
 from florence2.engine.cuda.sampling import draw_tokens
 from florence2.engine.linear import pack
 from florence2.locations import NEAR
@@ -42,25 +43,6 @@ class Shape(NamedTuple):
     encoder_length: int
     rules: int
     samples: bool = False  # whether tokens are drawn, which takes a sort
-
-
-class Inputs:
-    """Named integers and floats in one block each on the host and on the device; views of both, by name."""
-
-    def __init__(self, sizes: dict[str, int], floats: Sequence[str], device: torch.device) -> None:
-        block = torch.zeros(sum(sizes.values()), dtype=torch.int32)
-        self._host = block.pin_memory() if device.type == "cuda" else block
-        self._device = torch.zeros_like(block, device=device)
-        self.host: dict[str, NDArray[np.int32 | np.float32]] = {}
-        self.device: dict[str, Tensor] = {}
-        for name, host, here in zip(sizes, *(part.split([*sizes.values()]) for part in (self._host, self._device)),
-                                    strict=True):  # fmt: skip
-            numbers = torch.float32 if name in floats else torch.int32
-            self.host[name], self.device[name] = host.view(numbers).numpy(), here.view(numbers)
-
-    def upload(self) -> None:
-        """Copy the host's block to the device."""
-        self._device.copy_(self._host, non_blocking=True)
 
 
 class PaddedStep:

@@ -8,7 +8,6 @@ import inspect
 import io
 import json
 import pickle
-import threading
 
 import numpy as np
 import pytest
@@ -19,18 +18,19 @@ from florence2.errors import DeadlineExceeded, InvalidImage, InvalidOption, Inva
 from florence2_client import AsyncClient, Client, Failure, Prompt, Result, Results
 from florence2_client.objects import Shape
 from florence2_client.tasks import prompts_of
+from tests.unit.client.in_flight import CountingTransport
 from tests.unit.client.test_client import outputs, png
 
 IMAGE = png((200, 100))
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
 
 
-class Server:
+class Server(CountingTransport):
     """A transport that answers each task in its form, records what was sent, and refuses what it is told."""
 
     def __init__(self, refused: dict[str, list[Exception]] | None = None) -> None:
-        self.refused = refused or {}
-        self.lock, self.sent, self.now, self.most = threading.Lock(), [], 0, 0
+        super().__init__()
+        self.refused, self.sent = refused or {}, []
 
     def answer(self, tensors, timeout):
         task, text = (tensors[name][0].decode() if name in tensors else "" for name in ("TASK", "TEXT"))
@@ -49,19 +49,6 @@ class Server:
         if "nothing" in text:
             answer = {"bboxes": [], "bboxes_labels": [], "polygons": [], "polygons_labels": []}
         return outputs(task, answer, IMAGE_SIZE=np.array([200, 100], dtype=np.int32))
-
-    def infer(self, model, tensors, timeout):
-        with self.lock:
-            self.now += 1
-            self.most = max(self.most, self.now)
-        try:
-            return self.answer(tensors, timeout)
-        finally:
-            with self.lock:
-                self.now -= 1
-
-    def close(self):
-        pass
 
 
 class AsyncServer(Server):

@@ -6,7 +6,6 @@ import asyncio
 import io
 import itertools
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -22,26 +21,17 @@ from florence2_client import AsyncClient, Client, Prompt, Tiles
 from florence2_client.tiles import TILED, TILES_IN_FLIGHT
 from florence2_client.tiling import MOST_AUTO, tile_boxes
 from tests import reference  # noqa: F401  the profile of hypothesis
+from tests.unit.client.in_flight import CountingTransport
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
 
 
-class Finder:
+class Finder(CountingTransport):
     """Answers with the box of each color, as far as the image shows it; 768 pixels of a side are all it sees."""
 
     def __init__(self, fails=lambda size: None):
-        self.lock, self.fails = threading.Lock(), fails
-        self.sizes, self.tasks, self.timeouts, self.now, self.most = [], [], [], 0, 0
-
-    def infer(self, model, tensors, timeout):
-        with self.lock:
-            self.now += 1
-            self.most = max(self.most, self.now)
-        try:
-            return self.answer(tensors, timeout)
-        finally:
-            with self.lock:
-                self.now -= 1
+        super().__init__()
+        self.fails, self.sizes, self.tasks, self.timeouts = fails, [], [], []
 
     def answer(self, tensors, timeout):
         image = decode_image(tensors["IMAGE"][0], ImageConfig.max_pixels)
@@ -74,9 +64,6 @@ class Finder:
             "SEQUENCE_SCORE": np.array([-0.5], np.float32),
             "IMAGE_SIZE": np.array(image.size, np.int32),
         }
-
-    def close(self):
-        pass
 
 
 class AsyncFinder(Finder):

@@ -274,7 +274,7 @@ def test_partial_answers_that_leave_slowly_are_replaced_and_not_queued(worker, e
     def follow(part):
         partial.append(len(part.tokens))
         time.sleep(0.2)
-        waiting.append(worker.sender._outbox.qsize())
+        waiting.append(worker.sender._outbox._items.qsize())
 
     client = Client(make_request(1, num_beams=1, max_new_tokens=40), follow=follow)
     worker.submit(client.job)
