@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Offer the tasks to agents as tools of the Model Context Protocol (MCP)."
     parser.epilog = EXAMPLES
     parser.set_defaults(command=run)
-    parser.add_argument("--http", action="store_true", help="listen on a port (default: standard input and output)")
+    parser.add_argument(
+        "--http", action="store_true", help="listen on --host and --port (default: standard input and output)"
+    )
     add_listening(parser, 8090)
     access = add_access(parser)
     files = access.add_argument(
