@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TARGET ?= cpu
 
-.PHONY: install demo test test-unit test-live stress generate check bench audit up clean
+.PHONY: install demo test test-unit test-live stress generate check bench audit dist up clean
 
 install: $(VENV)/installed
 
@@ -80,5 +80,10 @@ audit: install
 	@$(PIP) --quiet pip-audit
 	@$(BIN)/python .ci/audit.py $(AUDIT)
 
+# The source distribution, and the wheel that is built from it.
+dist: install
+	rm -rf dist
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -3,4 +3,4 @@
 `import florence2` needs only the standard library and numpy; only `florence2.engine` needs torch.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"

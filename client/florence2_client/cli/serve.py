@@ -32,7 +32,7 @@ examples:
   florence2 ui                                       then open http://127.0.0.1:7860
   florence2 ui --url http://gpu-box:8000 --host 0.0.0.0     open to everyone who can reach this machine
 
-Needs Gradio: pip install '.[ui]'. The page fetches nothing from the internet.
+Needs Gradio: pip install 'florence2-triton[ui]'. The page fetches nothing from the internet.
 """
 
 
@@ -121,7 +121,7 @@ def serve_page(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise Florence2Error("the page needs Gradio: pip install '.[ui]'") from error
+        raise Florence2Error("the page needs Gradio: pip install 'florence2-triton[ui]'") from error
     stopped = threading.Event()
     with (
         Client(**connection(options)) as client,
