@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 TARGET ?= cpu
 
-.PHONY: install demo test test-unit test-live stress generate check bench audit dist up clean
+.PHONY: install demo test test-unit test-live stress generate docs check bench audit dist up clean
 
 install: $(VENV)/installed
 
@@ -69,6 +69,11 @@ up: .env
 
 generate: install
 	$(BIN)/python -m tools.generate
+
+# Broken links are errors. While you write, .venv/bin/mkdocs serve shows the pages as they change.
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo 'Open build/site/index.html; to search as well: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site'
 
 check: install
 	$(BIN)/ruff check

@@ -1,0 +1,55 @@
+"""The documentation builds as a site: every link leads somewhere, and no page loads anything from another server."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import florence2_client
+
+pytest.importorskip("material", reason="the site needs Python 3.11")
+
+ROOT = Path(__file__).parents[3]
+LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?((?:https?:)?//[^\"'\s>]+)")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """Build the site; a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_page_is_on_the_site(site):
+    """Pages keep their place in the repository; README.md is the index of its folder."""
+    pages = [path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md")]
+    built = [page.with_name("index.html" if page.name == "README.md" else f"{page.stem}.html") for page in pages]
+    assert len(built) > 30
+    assert [page for page in built if not (site / page).is_file()] == []
+
+
+def test_no_page_loads_anything_from_another_server(site):
+    loaded = {url for page in site.rglob("*.html") for url in LOADED.findall(page.read_text(encoding="utf-8"))}
+    loaded |= {url for style in site.rglob("*.css") for url in re.findall(r"url\(\W?(https?:[^)]+)", style.read_text())}
+    assert loaded == set()
+
+
+def test_the_reference_has_every_public_name(site):
+    """It also says what the methods of both clients return."""
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: florence2_client\.(\w+)$", page, re.M)) == sorted(florence2_client.__all__)
+    reference = (site / "docs" / "python.html").read_text(encoding="utf-8")
+    text = html.unescape(re.sub(r"<[^>]+>", "", reference))
+    assert all(f'id="florence2_client.{name}"' in reference for name in florence2_client.__all__)
+    assert "Result[TextAnswer]" in text and "TextT" not in text
+    assert '>>> client.caption("scene.png")' in text

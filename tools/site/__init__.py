@@ -1,0 +1,1 @@
+"""What `mkdocs.yml` needs to make a site of the documentation: `make docs`."""
