@@ -9,9 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "demo/README.md")),
-    *(ROOT / "tools").rglob("*.md"),
-    *(ROOT / "docs").rglob("*.md"),
+    *ROOT.glob("*.md"),
+    *(page for folder in ("demo", "docs", "examples", "tools") for page in (ROOT / folder).rglob("*.md")),
 ]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
