@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("*.md", "docs/**/*.md", "demo/*.md", "examples/*.md", "tools/**/*.md")
+FENCED = re.compile(r"^(```.*?^```$)", re.M | re.S)
 STYLE = "docs/site.css"
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
@@ -30,6 +31,14 @@ def on_config(config: MkDocsConfig) -> None:
     new = [page for page in pages if page not in named]
     config.nav[-1]["Decisions"] += [page for page in new if page.startswith("docs/adr/")]
     config.nav[-2]["More"] += [page for page in new if not page.startswith("docs/adr/")]
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Indent what continues a list item by four columns, as Python-Markdown needs it; GitHub is content with two."""
+    return "".join(
+        part if part.startswith("```") else re.sub(r"^ {2,3}(?=\S)", "    ", part, flags=re.M)
+        for part in FENCED.split(markdown)
+    )
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -44,6 +44,17 @@ def test_no_page_loads_anything_from_another_server(site):
     assert loaded == set()
 
 
+def test_lists_and_tables_are_not_read_as_prose(site):
+    """Python-Markdown needs a blank line before them, and deeper indents than GitHub."""
+    swallowed = {
+        page.relative_to(site): paragraph[:80]
+        for page in site.rglob("*.html")
+        for paragraph in re.findall(r"<p>(.*?)</p>", page.read_text(encoding="utf-8"), re.S)
+        if re.search(r"\n\s*([-*] |\d+\. |\|)", paragraph)
+    }
+    assert swallowed == {}
+
+
 def test_the_reference_has_every_public_name(site):
     """It also says what the methods of both clients return."""
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
