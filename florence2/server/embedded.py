@@ -21,7 +21,7 @@ import psutil
 from florence2.errors import ServerError
 from florence2.server import gpu, supervisor
 from florence2.server.addresses import choose_addresses
-from florence2.server.folder import assemble, mirror, models_of
+from florence2.server.folder import assemble, mirror, models_of, version_problem
 from florence2.server.installation import STUB, find_installation, find_wheel
 from florence2.server.launch import command_line, environment, expected_regions, require_shared_memory, wants_gpu
 from florence2.server.log import LogReader
@@ -81,7 +81,8 @@ class EmbeddedServer:
 
     def __enter__(self) -> EmbeddedServer:
         options = self._options
-        models_of(options.repository)
+        if problem := version_problem(models_of(options.repository)):
+            self._report(problem)
         self._addresses = choose_addresses(options.host, options.http_port, options.grpc_port, options.metrics_port)
         if not self._addresses.is_loopback:
             if options.model_control:

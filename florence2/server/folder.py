@@ -14,11 +14,12 @@ import re
 import shutil
 from pathlib import Path
 
-from florence2 import triton
+from florence2 import __version__, triton
 from florence2.errors import ServerError
 from florence2.server.installation import Installation, Wheel
 
 STAND_IN = Path(triton.__file__).with_name("onnxruntime_backend.py")
+EXPORTED_BY = re.compile(r'key:\s*"florence2"\s*value\s*\{\s*string_value:\s*"([^"]+)"')
 NEEDS_ONNX_FILE = re.compile(r'^\s*backend\s*:\s*"onnxruntime"', re.MULTILINE)
 
 
@@ -61,6 +62,16 @@ def models_of(repository: Path) -> list[Path]:
                 "florence2 export CHECKPOINT --repository DIR"
             )
     return models
+
+
+def version_problem(models: list[Path]) -> str:
+    """Return a sentence if a model was exported by another minor version than this one, else an empty string."""
+    configs = ((model / "config.pbtxt").read_text(encoding="utf-8") for model in models)
+    others = {version for config in configs for version in EXPORTED_BY.findall(config)}
+    others = {version for version in others if version.split(".")[:2] != __version__.split(".")[:2]}
+    if not others:
+        return ""
+    return f"exported by florence2 {', '.join(sorted(others))}, and this is {__version__}; export again if it fails"
 
 
 def copy_code_and_link_data(source: Path, target: Path) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from florence2 import __version__
 from florence2.errors import ServerError
 from florence2.server import folder
-from florence2.server.folder import assemble, models_of
+from florence2.server.folder import assemble, models_of, version_problem
 from florence2.server.installation import find_wheel
 
 
@@ -62,3 +63,14 @@ def test_repository_of_the_checkout_is_refused():
         ServerError, match=r"contains no weights: it is a template, not an exported .* florence2 export"
     ):
         models_of(checkout)
+
+
+def test_an_export_of_another_minor_version_is_reported(tmp_path: Path):
+    """A patch of the same minor version serves it, and so does a repository that says nothing of its version."""
+    config = tmp_path / "config.pbtxt"
+    config.write_text('name: "florence2_ensemble"')
+    assert version_problem([tmp_path]) == ""
+    for version, reported in ((__version__, False), (__version__ + ".dev1", False), ("0.0.7", True)):
+        config.write_text(f'parameters {{\n  key: "florence2"\n  value {{\n    string_value: "{version}"\n  }}\n}}\n')
+        problem = version_problem([tmp_path])
+        assert problem.startswith("exported by florence2 0.0.7, and this is ") if reported else problem == ""
