@@ -64,13 +64,13 @@ def models_of(repository: Path) -> list[Path]:
     return models
 
 
-def version_problem(models: list[Path]) -> str:
-    """Return a sentence if a model was exported by another minor version than this one, else an empty string."""
+def version_problem(models: list[Path]) -> str | None:
+    """Return a sentence if a model was exported by another minor version than this one."""
     configs = ((model / "config.pbtxt").read_text(encoding="utf-8") for model in models)
     others = {version for config in configs for version in EXPORTED_BY.findall(config)}
     others = {version for version in others if version.split(".")[:2] != __version__.split(".")[:2]}
     if not others:
-        return ""
+        return None
     return f"exported by florence2 {', '.join(sorted(others))}, and this is {__version__}; export again if it fails"
 
 
