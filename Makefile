@@ -35,16 +35,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/python -m demo --target $(TARGET)
 
-# Side by side, as the two together leave no core idle; the servers of tests/live go first.
+# Side by side, as the two together leave no core idle; the servers of tests/live go first. A busy machine may keep a
+# browser or a server waiting longer than a test does, so what fails is run once more, and reported.
+RERUN := --reruns 1 -rfER
 test: install
 	@echo 'Running tests/unit and tests/live side by side; each reports when it is done'
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync test-unit test-live
 
 test-unit: install
-	nice $(BIN)/python -m pytest -q tests/unit
+	nice $(BIN)/python -m pytest -q $(RERUN) tests/unit
 
 test-live: install
-	$(BIN)/python -m pytest -q tests/live
+	$(BIN)/python -m pytest -q $(RERUN) tests/live
 
 # Takes some eighty minutes; docs/load.md says how to make it shorter.
 stress: install

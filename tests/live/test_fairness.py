@@ -143,7 +143,7 @@ def test_the_longest_answer_is_parsed_at_once(server, key):
         }  # fmt: skip
         started = time.monotonic()
         send(server, "florence2_postprocess", inputs)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10  # where a rule that is too slow takes minutes
 
 
 def test_clients_of_the_decoder_queue_like_others(server):

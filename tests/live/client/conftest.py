@@ -47,6 +47,9 @@ class Visit:
         page.on("request", lambda request: self.addresses.append(request.url))
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.goto(url, wait_until="commit")
+        # Gradio loads the code of each kind of component only when it is needed, so they appear one after the other.
+        for part in (self.button("Run"), page.locator("#answers p"), page.locator("#image input[type=file]")):
+            part.wait_for(state="attached")
         self.button("Run").wait_for()
 
     def button(self, name):
@@ -56,13 +59,18 @@ class Visit:
         return self.page.locator(f"#answer-{place}")
 
     def settled(self):
-        """Waits for the end of the run."""
+        """Wait for the end of the run."""
         self.page.get_by_text("tokens/s").first.wait_for()
         self.button("Run").wait_for()
 
     def upload(self, path):
         self.page.locator("#image input[type=file]").set_input_files(path)
         self.button("Another image").wait_for()
+
+    def clear(self):
+        """Remove the image."""
+        self.button("Another image").click()
+        self.button("Another image").wait_for(state="hidden")
 
     def choose(self, task):
         self.page.get_by_label("Task").click()

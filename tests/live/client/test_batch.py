@@ -64,7 +64,7 @@ def test_ctrl_c_ends_soon_and_loses_nothing(server, images, protocol):
     start = time.monotonic()
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert "left; run the same command again to resume" in errors and "Traceback" not in errors
     second = batch(url, images)
     _, errors = second.communicate(timeout=180)

@@ -213,7 +213,7 @@ def test_a_second_server_starts_and_stops(running, models, temporary):
     assert shared_memory(os.getpid()) == memory and not folders(temporary) and not processes(str(temporary))
     assert sorted(models.rglob("*")) == files
     with connection(running) as client:
-        assert client.infer("double", [tensor(np.ones(1, np.float32))]).as_numpy("Y").tolist() == [2]
+        assert client.infer("double", [tensor(np.full(1, 3, np.float32))]).as_numpy("Y").tolist() == [6]
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_taken_port_is_reported_before_anything_starts(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_when_running_requests_are_answered(serving, temporary, number):
     """After Ctrl-C or SIGTERM the request in flight is answered, the exit code is 0, and nothing is left."""
-    threading.Timer(0.3, lambda: serving.send_signal(number)).start()
+    threading.Timer(1, lambda: serving.send_signal(number)).start()
     with triton.InferenceServerClient(grpc_address(temporary)) as client:
-        assert client.infer("double", [tensor(np.ones(1, np.float32))]).as_numpy("Y").tolist() == [2]
+        assert client.infer("double", [tensor(np.full(1, 3, np.float32))]).as_numpy("Y").tolist() == [6]
     output, _ = serving.communicate(timeout=30)
     assert serving.returncode == 0
     assert "Stopping when running requests are answered" in output
@@ -260,7 +260,7 @@ def test_a_second_signal_stops_it_at_once(serving, temporary):
         for _ in range(2):
             serving.send_signal(signal.SIGINT)
             time.sleep(0.3)
-        serving.communicate(timeout=3)
+        serving.communicate(timeout=30)
     assert serving.returncode == 0
     assert not folders(temporary) and not processes(str(temporary)) and not shared_memory(serving.pid)
 
