@@ -75,7 +75,7 @@ generate: install
 # Broken links are errors. While you write, .venv/bin/mkdocs serve shows the pages as they change.
 docs: install
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
-	@echo 'Open build/site/index.html; to search as well: $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site'
+	@echo 'Open build/site/index.html'
 
 check: install
 	$(BIN)/ruff check

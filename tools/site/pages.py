@@ -14,7 +14,6 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 PAGES = ("*.md", "docs/**/*.md", "demo/*.md", "examples/*.md", "tools/**/*.md")
 FENCED = re.compile(r"^(```.*?^```$)", re.M | re.S)
-STYLE = "docs/site.css"
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 
 
@@ -45,6 +44,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Return the pages of the repository, the files that they link to, and the theme's."""
     pages = {page for pattern in PAGES for page in ROOT.glob(pattern)}
     linked = {(page.parent / target).resolve() for page in pages for target in LINK.findall(page.read_text("utf-8"))}
-    paths = pages | {path for path in linked if path.is_file()} | {ROOT / STYLE}
+    paths = pages | {path for path in linked if path.is_file()} | set((ROOT / "docs" / "site").iterdir())
     own = [File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)) for path in sorted(paths)]
     return Files([*own, *(file for file in files if file.src_dir != config.docs_dir)])
