@@ -7,13 +7,14 @@ from typing import Any, get_args
 
 import griffe
 
+from florence2.answers import Answer
 from florence2_client.client import Client
 from florence2_client.methods import TaskMethods
 
 EXAMPLE = re.compile(r"^>>>.*\n?(?:^.+\n?)*", re.M)
 DRAWING = re.compile(r"^.*\n(?:^[├│└].*\n?)+", re.M)
 RETURNED = {  # TextT: Result[TextAnswer], and so on
-    variable.__name__: re.sub(r"\w+\.", "", str(kind))
+    variable.__name__: re.sub(r"\w+\.", "", str(kind).replace(str(Answer), "Answer"))
     for variable, kind in zip(TaskMethods.__parameters__, get_args(Client.__orig_bases__[0]), strict=True)
 }
 VARIABLE = re.compile("|".join(rf"\b{name}\b" for name in RETURNED))
