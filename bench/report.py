@@ -142,6 +142,21 @@ def limits(figures: Figures) -> Callable[[int, int], float]:
 
 
 def summary(figures: Figures) -> str:
+    """Return what README shows: a line per competitor with one client, many clients, memory and quality."""
+    lines = [
+        f"| | a caption, 1 client | captions per second, {MANY} clients | memory | quality |",
+        "|---|---|---|---|---|",
+    ]
+    for name, competitor in figures["competitors"].items():
+        speed = f"{_single(competitor, CAPTION)} | {_rate(competitor, CAPTION.task)}"
+        lines.append(f"| {name} | {speed} | {competitor['memory_mib'] / 1024:.1f} GiB | {competitor['score']:.3f} |")
+    if "work" in figures:
+        one, many = (limits(figures)(clients, CAPTION.tokens) for clients in (1, MANY))
+        lines.append(f"| *the machine's limit* | {1 / one:.2f} s | {many:.2f} | | |")
+    return "\n".join(lines)
+
+
+def overview(figures: Figures) -> str:
     """Return a line per competitor: single requests, many clients, mixed load, memory and quality."""
     lines = [
         f"| | caption, 1 client | detection, 1 client | captions/s, {MANY} clients | detections/s, {MANY} clients "
@@ -220,7 +235,7 @@ def conditions_line(figures: Figures) -> str:
 
 
 def tables(figures: Figures) -> str:
-    return "\n\n".join((summary(figures), details(figures), conditions_line(figures)))
+    return "\n\n".join((overview(figures), details(figures), conditions_line(figures)))
 
 
 # --- plot -------------------------------------------------------------------------------------------------------------
@@ -278,11 +293,12 @@ def captions_among_detections(axes: Axes, figures: Figures) -> None:
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-PLOT_LINK = "![Captions per second by clients, and seconds until a caption in mixed load]({}images/benchmarks.png)\n\n"
+PLOT_LINK = "![Captions per second by clients, and seconds until a caption in mixed load](images/benchmarks.png)"
 BLOCKS: dict[str, Callable[[Figures], str]] = {
-    "summary": lambda figures: PLOT_LINK.format("docs/") + summary(figures),
+    "summary": summary,
+    "overview": overview,
     "details": details,
-    "conditions": lambda figures: conditions_line(figures) + "\n\n" + PLOT_LINK.format("").strip(),
+    "conditions": lambda figures: conditions_line(figures) + "\n\n" + PLOT_LINK,
 }
 
 

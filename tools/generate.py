@@ -177,7 +177,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         for model in contract.STEPS
     },
     "model_repository/florence2_ensemble/config.pbtxt": {"ensemble": ensemble},
-    "README.md": {"tasks": tasks_table, "inputs": inputs_table, "outputs": outputs_table},
+    "docs/api.md": {"tasks": tasks_table, "inputs": inputs_table, "outputs": outputs_table},
     "docs/client.md": {"errors": errors_table},
     "docs/openapi.yaml": {"request": openapi_request, "answer": openapi_answer, "codes": openapi_codes},
     "client/florence2_client/request.py": {"options": client_options},

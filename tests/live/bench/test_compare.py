@@ -45,10 +45,10 @@ def test_all_get_the_same_requests(figures):
 
 
 def test_tables_and_plot_show_every_competitor(figures, tmp_path):
-    """Each has a line in the summary and a column in the details."""
-    first, second = report.summary(figures), report.details(figures)
-    assert all(f"| {name} |" in first and f"| {name} |" in second for name in figures["competitors"])
-    assert "the machine's limit" in first
+    """Each has a line in the summary and in the overview, and a column in the details."""
+    tables = report.summary(figures), report.overview(figures), report.details(figures)
+    assert all(f"| {name} |" in table for name in figures["competitors"] for table in tables)
+    assert all("the machine's limit" in table for table in tables[:2])
     draw(figures, tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").width > 1000
 
