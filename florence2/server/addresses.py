@@ -62,7 +62,10 @@ def _require_free(host: str, port: int, option: str) -> None:
     except PermissionError as error:
         raise ServerError(f"only root may listen on port {port}; choose one from 1024 on with {option}") from error
     except OSError as error:
-        raise ServerError(f"port {port} is already in use; choose another with {option}") from error
+        raise ServerError(
+            f"port {port} is already in use; choose another with {option}, or let all be chosen with "
+            "--http-port 0 --grpc-port 0 --metrics-port 0"
+        ) from error
 
 
 def _free_port(host: str, taken: list[int]) -> int:

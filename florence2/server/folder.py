@@ -17,6 +17,7 @@ from pathlib import Path
 from florence2 import __version__, triton
 from florence2.errors import ServerError
 from florence2.server.installation import Installation, Wheel
+from florence2.server.options import DEMO
 
 STAND_IN = Path(triton.__file__).with_name("onnxruntime_backend.py")
 EXPORTED_BY = re.compile(r'key:\s*"florence2"\s*value\s*\{\s*string_value:\s*"([^"]+)"')
@@ -48,9 +49,10 @@ def mirror(folder: Path, repository: Path) -> Path:
 
 def models_of(repository: Path) -> list[Path]:
     """Return the folders of all models. Raise ServerError if the repository cannot be served."""
-    command = f"florence2 export CHECKPOINT --repository {repository}"
+    command = f"florence2 export florence-community/Florence-2-base-ft --repository {repository}"
     if not repository.is_dir():
-        raise ServerError(f"there is no model repository {repository}; create it with: {command}")
+        demo = f", or serve the demo's with: florence2 serve --repository {DEMO}" if DEMO.is_dir() else ""
+        raise ServerError(f"there is no model repository {repository}; create it with: {command}{demo}")
     models = sorted(path for path in repository.iterdir() if (path / "config.pbtxt").is_file())
     if not models:
         raise ServerError(f"{repository} contains no models; create them with: {command}")
@@ -59,7 +61,7 @@ def models_of(repository: Path) -> list[Path]:
         if NEEDS_ONNX_FILE.search(config) and not list(model.glob("*/model.onnx")):
             raise ServerError(
                 f"{repository} contains no weights: it is a template, not an exported repository; create one with: "
-                "florence2 export CHECKPOINT --repository DIR"
+                "florence2 export florence-community/Florence-2-base-ft"
             )
     return models
 

@@ -9,6 +9,8 @@ from typing import Any
 from florence2.errors import ServerError
 from florence2.triton.cache import DEFAULT_MIB
 
+DEMO = Path("build/demo/model_repository")  # where `make demo` writes
+
 
 @dataclass(frozen=True)
 class ServingOptions:

@@ -7,6 +7,7 @@ options and returns the exit code.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import importlib
 import itertools
@@ -67,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not given:
                 parser().print_help()
                 return 0
+            if given[0] not in COMMANDS and not given[0].startswith("-"):
+                meant = difflib.get_close_matches(given[0], COMMANDS, n=1)
+                remedy = f"did you mean `florence2 {meant[0]}`?" if meant else "`florence2 --help` lists them"
+                raise InvalidRequest(f"there is no command {given[0]!r}; {remedy}")
             options, unknown = parser().parse_known_args(_for_argparse(given))
             if unknown:
                 command = f"florence2 {given[0]}" if given[0] in COMMANDS else "florence2"

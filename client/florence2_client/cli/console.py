@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from florence2.answers import Answer, Boxes, Polygons, Quads, TextAnswer
+from florence2.server.options import DEMO, ServingOptions
 from florence2.tasks import TASKS, Grammar, TaskInput
 from florence2_client import exchange
 from florence2_client.objects import LOCATIONS, Found, Shape, found_in
@@ -59,8 +61,22 @@ def styled(text: str, style: str, stream: TextIO) -> str:
 
 
 def complain(message: object) -> None:
-    """Print what went wrong on standard error."""
-    print(f"{styled('florence2:', 'red', sys.stderr)} {message}", file=sys.stderr)
+    """Print what went wrong on standard error, with commands that can be pasted here."""
+    print(f"{styled('florence2:', 'red', sys.stderr)} {pasteable(str(message))}", file=sys.stderr)
+
+
+def pasteable(message: str) -> str:
+    """Return a message whose commands work in this shell and folder.
+
+    Where its environment is not active, `florence2` is not on the PATH, and is named as it was started. If only `make
+    demo` has made a repository, `florence2 serve` names that one.
+    """
+    if DEMO.is_dir() and not ServingOptions.repository.is_dir():
+        message = message.replace("`florence2 serve`", f"`florence2 serve --repository {DEMO}`")
+    started = sys.argv[0]
+    if os.path.basename(started) != "florence2" or shutil.which("florence2"):
+        return message
+    return re.sub(r"((?<=`)|(?<=: ))florence2 (?=[a-z])", f"{started} ", message)
 
 
 def json_line(value: Any) -> str:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error, QueueFull
 from florence2_client.cli.arguments import add_connection, connection, seconds
+from florence2_client.cli.console import pasteable
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.request import build_request
 from florence2_client.transports import Address, Tls, Transport, open_transport, parse_url
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print what the probe found; return 0 if the server is alive."""
     health = check_health(**connection(options), timeout=options.timeout, metrics=options.metrics)
-    print(health.sentence, file=sys.stdout if health.alive else sys.stderr)
+    print(pasteable(health.sentence), file=sys.stdout if health.alive else sys.stderr)
     return 0 if health.alive else 1
 
 

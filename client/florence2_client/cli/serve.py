@@ -97,11 +97,12 @@ def run_server(options: ServingOptions, front: Callable[[str], AbstractContextMa
     if not options.tritonserver and (problem := machine.missing()):
         raise ServerError(problem)  # ahead of the packages, which cannot all be installed on an unsupported Python
     try:
-        from florence2.server import foreground
+        from florence2.server import folder, foreground
     except ModuleNotFoundError as error:
         raise Florence2Error(
             f"the server needs more packages ({error}); run: pip install 'florence2-triton[serve]'"
         ) from error
+    folder.models_of(options.repository)  # so that a mistake is all that is printed
     return foreground.serve(options, front)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import signal
 import socket
@@ -29,6 +30,10 @@ class Front:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             self._socket = socket.create_server((host, port), family=family, backlog=2048)
         except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise InvalidRequest(
+                    f"port {port} is already in use; choose another with --port; 0 picks a free one"
+                ) from error
             raise InvalidRequest(f"cannot listen on {host}, port {port}: {error.strerror}") from error
         self._drain_seconds = drain_seconds
         address = self._socket.getsockname()[0]

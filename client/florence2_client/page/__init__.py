@@ -38,8 +38,11 @@ def served_page(client: Client, server_url: str, timeout: float, host: str, port
                 enable_monitoring=False, run_history=False, footer_links=[],
             )  # fmt: skip
         except OSError as error:
-            reason = f": {error.strerror}" if error.strerror else "; another --port may be free"
-            raise InvalidRequest(f"the page cannot listen on {host}, port {port}{reason}") from error
+            if not error.strerror:  # Gradio has tried the port
+                raise InvalidRequest(
+                    f"port {port} is already in use; choose another with --port; 0 picks a free one"
+                ) from error
+            raise InvalidRequest(f"the page cannot listen on {host}, port {port}: {error.strerror}") from error
         try:
             yield url
         finally:

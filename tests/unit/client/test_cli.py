@@ -257,7 +257,8 @@ def test_ctrl_c_exits_with_130(server, image, capsys):
         (["run", "x.png", "--task", ""], "there is no task ''"),
         (["run", "x.png", "--task", "od", "--num-beams", "many"], "argument --num-beams: invalid int value"),
         (["run", "x.png", "--task", "od", "--url", "ftp://x"], "is not the URL of a server"),
-        (["fly"], "invalid choice: 'fly'"),
+        (["fly"], "there is no command 'fly'; `florence2 --help` lists them"),
+        (["runn", "x.png"], "there is no command 'runn'; did you mean `florence2 run`?"),
         (["tasks", "--fast"], "unrecognized arguments: --fast; see `florence2 tasks --help`"),
         (["run", "x.png", "--task", "od", "--num-beams", "-1"], "--num-beams must be at least 1"),
         (
@@ -388,6 +389,8 @@ def test_help_is_printed(capsys, arguments):
 def test_serve_hands_over_to_the_server(monkeypatch, tmp_path):
     """`serve` passes its flags on and returns the server's exit code."""
     calls = []
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.pbtxt").touch()
     monkeypatch.setattr("florence2.server.foreground.serve", lambda options, front: calls.append(options) or 5)
     assert cli.main(["serve", "--repository", str(tmp_path), "--host", "0.0.0.0", "--http-port", "0"]) == 5
     assert calls == [ServingOptions(tmp_path, host="0.0.0.0", http_port=0)]
@@ -535,3 +538,25 @@ def test_ctrl_c_leaves_no_traceback_at_any_moment(tmp_path, seconds):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "pasteable"),
+    [
+        ("no server; start it with `florence2 serve`", "`.venv/bin/florence2 serve --repository build/demo/"),
+        ("`florence2 tasks` lists them", "`.venv/bin/florence2 tasks`"),
+        ("there is none; create it with: florence2 export NAME", "with: .venv/bin/florence2 export NAME"),
+    ],
+)
+def test_commands_in_messages_can_be_pasted(monkeypatch, tmp_path, capsys, sentence, pasteable):
+    """Without an active environment in a clone after `make demo`; where nothing differs, the message stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["/opt/bin/florence2"])
+    monkeypatch.setattr("shutil.which", lambda name: f"/opt/bin/{name}")
+    console.complain(sentence)
+    assert capsys.readouterr().err == f"florence2: {sentence}\n"
+    (tmp_path / "build" / "demo" / "model_repository").mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", [".venv/bin/florence2"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    console.complain(sentence)
+    assert pasteable in capsys.readouterr().err

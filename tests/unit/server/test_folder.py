@@ -48,12 +48,16 @@ def test_backends_are_copied(tmp_path: Path):
     assert [path.resolve() for path in (tmp_path / "lib").iterdir()] == [find_wheel().libpython.resolve()]
 
 
-def test_missing_repository_is_refused_with_the_command_that_creates_it(tmp_path: Path):
-    """Help newcomers with their first mistake."""
+def test_missing_repository_is_refused_with_the_command_that_creates_it(tmp_path: Path, monkeypatch):
+    """Help newcomers with their first mistake; after `make demo`, there is one that can be served."""
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ServerError, match=r"there is no model repository .*; create it with: florence2 export"):
         models_of(tmp_path / "nowhere")
     with pytest.raises(ServerError, match="contains no models; create them with: florence2 export"):
         models_of(tmp_path)
+    (tmp_path / "build" / "demo" / "model_repository").mkdir(parents=True)
+    with pytest.raises(ServerError, match=r"with: florence2 serve --repository build/demo/model_repository$"):
+        models_of(tmp_path / "nowhere")
 
 
 def test_repository_of_the_checkout_is_refused():
