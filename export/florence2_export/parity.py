@@ -260,7 +260,8 @@ def compare_answers(
         == reference_tokens(reference, config, torch.from_numpy(theirs[case.image]), case.prompt, case.options)
         for answer, case in zip(answers, cases, strict=True)
     ]
-    detail = f"{sum(equal)} of {len(equal)} have transformers' tokens"
+    beams = " and ".join(str(count) for count in sorted({case.options.num_beams for case in cases}))
+    detail = f"{sum(equal)} of {len(equal)} have transformers' tokens" + (f", with {beams} beams" if exact else "")
     if not all(equal):
         detail += "; all must have them" if exact else " in float32; rounding changes the others"
     return StageReport("answers", all(equal) or not exact, detail)
