@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cors-origin", action="append", default=[], metavar="ORIGIN",
         help="let pages of this origin send requests from browsers, such as https://example.com; repeatable",
     )  # fmt: skip
+    access.add_argument(
+        "--label-studio", default=os.environ.get("LABEL_STUDIO_URL", ""), metavar="URL",
+        help="read the images of this Label Studio's tasks, with the token in LABEL_STUDIO_API_KEY\n"
+        "(default: the variable LABEL_STUDIO_URL)",
+    )  # fmt: skip
     access.add_argument("--no-access-log", action="store_true", help="do not print a line for each request")
     serving = parser.add_argument_group("embedded server")
     serving.add_argument("--serve", action="store_true", help="start the embedded server too, on free local ports")
@@ -104,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
         limits=Limits(options.requests_per_minute, options.concurrency, options.max_body_mib << 20),
         image_hosts=tuple(options.allow_images_from),
         origins=tuple(options.cors_origin),
+        label_studio=(options.label_studio, os.environ.get("LABEL_STUDIO_API_KEY", "")),
         timeout=options.timeout,
     )
     front = Front(options.host, options.port, options.drain_seconds)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import contextlib
 import hashlib
 import hmac
 import math
@@ -16,7 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from florence2_client.gateway.errors import Refused, error_response
 
-WITHOUT_KEY = ("/health", "/docs", "/openapi.json")  # and what the page of /docs loads
+WITHOUT_KEY = (  # and what the page of /docs loads
+    "/health", "/docs", "/openapi.json",
+    "/label-studio/health", "/label-studio/webhook", "/x-anylabeling/health",  # which tell and change nothing
+)  # fmt: skip
 STATIC = "/static-offline-docs"
 BODY_SECONDS = 60.0  # to receive a body
 MOST_CLIENTS = 10_000  # whose use is remembered
@@ -80,7 +86,7 @@ class Guard:
             use = self._admit(client) if scope["method"] == "POST" else None
         except Refused as refusal:
             scope["state"]["error"] = refusal.code
-            await error_response(refusal)(scope, receive, send)
+            await error_response(refusal, path=path)(scope, receive, send)
             return
         try:
             await self._app(scope, self._limited(scope, receive), send)
@@ -92,12 +98,12 @@ class Guard:
         """Return who sends the request. Raise Refused without a valid key where one is needed."""
         if not self._digests:
             return scope["client"][0] if scope.get("client") else "unknown"
-        header = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, given = header.partition(b" ")
-        digest = hashlib.sha256(given.strip()).digest()
+        headers = dict(scope["headers"])
+        header = headers.get(b"authorization") or (b"Token " + headers[b"token"] if headers.get(b"token") else b"")
+        digest = hashlib.sha256(_key_in(header)).digest()
         # All keys are compared, each in constant time, so that the time tells nothing about them.
         found = [name for known, name in self._digests if hmac.compare_digest(known, digest)]
-        if scheme.lower() != b"bearer" or not found:
+        if not found:
             what = "the API key is not valid" if header else "an API key is required"
             raise Refused(401, "INVALID_API_KEY", f"{what}; send it as Authorization: Bearer KEY")
         return found[0]
@@ -152,3 +158,18 @@ class Guard:
             return message
 
         return limited
+
+
+def _key_in(header: bytes) -> bytes:
+    """Return the key in an Authorization header: of OpenAI's clients, or of labeling tools.
+
+    Label Studio sends keys as the password of a user with any name; X-AnyLabeling as `Token`, a header of its own.
+
+    >>> _key_in(b"Bearer secret"), _key_in(b"Basic bWU6c2VjcmV0"), _key_in(b"secret")
+    (b'secret', b'secret', b'')
+    """
+    scheme, _, given = header.partition(b" ")
+    if scheme.lower() == b"basic":
+        with contextlib.suppress(binascii.Error):
+            return base64.b64decode(given.strip(), validate=True).partition(b":")[2]
+    return given.strip() if scheme.lower() in (b"bearer", b"token") else b""

@@ -11,11 +11,11 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -24,17 +24,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response, StreamingResponse
 
 from florence2 import __version__
-from florence2.errors import Cancelled, Florence2Error, InternalError, InvalidRequest, ModelNotFound
+from florence2.errors import Florence2Error, InternalError, InvalidRequest
 from florence2.tasks import task_from_name
 from florence2_client.async_client import AsyncClient
 from florence2_client.cli.health import Health, check_health
 from florence2_client.gateway.access import NO_LIMITS, Guard, Limits
+from florence2_client.gateway.anylabeling import XAnyLabeling
+from florence2_client.gateway.backend import Backend, unless_gone
 from florence2_client.gateway.chat import Asked, Chunks, completion, read_messages, usage_of
 from florence2_client.gateway.errors import AsciiJson, Refused, error_body, error_response
 from florence2_client.gateway.images import ImageSource
+from florence2_client.gateway.label_studio.files import ProjectFiles, require_address
+from florence2_client.gateway.label_studio.routes import LabelStudio
 from florence2_client.gateway.observe import Counts, Observer, print_line
 from florence2_client.gateway.schema import ChatRequest, Completion, ErrorResponse, ModelList
-from florence2_client.methods import DEFAULT_MODEL
+from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS
 from florence2_client.result import Result
 from florence2_client.transports import DEFAULT_URL, Tls, open_async_transport, parse_url
 
@@ -58,6 +62,7 @@ class GatewayOptions:
 
     `models`: ensembles of the server, the first of which answers to /health. `keys`: API keys; with none, every client
     may send requests. `image_hosts`: see `ImageSource`. `origins`: of web pages that may send requests (CORS).
+    `label_studio`: its URL and a token, with which its tasks' images are read.
     """
 
     url: str = DEFAULT_URL
@@ -68,6 +73,7 @@ class GatewayOptions:
     limits: Limits = NO_LIMITS
     image_hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    label_studio: tuple[str, str] = ("", "")
     timeout: float = 120.0
 
 
@@ -80,6 +86,8 @@ def make_app(options: GatewayOptions, log: Callable[[str], None] | None = print_
     )  # fmt: skip
     app.get("/v1/models", response_model=ModelList, responses={401: ERRORS[401]})(gateway.models)
     app.post("/v1/chat/completions", response_model=Completion, responses=ERRORS)(gateway.chat)
+    for router in gateway.labeling():
+        app.include_router(router)
     app.get("/health", responses={503: {"description": "the server does not work"}})(gateway.health)
     app.get("/metrics", response_class=Response, responses={401: ERRORS[401]})(gateway.metrics)
     app.add_exception_handler(Florence2Error, _answer_error)
@@ -100,6 +108,7 @@ class Gateway:
 
     def __init__(self, options: GatewayOptions) -> None:
         self._options = options
+        require_address(options.label_studio[0])
         self._address = parse_url(options.url, options.headers, options.tls)
         self._started = int(time.time())
         self._health: tuple[float, Health] | None = None
@@ -110,17 +119,32 @@ class Gateway:
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """Hold the connections while the application runs."""
         transport = open_async_transport(self._address)
-        # Without retries: back-pressure must reach the client, which knows how long it wants to wait.
-        self._clients = {
-            model.removesuffix("_ensemble"): AsyncClient(
-                self._options.url, model, headers=self._options.headers, tls=self._options.tls, retry_for=0,
-                transport=transport,
-            )
-            for model in self._options.models
-        }  # fmt: skip
-        async with ImageSource(self._options.image_hosts) as self._images:
+        options = self._options
+
+        def clients(retry_for: float) -> dict[str, AsyncClient]:
+            return {
+                model.removesuffix("_ensemble"): AsyncClient(
+                    options.url, model, headers=options.headers, tls=options.tls, retry_for=retry_for,
+                    transport=transport,
+                )
+                for model in options.models
+            }  # fmt: skip
+
+        async with ImageSource(options.image_hosts) as images, ProjectFiles(images, *options.label_studio) as files:
+            # Without retries: back-pressure must reach the client, which knows how long it wants to wait.
+            self._backend = Backend(clients(0), images, options.timeout)
+            # Labeling tools do not come back by themselves.
+            self._labeling = Backend(clients(DEFAULT_RETRY_SECONDS), images, options.timeout)
+            self._files = files
             yield
         await transport.close()
+
+    def labeling(self) -> list[APIRouter]:
+        """Return the routes for labeling tools."""
+        return [
+            LabelStudio(lambda: self._labeling, lambda: self._files).router(ERRORS),
+            XAnyLabeling(lambda: self._labeling).router(ERRORS),
+        ]
 
     async def models(self) -> Any:
         """List the models."""
@@ -128,14 +152,14 @@ class Gateway:
             "object": "list",
             "data": [
                 {"id": name, "object": "model", "created": self._started, "owned_by": "florence2"}
-                for name in self._clients
+                for name in self._backend.clients
             ],
         }
 
     async def chat(self, request: Request, body: ChatRequest) -> Any:
         """Run a task on an image."""
         state = request.scope["state"]
-        client = self._client(body.model)
+        client = self._backend.client(body.model)
         state["model"] = client.model
         body.require_supported()
         asked = read_messages(body.messages)
@@ -148,27 +172,21 @@ class Gateway:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             chunks = Chunks(head, logprobs=logprobs, include_usage=include_usage)
             return await self._stream(request, client, asked, options, chunks)
-        result = await _unless_gone(request, self._run(client, asked, options))
+        result = await unless_gone(request, self._run(client, asked, options))
         state["tokens"] = _counted(result)
         return AsciiJson(completion(result, head, logprobs=logprobs))
 
-    def _client(self, model: str) -> AsyncClient:
-        found = self._clients.get(model.removesuffix("_ensemble"))
-        if found is None:
-            raise ModelNotFound(f"there is no model {model[:80]!r}; the models are {', '.join(self._clients)}")
-        return found
-
     async def _run(self, client: AsyncClient, asked: Asked, options: Any) -> Result[Any]:
-        image = await self._images.read(asked.image_url)
+        image = await self._backend.images.read(asked.image_url)
         return await client.run(image, asked.task, asked.text, **options)
 
     async def _stream(
         self, request: Request, client: AsyncClient, asked: Asked, options: Any, chunks: Chunks
     ) -> StreamingResponse:
         """Return the response once the first result is there, so that an early error has its own status."""
-        image = await self._images.read(asked.image_url)
+        image = await self._backend.images.read(asked.image_url)
         results = client.stream(image, asked.task, asked.text, **options)
-        first = await _unless_gone(request, anext(results))
+        first = await unless_gone(request, anext(results))
 
         async def events() -> AsyncIterator[str]:
             yield _event(chunks.first())
@@ -223,26 +241,6 @@ def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Return what the work returns; cancel it, and with it the server's work, when the client disconnects."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_departure(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Cancelled("the client disconnected")
-        return task.result()
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _departure(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _answer_error(request: Request, error: Exception) -> AsciiJson:
     """Answer any failure of a route in OpenAI's form."""
     param: str | None = None
@@ -259,7 +257,7 @@ async def _answer_error(request: Request, error: Exception) -> AsciiJson:
     else:
         failure = InternalError("the gateway failed on this request; see its log")
     request.scope["state"]["error"] = failure.code
-    return error_response(failure, param)
+    return error_response(failure, param, path=request.url.path)
 
 
 def _invalid(errors: Sequence[Any]) -> tuple[InvalidRequest, str | None]:

@@ -67,8 +67,11 @@ def status_of(error: Florence2Error | Refused) -> int:
     return next(status for kind, status in STATUS if isinstance(error, kind))
 
 
-def error_response(error: Florence2Error | Refused, param: str | None = None) -> AsciiJson:
-    """Return the response for an error; one that may go away says when to try again."""
+def error_response(error: Florence2Error | Refused, param: str | None = None, *, path: str = "") -> AsciiJson:
+    """Return the response for an error; one that may go away says when to try again.
+
+    `path`: of the request. Clients of X-AnyLabeling's protocol look for `success`.
+    """
     status, headers = status_of(error), {}
     if isinstance(error, Refused):
         headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
@@ -76,4 +79,5 @@ def error_response(error: Florence2Error | Refused, param: str | None = None) ->
         headers = {"Retry-After": str(RETRY_SECONDS)}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return AsciiJson(error_body(error, param), status, headers)
+    told = {"success": False} if path.startswith("/x-anylabeling/") else {}
+    return AsciiJson({**told, **error_body(error, param)}, status, headers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from urllib.parse import urljoin, urlsplit
 
@@ -102,7 +102,7 @@ class ImageSource:
         for _ in range(MOST_REDIRECTS + 1):
             self._require_allowed(url)
             async with self._places:
-                found = await self._fetch(url)
+                found = await fetch(self._session, url)
             if isinstance(found, bytes):
                 return found
             url = urljoin(url, found)
@@ -129,23 +129,24 @@ class ImageSource:
         if not literal:
             raise InvalidImage(f"{host} is in a private network")
 
-    async def _fetch(self, url: str) -> bytes | str:
-        """Return the content, or where it redirects to."""
-        name = shortened(url)
-        try:
-            async with self._session.get(url, allow_redirects=False) as response:
-                if response.status in REDIRECTS:
-                    return response.headers.get("Location", "")
-                if response.status != 200:
-                    raise InvalidImage(f"{name} was answered with HTTP status {response.status}")
-                data = bytearray()
-                async for piece in response.content.iter_any():
-                    data += piece
-                    if len(data) > MOST_BYTES:
-                        raise InvalidImage(f"{name} is larger than {MOST_BYTES >> 20} MiB")
-                return bytes(data)
-        except asyncio.TimeoutError as error:
-            raise InvalidImage(f"{name} cannot be fetched: timed out") from error
-        except (OSError, ValueError, aiohttp.ClientError) as error:
-            reason = getattr(getattr(error, "os_error", error), "strerror", None) or type(error).__name__
-            raise InvalidImage(f"{name} cannot be fetched: {reason}") from error
+
+async def fetch(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str] | None = None) -> bytes | str:
+    """Return the content, or where it redirects to. Raise InvalidImage if it is too large, or cannot be fetched."""
+    name = shortened(url)
+    try:
+        async with session.get(url, headers=headers, allow_redirects=False) as response:
+            if response.status in REDIRECTS:
+                return response.headers.get("Location", "")
+            if response.status != 200:
+                raise InvalidImage(f"{name} was answered with HTTP status {response.status}")
+            data = bytearray()
+            async for piece in response.content.iter_any():
+                data += piece
+                if len(data) > MOST_BYTES:
+                    raise InvalidImage(f"{name} is larger than {MOST_BYTES >> 20} MiB")
+            return bytes(data)
+    except asyncio.TimeoutError as error:
+        raise InvalidImage(f"{name} cannot be fetched: timed out") from error
+    except (OSError, ValueError, aiohttp.ClientError) as error:
+        reason = getattr(getattr(error, "os_error", error), "strerror", None) or type(error).__name__
+        raise InvalidImage(f"{name} cannot be fetched: {reason}") from error

@@ -17,7 +17,10 @@ from florence2_client.transports.base import REQUEST_HEADERS
 
 TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 TRACE_STATE = re.compile(r"[\x20-\x7e]{1,512}")
-ROUTES = ("/v1/chat/completions", "/v1/models", "/health", "/metrics")  # others count as one
+ROUTES = (  # others count as one
+    "/v1/chat/completions", "/v1/models", "/health", "/metrics", "/label-studio/predict", "/x-anylabeling/v1/predict",
+)  # fmt: skip
+PROBES = ("/health", "/metrics", "/label-studio/health", "/x-anylabeling/health")
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -99,7 +102,7 @@ class Observer:
         self._counts.seconds.labels(route).observe(seconds)
         for kind, count in state.get("tokens", {}).items():
             self._counts.tokens.labels(kind).inc(count)
-        if self._log is None or (path in ("/health", "/metrics") and status == 200):
+        if self._log is None or (path in PROBES and status == 200):
             return  # probes would fill the log
         address = scope["client"][0] if scope.get("client") else None
         line = {

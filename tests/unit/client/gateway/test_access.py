@@ -55,6 +55,20 @@ def test_a_key_is_needed_everywhere_but_for_health():
             assert answer.text == f"{access.fingerprint(key)} 0"
 
 
+def test_labeling_tools_send_keys_in_their_own_ways():
+    client = guarded("one", "two")
+    assert client.get("/v1/x", auth=("any name", "two")).text == f"{access.fingerprint('two')} 0"
+    for headers in {"Token": "one"}, {"Authorization": "Token one"}:
+        assert client.get("/v1/x", headers=headers).text == f"{access.fingerprint('one')} 0"
+    for headers in (
+        {"Token": "three"},
+        {"Token": ""},
+        {"Authorization": "Basic b25l"},
+        bearer("three") | {"Token": "one"},
+    ):
+        assert client.get("/v1/x", headers=headers).status_code == 401
+
+
 def test_a_rate_has_a_burst_and_recovers():
     clock = Clock()
     client = guarded("one", "two", limits=Limits(requests_per_minute=3), clock=clock)

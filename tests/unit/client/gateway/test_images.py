@@ -44,10 +44,10 @@ def test_data_urls_hold_the_image(prefix):
     ],
 )  # fmt: skip
 def test_only_listed_hosts_are_asked(url, monkeypatch):
-    async def never(self, url):
+    async def never(session, url):
         raise AssertionError(f"{url} was fetched")
 
-    monkeypatch.setattr(ImageSource, "_fetch", never)
+    monkeypatch.setattr(images, "fetch", never)
     with pytest.raises(InvalidImage):
         read(url, ["images.test", "*.example.org", "example.net:8443"])
     with pytest.raises(InvalidImage, match=r"data: URL|is not the URL"):
@@ -63,10 +63,10 @@ def test_only_listed_hosts_are_asked(url, monkeypatch):
     ],
 )  # fmt: skip
 def test_listed_hosts_are_asked(url, monkeypatch):
-    async def fetched(self, url):
+    async def fetched(session, url):
         return PNG
 
-    monkeypatch.setattr(ImageSource, "_fetch", fetched)
+    monkeypatch.setattr(images, "fetch", fetched)
     assert read(url, ["images.test", "*.example.org", "example.net:8443"]) == PNG
 
 
