@@ -40,6 +40,7 @@ from florence2_client.client import Client
 from florence2_client.documents import pages
 from florence2_client.drawing import draw
 from florence2_client.exchange import Question, Reply
+from florence2_client.labeling import label
 from florence2_client.objects import Found
 from florence2_client.request import Options
 from florence2_client.result import Result
@@ -75,6 +76,7 @@ __all__ = [
     "Unavailable",
     "UnmarkedPrompt",
     "draw",
+    "label",
     "pages",
     "parse_task",
 ]

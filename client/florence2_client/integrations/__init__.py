@@ -1,0 +1,1 @@
+"""Plug-ins for programs of others; each module needs the package of its program."""

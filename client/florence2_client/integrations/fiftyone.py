@@ -1,0 +1,136 @@
+"""A remote model for FiftyOne; docs/integrations.md shows its use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.core.models as fom
+import numpy as np
+
+from florence2.tasks import Grammar
+from florence2_client.client import Client
+from florence2_client.images import ImageLike
+from florence2_client.masks import mask_of
+from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS
+from florence2_client.objects import Found, Shape, plain_text
+from florence2_client.ontology import Classes, Ontology, Tolerance, ask_each
+from florence2_client.results import Results
+from florence2_client.transports import DEFAULT_URL, Tls
+
+
+class Florence2Model(fom.Model):
+    """One task of a Florence-2 server, as a model of FiftyOne.
+
+    Boxes become Detections; lines of text, and the outlines of segmentation, Polylines; text a Classification. What
+    open-vocabulary detection outlines is a Detection with a mask. All have confidences, which `confidence_thresh` of
+    `apply_model` goes by. `classes` are as in `Ontology.of`: phrases to look for, or labels to keep; `other` is the
+    label of what has none. With `batch_size` in `apply_model`, the requests of a batch are in flight together, at most
+    `concurrency`. `options` are generation options, such as `num_beams`, `timeout` and `tiles`.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        task: str | None = None,
+        classes: Classes | None = None,
+        *,
+        other: str | None = None,
+        model: str = DEFAULT_MODEL,
+        headers: dict[str, str] | None = None,
+        tls: Tls | None = None,
+        retry_for: float = DEFAULT_RETRY_SECONDS,
+        concurrency: int = 16,
+        **options: Any,
+    ) -> None:
+        """Raise InvalidRequest if the task, its classes, or the URL cannot be used."""
+        self.config = SimpleNamespace()  # FiftyOne looks here for thresholds of the model's own
+        self.preprocess = False
+        self._ontology = Ontology.of(task, classes, other)
+        self._client = Client(url, model, headers=headers, tls=tls, retry_for=retry_for)
+        self._concurrency = concurrency
+        self._options = options
+        self._tolerance = Tolerance()
+
+    @property
+    def media_type(self) -> str:
+        """Return "image": FiftyOne applies such a model to the frames of videos as well."""
+        return "image"
+
+    @property
+    def ragged_batches(self) -> bool:
+        """Return False: FiftyOne may make batches, of images of any sizes, as nothing is stacked."""
+        return False
+
+    @property
+    def transforms(self) -> None:
+        """Return None: the server prepares the images."""
+        return None
+
+    @property
+    def preprocess(self) -> bool:
+        return self._preprocess
+
+    @preprocess.setter
+    def preprocess(self, value: bool) -> None:
+        self._preprocess = value
+
+    def predict(self, arg: ImageLike) -> fo.Label:
+        """Return the label of an image: an array [height, width, 3], or any other form that the client takes.
+
+        Raise the error of the request, which `apply_model` logs and skips.
+        """
+        [results] = ask_each(self._client, [arg], self._ontology.prompts, **self._options)
+        for error in results.errors:
+            raise error
+        return self._label(results)
+
+    def predict_all(self, args: Iterable[ImageLike]) -> list[fo.Label | None]:
+        """Return the labels of images, in order; None, which changes no sample, for each whose requests failed.
+
+        The logger `florence2_client.images` says why. Raise errors that the other images would have as well.
+        """
+        prompts = self._ontology.prompts
+        answered = ask_each(self._client, args, prompts, concurrency=self._concurrency, **self._options)
+        return [
+            self._label(results) if self._tolerance.settle(f"image {number} of the batch", results) else None
+            for number, results in enumerate(answered)
+        ]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _label(self, results: Results[Any]) -> fo.Label:
+        task = self._ontology.task.known
+        if task is None or task.grammar is Grammar.TEXT:
+            [result] = results
+            if task or not result.objects:
+                confidence = next(iter(result.confidences), None)
+                return fo.Classification(label=plain_text(result.answer.text), confidence=confidence)
+        size = results[0].image_size
+        found = self._ontology.objects(results)
+        if task and task.grammar in (Grammar.OCR, Grammar.POLYGONS):
+            return fo.Polylines(polylines=[_polyline(name, one, size) for name, one in found])
+        return fo.Detections(detections=[_detection(name, one, size) for name, one in found])
+
+
+def _polyline(name: str, found: Found, size: tuple[int, int]) -> fo.Polyline:
+    width, height = size
+    points = [[(x / width, y / height) for x, y in polygon] for polygon in found.polygons]
+    return fo.Polyline(label=name, points=points, closed=True, filled=True, confidence=found.confidence)
+
+
+def _detection(name: str, found: Found, size: tuple[int, int]) -> fo.Detection:
+    width, height = size
+    x1, y1, x2, y2 = found.box
+    fields: dict[str, Any] = {}
+    if found.shape is not Shape.BOX:
+        # FiftyOne stretches a mask over the box, so both are cut at whole pixels.
+        x1, y1, x2, y2 = (float(edge) for edge in (np.floor(x1), np.floor(y1), np.ceil(x2), np.ceil(y2)))
+        mask = mask_of(found, size)[int(y1) : int(y2), int(x1) : int(x2)]
+        fields = {"mask": mask} if mask.any() else {}
+    box = [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
+    return fo.Detection(label=name or None, bounding_box=box, confidence=found.confidence, **fields)

@@ -1,0 +1,215 @@
+"""label: a folder of images in, a data set of labeled images out, in the forms of supervision, YOLO and COCO."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from florence2.errors import InvalidPrompt, InvalidRequest
+from florence2_client.cli.journal import Entry, Journal, Key, entries
+from florence2_client.cli.sources import EXTRAS, ImagePaths, require_distinct
+from florence2_client.client import Client
+from florence2_client.exchange import Question
+from florence2_client.labeled import overlap
+from florence2_client.objects import (
+    Found,
+    coco_annotation,
+    coco_categories,
+    coco_image,
+    numbered,
+    supervision_detections,
+    yolo_lines,
+)
+from florence2_client.ontology import Ontology, Tolerance
+from florence2_client.request import Options
+from florence2_client.results import Results
+from florence2_client.transports import DEFAULT_URL
+
+if TYPE_CHECKING:
+    import supervision
+    from typing_extensions import Unpack
+
+
+def label(
+    folder: str | os.PathLike[str],
+    classes: Sequence[str] | None = None,
+    *,
+    ontology: Mapping[str, str] | None = None,
+    task: str | None = None,
+    other: str | None = None,
+    url: str = DEFAULT_URL,
+    client: Client | None = None,
+    yolo: str | os.PathLike[str] | None = None,
+    coco: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    min_confidence: float = 0.0,
+    nms: float | None = None,
+    concurrency: int = 16,
+    **options: Unpack[Options],
+) -> supervision.DetectionDataset:
+    """Label all images in a folder and below, and return them as a `supervision.DetectionDataset`.
+
+    classes: what to look for; or ontology: phrases, and the class of what each finds. task: by default, open-vocabulary
+    detection of each phrase, or `od` with the model's own classes if there are neither. If a task has labels of its
+    own, only those named are kept, and the rest is of the class `other`, if that is given. nms: of objects of a class
+    whose intersection over union is at least this, keep the surest.
+
+    yolo: write a folder with `data.yaml`, `labels` and copies of the `images`. coco: write a file. out: keep the
+    answers in this file, from which the same call resumes after an interruption. client: in place of `url`, for keys,
+    TLS and other models. options: as for `Client.run`.
+
+    An image that cannot be read is left out, and the logger `florence2_client.images` warns of it. Raise InvalidRequest
+    if the folder has no images, and the server's error if it cannot be reached.
+
+    >>> dataset = label(".", ontology={"the purple star": "star", "the green triangle": "triangle"}, client=client)
+    >>> dataset.classes, [detections.class_id.tolist() for _, _, detections in dataset]
+    (['star', 'triangle'], [[0, 1]])
+    """
+    import supervision
+
+    if classes is not None and ontology is not None:
+        raise InvalidPrompt("give classes or an ontology, not both")
+    if isinstance(classes, str):
+        raise InvalidPrompt(f"classes are a list, such as [{classes!r}]")
+    if yolo and Path(yolo).resolve().is_relative_to(Path(folder).resolve()):
+        raise InvalidRequest(f"{yolo} is inside of {folder}, so the next call would label the copies as well")
+    wanted = Ontology.of(task, classes if ontology is None else ontology, other)
+    with ExitStack() as stack:
+        client = client or stack.enter_context(Client(url))
+        answers = Path(out or stack.enter_context(tempfile.NamedTemporaryFile(suffix=".jsonl")).name)
+        run = _Run(client, wanted, _images_in(Path(folder)), options)
+        with Journal(answers, run.is_stale) as journal:
+            run.send(journal, concurrency)
+        images = [image.at_most_one(nms) if nms else image for image in run.images(answers, min_confidence)]
+    numbers = {name: number for number, name in enumerate(wanted.classes)}
+    numbers = numbers or numbered(found.label for image in images for found in image.objects)
+    if yolo:
+        _write_yolo(images, numbers, Path(folder), Path(yolo))
+    if coco:
+        _write_coco(images, numbers, Path(folder), Path(coco))
+    detections = {}
+    for image in images:
+        detections[str(image.path)] = located = supervision_detections(image.objects, image.size)
+        if image.objects:
+            located.class_id[:] = [numbers[found.label] for found in image.objects]
+    return supervision.DetectionDataset(list(numbers), list(detections), detections)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A labeled image: objects whose labels are classes, in an image of this (width, height)."""
+
+    path: Path
+    objects: list[Found]
+    size: tuple[int, int]
+
+    def at_most_one(self, threshold: float) -> _Image:
+        """Return the image without objects that overlap a surer one of their class."""
+        kept: list[Found] = []
+        for found in sorted(self.objects, key=lambda found: -(found.confidence or 0)):
+            if all(found.label != other.label or overlap(found.box, other.box) < threshold for other in kept):
+                kept.append(found)
+        return replace(self, objects=[found for found in self.objects if any(found is one for one in kept)])
+
+
+class _Run:
+    """The requests of one call: a key for each image and prompt."""
+
+    def __init__(self, client: Client, ontology: Ontology, paths: list[str], options: Options) -> None:
+        self._client = client
+        self._ontology = ontology
+        self._paths = paths
+        self._options = options
+        self._keys = {(path, *prompt) for path in paths for prompt in ontology.prompts}
+
+    def is_stale(self, entry: Entry) -> bool:
+        """Return whether a line of an earlier call is no answer to a request of this one, and must give way to it."""
+        if entry.key not in self._keys:
+            return False
+        return entry.error is not None or entry.request != self._request(entry.key[0])
+
+    def send(self, journal: Journal, concurrency: int) -> None:
+        """Write the answers that are missing. Raise the errors that `Tolerance` raises."""
+        tolerance = Tolerance()
+        questions = (
+            Question(Path(path), task, text, key=(path, task, text))
+            for path in self._paths
+            for task, text in self._ontology.prompts
+            if (path, task, text) not in journal
+        )
+        replies = self._client.run_many(questions, concurrency=concurrency, ordered=False, **self._options)
+        with closing(replies):
+            for reply in replies:
+                path = reply.question.key[0]
+                if tolerance.settle(path, Results([reply.as_result()])):
+                    journal.add(Entry(reply.question.key, reply.unwrap(), request=self._request(path)))
+
+    def images(self, answers: Path, min_confidence: float) -> Iterator[_Image]:
+        """Yield the images all of whose requests were answered, in order."""
+        found = {entry.key: entry.result for entry in entries(answers) if entry.key in self._keys and entry.result}
+        for path in self._paths:
+            keys: list[Key] = [(path, *prompt) for prompt in self._ontology.prompts]
+            if all(key in found for key in keys):
+                results = Results(found[key] for key in keys)
+                objects = self._ontology.objects(results.at_least(min_confidence))
+                named = [replace(one, label=name) for name, one in objects]
+                yield _Image(Path(path), named, results[0].image_size)
+
+    def _request(self, path: str) -> dict[str, Any]:
+        """Return what an answer depends on besides its key, as JSON has it."""
+        file = os.stat(path)
+        options = {name: value for name, value in self._options.items() if name != "timeout"}
+        request = {"model": self._client.model, "options": options, "file": [file.st_size, file.st_mtime_ns]}
+        return json.loads(json.dumps(request, default=str))
+
+
+def _images_in(folder: Path) -> list[str]:
+    """Return the images that training programs read: no documents, whose pages are images, and no HEIC photos."""
+    if not folder.is_dir():
+        raise InvalidRequest(f"there is no directory {folder}")
+    others = {suffix for suffixes, *_ in EXTRAS for suffix in suffixes}
+    paths = [path for path in ImagePaths([str(folder)]).files if Path(path).suffix.lower() not in others]
+    require_distinct(paths, folder, "label file", ".txt")
+    return paths
+
+
+def _write_yolo(images: Sequence[_Image], classes: Mapping[str, int], folder: Path, target: Path) -> None:
+    """Write what Ultralytics trains on: `images/a.jpg` belongs to `labels/a.txt`."""
+    for image in images:
+        inside = image.path.relative_to(folder)
+        lines = yolo_lines(image.objects, classes, image.size)
+        for name, path in (("images", target / "images" / inside), ("labels", target / "labels" / inside)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name == "images":
+                shutil.copyfile(image.path, path)
+            else:
+                path.with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    names = "".join(f"  {number}: {json.dumps(name)}\n" for name, number in classes.items())
+    data = f"path: {json.dumps(str(target.absolute()))}\ntrain: images\nval: images\nnames:\n{names}"
+    (target / "data.yaml").write_text(data, encoding="utf-8")
+
+
+def _write_coco(images: Sequence[_Image], classes: Mapping[str, int], folder: Path, target: Path) -> None:
+    categories = {name: number + 1 for name, number in classes.items()}
+    annotations = (
+        coco_annotation(found, number, categories[found.label])
+        for number, image in enumerate(images, 1)
+        for found in image.objects
+    )
+    dataset = {
+        "images": [
+            coco_image(number, image.path.relative_to(folder).as_posix(), image.size)
+            for number, image in enumerate(images, 1)
+        ],
+        "annotations": [{"id": number} | annotation for number, annotation in enumerate(annotations, 1)],
+        "categories": coco_categories(categories),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(dataset, ensure_ascii=False), encoding="utf-8")
