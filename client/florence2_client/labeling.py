@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence2.errors import InvalidPrompt, InvalidRequest
+from florence2.tasks import Grammar
 from florence2_client.cli.journal import Entry, Journal, Key, entries
 from florence2_client.cli.sources import EXTRAS, ImagePaths, require_distinct
 from florence2_client.client import Client
@@ -27,7 +28,7 @@ from florence2_client.objects import (
     supervision_detections,
     yolo_lines,
 )
-from florence2_client.ontology import Ontology, Tolerance
+from florence2_client.ontology import WITHOUT_CLASSES, Ontology, Tolerance
 from florence2_client.request import Options
 from florence2_client.results import Results
 from florence2_client.transports import DEFAULT_URL
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 def label(
     folder: str | os.PathLike[str],
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Mapping[str, str] | None = None,
     *,
     ontology: Mapping[str, str] | None = None,
     task: str | None = None,
@@ -72,8 +73,6 @@ def label(
     >>> dataset.classes, [detections.class_id.tolist() for _, _, detections in dataset]
     (['star', 'triangle'], [[0, 1]])
     """
-    import supervision
-
     if classes is not None and ontology is not None:
         raise InvalidPrompt("give classes or an ontology, not both")
     if isinstance(classes, str):
@@ -81,25 +80,24 @@ def label(
     if yolo and Path(yolo).resolve().is_relative_to(Path(folder).resolve()):
         raise InvalidRequest(f"{yolo} is inside of {folder}, so the next call would label the copies as well")
     wanted = Ontology.of(task, classes if ontology is None else ontology, other)
+    if wanted.task.known and wanted.task.known.grammar is Grammar.TEXT:
+        raise InvalidPrompt(f"{wanted.task.sent} locates nothing in an image")
+    if wanted.task.sent in WITHOUT_CLASSES and not wanted.classes:
+        raise InvalidPrompt(f"what {wanted.task.sent} finds has no classes; give one for all")
     with ExitStack() as stack:
         client = client or stack.enter_context(Client(url))
         answers = Path(out or stack.enter_context(tempfile.NamedTemporaryFile(suffix=".jsonl")).name)
         run = _Run(client, wanted, _images_in(Path(folder)), options)
         with Journal(answers, run.is_stale) as journal:
             run.send(journal, concurrency)
-        images = [image.at_most_one(nms) if nms else image for image in run.images(answers, min_confidence)]
+        images = [image.without_duplicates(nms) if nms else image for image in run.images(answers, min_confidence)]
     numbers = {name: number for number, name in enumerate(wanted.classes)}
     numbers = numbers or numbered(found.label for image in images for found in image.objects)
     if yolo:
         _write_yolo(images, numbers, Path(folder), Path(yolo))
     if coco:
         _write_coco(images, numbers, Path(folder), Path(coco))
-    detections = {}
-    for image in images:
-        detections[str(image.path)] = located = supervision_detections(image.objects, image.size)
-        if image.objects:
-            located.class_id[:] = [numbers[found.label] for found in image.objects]
-    return supervision.DetectionDataset(list(numbers), list(detections), detections)
+    return _dataset(images, numbers)
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class _Image:
     objects: list[Found]
     size: tuple[int, int]
 
-    def at_most_one(self, threshold: float) -> _Image:
+    def without_duplicates(self, threshold: float) -> _Image:
         """Return the image without objects that overlap a surer one of their class."""
         kept: list[Found] = []
         for found in sorted(self.objects, key=lambda found: -(found.confidence or 0)):
@@ -178,6 +176,17 @@ def _images_in(folder: Path) -> list[str]:
     paths = [path for path in ImagePaths([str(folder)]).files if Path(path).suffix.lower() not in others]
     require_distinct(paths, folder, "label file", ".txt")
     return paths
+
+
+def _dataset(images: Sequence[_Image], classes: Mapping[str, int]) -> supervision.DetectionDataset:
+    import supervision
+
+    detections = {}
+    for image in images:
+        detections[str(image.path)] = located = supervision_detections(image.objects, image.size)
+        if image.objects:
+            located.class_id[:] = [classes[found.label] for found in image.objects]
+    return supervision.DetectionDataset(list(classes), list(detections), detections)
 
 
 def _write_yolo(images: Sequence[_Image], classes: Mapping[str, int], folder: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ class Ontology:
 
     A task that takes a phrase is run once for each, and what it finds is of the phrase's class. Other tasks run once:
     labels are compared without regard to case, and objects with another label are of the class `other`, or left out if
-    that is None. If there are no classes, labels stay as the model gives them. The labels of `WITHOUT_CLASSES` are
-    text, or empty, so what these tasks find is all of one class.
+    that is None. If there are no classes at all, labels stay as the model gives them. The labels of `WITHOUT_CLASSES`
+    are text, or empty, so what these tasks find is all of one class.
     """
 
     task: ParsedTask
@@ -50,8 +51,8 @@ class Ontology:
     def of(cls, task: str | None = None, classes: Classes | None = None, other: str | None = None) -> Ontology:
         """Return the ontology; without a task, classes are looked for by open-vocabulary detection, all else by `od`.
 
-        classes: a list; a mapping of phrases to classes; or both as text, `a red car=car, person`. Raise InvalidPrompt
-        if the task is about a region, or needs phrases that are not there.
+        classes: a list, a mapping of phrases to classes, or one of these as text: `a red car=car, person` or JSON.
+        Raise InvalidPrompt if the task is about a region, or needs phrases that are not there.
         """
         phrases = _phrases(classes)
         parsed = parse_task(task or ("<OPEN_VOCABULARY_DETECTION>" if phrases else "<OD>"))
@@ -59,6 +60,8 @@ class Ontology:
             raise InvalidPrompt(f"{task!r} is about one region or phrase; give a task for whole images, and classes")
         if parsed.takes is TaskInput.TEXT and not phrases:
             raise InvalidPrompt(f"{parsed.sent} looks for phrases, so it needs classes")
+        if parsed.takes is TaskInput.TEXT and other is not None:
+            raise InvalidPrompt(f"{parsed.sent} finds only its phrases, so nothing is of the class {other!r}")
         without = parsed.sent in WITHOUT_CLASSES or (parsed.known and parsed.known.grammar is Grammar.TEXT)
         if without and len(phrases) > 1:
             raise InvalidPrompt(f"what {parsed.sent} finds has no classes, so there can be only one for all")
@@ -89,7 +92,7 @@ class Ontology:
 
     def _class_of(self, phrase: str | None, found: Found) -> str | None:
         if not self.phrases:
-            return found.label
+            return found.label if self.other is None else self.other
         if phrase is not None:
             return self.phrases[phrase]
         if self.task.sent in WITHOUT_CLASSES:
@@ -99,7 +102,12 @@ class Ontology:
 
 
 def _phrases(classes: Classes | None) -> dict[str, str]:
-    if isinstance(classes, str):
+    if isinstance(classes, str) and classes.lstrip()[:1] in ("[", "{"):
+        try:
+            classes = json.loads(classes)
+        except ValueError as error:
+            raise InvalidPrompt(f"the classes {classes!r} are not valid JSON") from error
+    elif isinstance(classes, str):
         parts = [part.partition("=") for part in classes.split(",") if part.strip()]
         classes = {phrase.strip(): (name if equals else phrase).strip() for phrase, equals, name in parts}
     phrases = dict(classes) if isinstance(classes, Mapping) else {name: name for name in classes or ()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fiftyone as fo
 import fiftyone.core.models as fom
@@ -19,6 +21,9 @@ from florence2_client.objects import Found, Shape, plain_text
 from florence2_client.ontology import Classes, Ontology, Tolerance, ask_each
 from florence2_client.results import Results
 from florence2_client.transports import DEFAULT_URL, Tls
+
+if TYPE_CHECKING:
+    from fiftyone.core.collections import SampleCollection
 
 
 class Florence2Model(fom.Model):
@@ -92,12 +97,30 @@ class Florence2Model(fom.Model):
 
         The logger `florence2_client.images` says why. Raise errors that the other images would have as well.
         """
+        return list(self._labels(args, (f"image {number} of a batch" for number in itertools.count())))
+
+    def apply_to(
+        self,
+        samples: SampleCollection,
+        label_field: str = "predictions",
+        confidence_thresh: float | None = None,
+        classes: Iterable[str] | None = None,
+    ) -> None:
+        """Do what `samples.apply_model` does, with the files of the images sent as they are.
+
+        `apply_model` reads the images of a batch itself, and leaves out all of them if one is damaged. Here each image
+        fails for itself, and requests are in flight all the time, not batch by batch.
+        """
+        paths = samples.values("filepath")
+        labels = self._labels(map(Path, paths), paths)
+        for sample, label in zip(samples.iter_samples(autosave=True), labels, strict=True):
+            sample.add_labels(label, label_field, confidence_thresh=confidence_thresh, classes=classes)
+
+    def _labels(self, images: Iterable[ImageLike], names: Iterable[str]) -> Iterator[fo.Label | None]:
         prompts = self._ontology.prompts
-        answered = ask_each(self._client, args, prompts, concurrency=self._concurrency, **self._options)
-        return [
-            self._label(results) if self._tolerance.settle(f"image {number} of the batch", results) else None
-            for number, results in enumerate(answered)
-        ]
+        answered = ask_each(self._client, images, prompts, concurrency=self._concurrency, **self._options)
+        for results, name in zip(answered, names, strict=False):
+            yield self._label(results) if self._tolerance.settle(name, results) else None
 
     def close(self) -> None:
         """Close the connection."""

@@ -55,7 +55,7 @@ def test_a_data_set_of_supervision(folder):
 
 
 def test_thresholds(folder):
-    """Of overlapping objects of a class the surest stays; a confidence leaves out what is less sure."""
+    """The surest of overlapping objects of a class stays; a confidence leaves out what is less sure."""
     detections = next(iter(labeled(folder, ontology=ONTOLOGY, nms=0.5).annotations.values()))
     assert detections.xyxy.tolist() == [STAR, BOX]
     detections = next(iter(labeled(folder, ontology=ONTOLOGY, min_confidence=0.5).annotations.values()))
@@ -139,7 +139,8 @@ def test_an_absent_server_ends_it_and_keeps_the_answers(folder, tmp_path):
 
 
 def test_mistakes_are_named(folder, tmp_path):
-    for arguments in ({"classes": ["a"], "ontology": {"a": "b"}}, {"classes": "a star"}, {"task": "find"}):
+    for arguments in ({"classes": ["a"], "ontology": {"a": "b"}}, {"classes": "a star"}, {"task": "find"},
+                      {"task": "caption"}, {"task": "region_proposal"}, {"classes": ["a"], "other": "b"}):  # fmt: skip
         with pytest.raises(InvalidPrompt):
             labeled(folder, **arguments)
     (tmp_path / "empty").mkdir()

@@ -23,6 +23,7 @@ FIND = "<OPEN_VOCABULARY_DETECTION>"
         ({"a red car": "car"}, {"a red car": "car"}),
         ("car, person", {"car": "car", "person": "person"}),
         ("a red car = car,person,", {"a red car": "car", "person": "person"}),
+        ('["car, red", "dog"]', {"car, red": "car, red", "dog": "dog"}), ('{"a red car": "car"}', {"a red car": "car"}),
         (None, {}), ("", {}),
     ],
 )  # fmt: skip
@@ -48,7 +49,8 @@ def test_a_request_for_each_phrase_or_one_for_all(task, classes, prompts):
     ("task", "classes"),
     [
         ("find", None), ("region_to_category", ["car"]), ("<OD>car", None), ("captoin", None), ("od", [""]),
-        ("od", [7]), ("ocr_with_region", ["text", "line"]), ("caption", ["a", "b"]),
+        ("od", [7]), ("od", "[car"), ("od", {"car": None}),
+        ("ocr_with_region", ["text", "line"]), ("caption", ["a", "b"]),
         ("<OPEN_VOCABULARY_DETECTION>a car", ["car"]),
     ],
 )  # fmt: skip
@@ -69,6 +71,7 @@ def test_labels_of_the_model_become_classes():
     assert found(Ontology.of("od", {"car": "vehicle"}), od=answer) == [("vehicle", "Car")]
     assert found(Ontology.of("od", {"car": "vehicle"}, "rest"), od=answer) == [("vehicle", "Car"), ("rest", "dog")]
     assert found(Ontology.of("od"), od=answer) == [("Car", "Car"), ("dog", "dog")]
+    assert found(Ontology.of("od", None, "thing"), od=answer) == [("thing", "Car"), ("thing", "dog")]
     assert Ontology.of("od", ["car"], "rest").classes == ["car", "rest"]
     assert Ontology.of("find", {"a car": "car", "a van": "car"}).classes == ["car"]
 
