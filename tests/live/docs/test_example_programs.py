@@ -29,8 +29,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(program: str, folder: Path, *arguments: str) -> str:
-    path = EXAMPLES / program
+def run(program: str | Path, folder: Path, *arguments: str) -> str:
+    path = EXAMPLES / program  # or the program itself, if its path is absolute
     program = {".py": [sys.executable], ".mjs": ["node"], ".java": ["java"]}
     command = [*program.get(path.suffix, []), path]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -85,6 +85,32 @@ def test_curl(server, folder):
 def test_javascript(server, folder):
     """Node's own fetch gets the boxes."""
     assert "[" in run("generate.mjs", folder, IMAGE, server.http_url.removeprefix("http://"))
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
+def test_javascript_over_grpc(server, folder):
+    """gRPC's own package for Node gets the boxes with the bundled part of KServe's protocol."""
+    install = ["npm", "install", "--silent", "--no-audit", "--prefix", folder, "@grpc/grpc-js", "@grpc/proto-loader"]
+    if subprocess.run(install, capture_output=True).returncode:
+        pytest.skip("npm's registry cannot be reached")
+    for name in ("infer.mjs", "kserve.proto"):  # Node looks for packages in the folder of the program
+        shutil.copy(EXAMPLES / name, folder)
+    assert "[" in run(folder / "infer.mjs", folder, IMAGE, server.grpc_url.removeprefix("grpc://"))
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("go", "protoc", "protoc-gen-go"))), reason="Go is not installed")
+def test_go_over_grpc(server, folder):
+    """Go gets the boxes, with Debian's golang-google-grpc-dev and protoc-gen-go-1-3, which need no network."""
+    module = folder / "src" / "example"
+    module.mkdir(parents=True)
+    generate = ["protoc", f"--go_out=plugins=grpc:{module}", "kserve.proto"]
+    debians = Path("/usr/share/gocode/src/google.golang.org/grpc").is_dir()
+    if not debians or subprocess.run(generate, cwd=EXAMPLES, capture_output=True).returncode:
+        pytest.skip("Debian's packages are not installed")
+    program, environment = folder / "infer", {"GO111MODULE": "off", "GOPATH": f"{folder}:/usr/share/gocode"}
+    command = ["go", "build", "-o", program, EXAMPLES / "infer.go"]
+    subprocess.run(command, cwd=module, env=os.environ | environment, check=True)
+    assert "[" in run(program, folder, IMAGE, server.grpc_url.removeprefix("grpc://"))
 
 
 @pytest.mark.skipif(not shutil.which("java"), reason="Java is not installed")
