@@ -72,7 +72,7 @@ def pasteable(message: str) -> str:
     demo` has made a repository, `florence2 serve` names that one.
     """
     if DEMO.is_dir() and not ServingOptions.repository.is_dir():
-        message = message.replace("`florence2 serve`", f"`florence2 serve --repository {DEMO}`")
+        message = message.replace("`florence2 serve", f"`florence2 serve --repository {DEMO}")
     started = sys.argv[0]
     if os.path.basename(started) != "florence2" or shutil.which("florence2"):
         return message

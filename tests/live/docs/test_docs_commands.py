@@ -33,6 +33,9 @@ PAGES = sorted(
     ]
 )
 FENCE = re.compile(r"(?:<!-- not run: (?P<why>[^>]+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+HIDDEN = re.compile(
+    r"^(?: {4}|\t)(?:\$ )?(?:\.venv/bin/)?(?:make|python|florence2|curl|docker|kubectl|helm|pip) .*", re.M
+)
 WHOLE_PAGE = re.compile(r"^<!-- nothing here is run: [^>]+? -->$", re.M)
 PRINTED = {"docs/client.md": ("scene.png ", "the region lies outside the image")}
 SHELL, PYTHON = ("", "sh", "bash"), ("python",)
@@ -152,7 +155,7 @@ def test_the_python_blocks_run_in_order(server, gateway, clone, page, capsys):
 def test_no_command_hides_outside_of_a_fence(page):
     """Commands are in fenced blocks; indented ones would not be found."""
     prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    hidden = re.findall(r"^(?: {4}|\t)(?:\$ )?(?:make|python|florence2|curl|docker|kubectl|helm|pip) .*", prose, re.M)
+    hidden = HIDDEN.findall(prose)
     assert hidden == []
 
 

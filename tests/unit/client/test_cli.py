@@ -544,6 +544,7 @@ def test_ctrl_c_leaves_no_traceback_at_any_moment(tmp_path, seconds):
     ("sentence", "pasteable"),
     [
         ("no server; start it with `florence2 serve`", "`.venv/bin/florence2 serve --repository build/demo/"),
+        ("start it with `florence2 serve --stream`", "serve --repository build/demo/model_repository --stream`"),
         ("`florence2 tasks` lists them", "`.venv/bin/florence2 tasks`"),
         ("there is none; create it with: florence2 export NAME", "with: .venv/bin/florence2 export NAME"),
     ],
