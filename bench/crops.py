@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import AutoProcessor, Florence2ForConditionalGeneration, GenerationConfig
 
-from bench.competitors import base_checkpoint
+from bench.checkpoints import base_checkpoint
 from bench.harness import embedded_server
 from florence2_client import Client, Options
 from florence2_export.checkpoint import read_checkpoint

@@ -122,7 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     repository = options.repository
     if repository is None:
-        from bench.competitors import base_checkpoint, export  # imports transformers
+        from bench.checkpoints import base_checkpoint, export  # imports transformers
 
         repository = export(base_checkpoint(BASE / "base"), BASE, "auto")
     found: dict[str, list[float]] = {"batch": [], "one image": [], "before, one image": []}

@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     repository = options.repository
     if repository is None:
-        from bench.competitors import base_checkpoint, export  # imports transformers
+        from bench.checkpoints import base_checkpoint, export  # imports transformers
 
         repository = export(base_checkpoint(BASE / "base"), BASE, "auto")
     phrases = [f"thing number {number}" for number in range(options.phrases)]

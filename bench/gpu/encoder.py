@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2ForConditionalGeneration
 
-from bench.competitors import base_config
+from bench.checkpoints import base_config
 from bench.decode import BASE
 from bench.gpu.harness import Report, arguments, memory_mib, milliseconds
 from florence2.triton.onnx_session import open_session

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
-from bench.compare import LONGEST
+from bench.compare.quality import LONGEST
 from bench.decode import random_weights
 from bench.gpu.harness import (
     EagerBackend,

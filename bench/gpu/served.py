@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.compare import LONGEST, Load, examples, image, measure_quality, run
-from bench.competitors import BEAMS, BUNDLED, asking, base_checkpoint, export
+from bench.checkpoints import BUNDLED, base_checkpoint, export
+from bench.compare.loads import BEAMS, CAPTION, DETECTION, Kind, Load, image, run
+from bench.compare.quality import LONGEST, examples, measure_quality
+from bench.compare.servers import asking
 from bench.gpu.harness import Report, arguments
 from bench.harness import embedded_server
-from bench.report import CAPTION, DETECTION, Kind
 from bench.static_batch.generate import Generator
 
 ENSEMBLE = "florence2_ensemble"

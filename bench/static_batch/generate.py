@@ -34,11 +34,18 @@ class OwnLimit(StoppingCriteria):
 
 
 class Generator:
-    """A checkpoint's model and processor in transformers."""
+    """A checkpoint's model and processor in transformers, and `options` of each call of `generate`."""
 
-    def __init__(self, checkpoint: Path, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        dtype: torch.dtype,
+        model: Florence2ForConditionalGeneration | None = None,
+        **options: Any,
+    ) -> None:
         self.processor = AutoProcessor.from_pretrained(checkpoint)
-        self.model = Florence2ForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).eval()
+        self.model = model or Florence2ForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).eval()
+        self.options = options
 
     @torch.inference_mode()
     def answer(self, images: list[bytes], prompts: list[str], limits: list[int], beams: int) -> list[Answer]:
@@ -49,6 +56,7 @@ class Generator:
             **inputs,
             num_beams=beams,
             max_new_tokens=max(limits),
+            **self.options,
             stopping_criteria=StoppingCriteriaList([OwnLimit(limits)] if len(set(limits)) > 1 else []),
         )
         texts = self.processor.batch_decode(generated, skip_special_tokens=False)

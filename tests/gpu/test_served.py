@@ -9,8 +9,10 @@ import urllib.request
 import pytest
 import torch
 
-from bench.compare import LONGEST, examples, measure_quality
-from bench.competitors import BEAMS, BUNDLED, asking
+from bench.checkpoints import BUNDLED
+from bench.compare.loads import BEAMS
+from bench.compare.quality import LONGEST, examples, measure_quality
+from bench.compare.servers import asking
 from bench.harness import embedded_server
 from bench.static_batch.generate import Generator
 

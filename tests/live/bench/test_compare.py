@@ -1,8 +1,8 @@
-"""The whole comparison runs on the bundled checkpoint, and the documents hold its figures."""
+"""The parts of the comparison run on the bundled checkpoint."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import sys
 from pathlib import Path
 from subprocess import PIPE
@@ -12,61 +12,83 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import report
-from bench.compare import Load, compare, image, plan
-from bench.competitors import Competitor, asking, base_processor, direct, static_batch, stretched_tokenizer
+from bench.checkpoints import base_processor, stretched_tokenizer
+from bench.compare import machine, openvino_port, tables
+from bench.compare.competitors import Competitor, script, static_batch
+from bench.compare.loads import CAPTION, DETECTION, image, tiny
+from bench.compare.plot import draw
+from bench.compare.record import Figures, Record
+from bench.compare.scripts import Compiled, OpenVino, Plain
+from bench.compare.servers import asking
+from bench.compare.steps import compare, plan
 from bench.decode import BASE
 from bench.harness import proportional_memory
-from bench.report import CAPTION, DETECTION, Machine, Work, draw
 from bench.static_batch.generate import Generator
+
+MEASURED = ("main", "long", "quality")
+FREE = (0.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
-def figures(checkpoint: Path, server) -> report.Figures:
-    """Figures of a few requests and one scene; this server is the one that other tests use."""
-    ours = Competitor("this server", lambda: asking(server.grpc_url, "florence2_ensemble", [1]), remembers=True)
-    rivals = [direct(checkpoint, "float32"), static_batch(checkpoint, "float32")]
-    mixed = Load("mixed", (CAPTION, DETECTION) * 4, 8)
-    loads = [Load("<CAPTION>", (CAPTION,), 2), Load("<CAPTION>", (CAPTION,) * 8, 8), mixed]
-    work = {"flops": 4 * 10**11, "step_bytes": 10**8}
-    return compare([*rivals, ours], [*rivals, ours], loads, scene_count=1) | {"work": work}
+def figures(checkpoint: Path, server, tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    """Figures of a few tokens and one scene; this server is the one that other tests use."""
+    ours = Competitor("this server", lambda: asking(server.grpc_url, "florence2_ensemble", [1]), MEASURED)
+    broken = script("broken", Plain(checkpoint / "missing", "float32"), ("main",), FREE)
+    everyone = [script("script", Plain(checkpoint, "float32"), MEASURED, FREE), static_batch(checkpoint, "float32")]
+    steps = [
+        dataclasses.replace(step, loads=list(map(tiny, step.loads)))
+        for step in plan([*everyone, ours, broken], [*everyone, ours], MEASURED, 1, 1)
+    ]
+    found = Record(tmp_path_factory.mktemp("compare") / "figures.json")
+    found.update(conditions=machine.conditions(), work={"flops": 4 * 10**11, "step_bytes": 10**8})
+    compare(steps, found)
+    return found.figures
 
 
 def test_all_get_the_same_requests(figures):
     """Each competitor answers every request of its loads, with equally many tokens for one client."""
-    script, *servers = figures["competitors"].values()
-    assert [(one["load"], one["clients"]) for one in script["loads"]] == [("<CAPTION>", 1)]
-    assert len({competitor["loads"][0]["tokens"] for competitor in (script, *servers)}) == 1
-    for server in servers:
-        *_, mixed = server["loads"]
-        assert mixed["latencies"].keys() == {str(CAPTION), str(DETECTION)}
+    runs = {(run["part"], run["competitor"]): run for run in figures["runs"]}
+    script, *servers = (runs["main", name] for name in ("script", "static batch, float32", "this server"))
+    assert {one["clients"] for one in script["loads"]} == {1}
+    assert [one["tokens"] for one in script["loads"]] == [one["tokens"] for one in servers[0]["loads"][:2]]
+    assert servers[0]["loads"][0]["tokens"] == servers[1]["loads"][0]["tokens"]
+    for name in ("static batch, float32", "this server"):
+        mixed = next(one for one in runs["long", name]["loads"] if one["load"] == "mixed")
+        assert {kind.split()[0] for kind in mixed["latencies"]} == {CAPTION.task, DETECTION.task}
         assert sum(map(len, mixed["latencies"].values())) == 8
     assert all(one["memory_mib"] > 100 for one in (script, servers[0]))
 
 
+def test_what_fails_is_recorded_and_ends_nothing(figures):
+    failed = [run for run in figures["runs"] if "error" in run]
+    assert [run["competitor"] for run in failed] == ["broken"] and "broken failed" in tables.age(figures)
+
+
 def test_tables_and_plot_show_every_competitor(figures, tmp_path):
-    """Each has a line in the summary and in the overview, and a column in the details."""
-    tables = report.summary(figures), report.overview(figures), report.details(figures)
-    assert all(f"| {name} |" in table for name in figures["competitors"] for table in tables)
-    assert all("the machine's limit" in table for table in tables[:2])
+    names = {run["competitor"] for run in figures["runs"] if "loads" in run}
+    assert all(f"| {name} |" in tables.summary(figures) for name in names)
     draw(figures, tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").width > 1000
 
 
 def test_in_float32_all_give_the_same_answers(figures):
     """So only speed differs: fifteen tasks, 3 beams, with and without padded batches."""
-    assert {one["equal"] for one in figures["competitors"].values()} == {1.0}
-    assert len({one["score"] for one in figures["competitors"].values()}) == 1
+    measured = [run for run in figures["runs"] if run["part"] == "quality"]
+    assert len(measured) == 3
+    assert {run["equal"] for run in measured} == {1.0} and len({run["score"] for run in measured}) == 1
 
 
-def test_the_documents_hold_what_was_measured():
-    """After an edit of the report: python -c 'from bench.report import *; write(json.loads(JSON.read_text()))'"""
-    if not report.JSON.exists():
-        pytest.skip("python -m bench.compare has not been run yet")
-    measured = json.loads(report.JSON.read_text(encoding="utf-8"))
-    for document in (report.README, report.DOCUMENT):
-        text = document.read_text(encoding="utf-8")
-        assert report.BLOCK.search(text) and report.filled(text, measured) == text
+@pytest.mark.parametrize("way", ["OpenVINO", "static cache"])
+def test_other_ways_give_transformers_answers(checkpoint, tmp_path, monkeypatch, way):
+    """The OpenVINO port in its own precision, and a static cache as it is before it is compiled: one caption."""
+    if way == "OpenVINO":
+        openvino_port.convert(checkpoint, tmp_path)
+        generator = OpenVino(checkpoint, tmp_path)()
+    else:
+        monkeypatch.setattr(torch, "compile", lambda module: module)
+        generator = Compiled(checkpoint, "float32")()
+    expected = Generator(checkpoint, torch.float32).answer([image(1)], ["<CAPTION>"], [20], beams=3)
+    assert generator.answer([image(1)], ["<CAPTION>"], [20], beams=3) == expected
 
 
 def test_each_of_a_batch_has_its_own_limit(checkpoint):
@@ -89,23 +111,9 @@ def test_the_random_checkpoint_has_the_published_ids():
     assert processor.tokenizer.decode(inputs.input_ids[0], skip_special_tokens=True) == "What does the image describe?"
 
 
-def test_more_clients_share_the_weights_read_for_a_token():
-    """The limit rises with the clients and falls with the length of answers."""
-    work, machine = Work(flops=4 * 10**11, step_bytes=10**8), Machine(4e11, 1e11, 4e10)
-    assert work.answers_per_second(machine, 1, 20) < work.answers_per_second(machine, 8, 20) < 1
-    assert work.answers_per_second(machine, 8, 100) < work.answers_per_second(machine, 8, 20)
-
-
 def test_memory_of_an_ended_process_is_none():
     with psutil.Popen([sys.executable, "-c", "print(1, flush=True); input()"], stdin=PIPE, stdout=PIPE) as process:
         process.stdout.readline()
         assert proportional_memory(process) > 1
         process.stdin.close()
     assert proportional_memory(process) == 0
-
-
-def test_a_load_keeps_all_its_clients_busy():
-    """It has at least as many requests as clients."""
-    loads = plan()
-    assert all(load.requests >= len(load.clients) for load in loads)
-    assert {kind for load in loads for kind in load.clients} >= {CAPTION, DETECTION}
