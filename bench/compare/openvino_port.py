@@ -154,18 +154,17 @@ def _remember_encoded(model: ov.Model, encoded: ov.Node) -> None:
 
 
 class OpenVinoFlorence2(Florence2ForConditionalGeneration):
-    """transformers' model whose parts run in OpenVINO; its own weights have no data."""
+    """transformers' model whose parts run in OpenVINO, with these settings; its own weights have no data."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, config: Florence2Config, folder: Path) -> None:
+    def __init__(self, config: Florence2Config, folder: Path, **settings: str) -> None:
         with torch.device("meta"):
             super().__init__(config)
         core = ov.Core()
         self._image, self._embedding, self._encoder, decoder = (
-            core.compile_model(folder / name, "CPU") for name in (IMAGE, EMBEDDING, ENCODER, DECODER)
+            core.compile_model(folder / name, "CPU", settings) for name in (IMAGE, EMBEDDING, ENCODER, DECODER)
         )
-        self.precision = decoder.get_property("INFERENCE_PRECISION_HINT").to_string()
         self._decoder = decoder.create_infer_request()
         self._beam_idx: np.ndarray | None = None
 

@@ -62,13 +62,16 @@ class Compiled:
 
 @dataclass(frozen=True)
 class OpenVino:
-    """Load the converted models of OpenVINO's notebook."""
+    """Load the converted models of OpenVINO's notebook, in the precision that OpenVINO chooses unless one is given."""
 
     checkpoint: Path
     converted: Path
+    precision: str = ""
 
     def __call__(self) -> generate.Generator:
-        model = openvino_port.OpenVinoFlorence2(Florence2Config.from_pretrained(self.checkpoint), self.converted).eval()
+        settings = {"INFERENCE_PRECISION_HINT": self.precision} if self.precision else {}
+        config = Florence2Config.from_pretrained(self.checkpoint)
+        model = openvino_port.OpenVinoFlorence2(config, self.converted, **settings).eval()
         model.generation_config = GenerationConfig.from_pretrained(self.checkpoint)
         return generate.Generator(self.checkpoint, torch.float32, model)
 

@@ -80,10 +80,10 @@ def test_in_float32_all_give_the_same_answers(figures):
 
 @pytest.mark.parametrize("way", ["OpenVINO", "static cache"])
 def test_other_ways_give_transformers_answers(checkpoint, tmp_path, monkeypatch, way):
-    """The OpenVINO port in its own precision, and a static cache as it is before it is compiled: one caption."""
+    """The OpenVINO port in float32, and a static cache whose decoder is not compiled: one caption."""
     if way == "OpenVINO":
         openvino_port.convert(checkpoint, tmp_path)
-        generator = OpenVino(checkpoint, tmp_path)()
+        generator = OpenVino(checkpoint, tmp_path, "f32")()
     else:
         monkeypatch.setattr(torch, "compile", lambda module: module)
         generator = Compiled(checkpoint, "float32")()
