@@ -20,7 +20,7 @@ import torch
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 from bench.capacity import keep_in_flight, processes_by_stage
-from bench.competitors import IMAGE_TOKEN, base_processor, export
+from bench.checkpoints import IMAGE_TOKEN, base_processor, export
 from bench.decode import PRECISIONS, bart_config
 from bench.harness import Peak, embedded_server, proportional_memory, shared_memory
 from bench.load import Sender, parse_mix
