@@ -55,6 +55,10 @@ ENTRYPOINT ["florence2", "export"]
 
 
 FROM cpu-base AS cpu
+# For the CPU that builds the image. On another one the server compiles at each start, for 20 s (docs/containers.md).
+USER 0
+RUN florence2 compile --precision int8 bfloat16 float32 int4
+USER 10001
 EXPOSE 8000 8001 8002
 # Runs a real inference, because Triton's health endpoints do not notice a dead model process (docs/adr/0004).
 HEALTHCHECK --interval=30s --timeout=35s --start-period=10m --retries=3 CMD ["florence2", "health", "--timeout", "30"]

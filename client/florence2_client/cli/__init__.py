@@ -36,6 +36,7 @@ COMMANDS = {  # name -> module:function, and one line of help
     "mcp": ("florence2_client.cli.mcp:add_arguments", "offer the tasks to agents as MCP tools"),
     "calibrate": ("florence2_client.cli.calibrate:add_arguments", "make confidences true, by labeled images"),
     "export": ("florence2_export.cli:add_arguments", "turn a checkpoint into a servable model"),
+    "compile": ("florence2_export.compile:add_arguments", "compile the decoder before the first start"),
 }
 SHELLS = ("bash", "zsh", "tcsh")
 EPILOG = """\

@@ -43,6 +43,7 @@ class CpuBackend(Backend):
         self.cache = PackedCache(config, rows, dtype)
         self._cache_arrays = self.cache.arrays()
         self.threads = min(torch.get_num_threads(), text.decoder_heads)
+        self._is_compiled = False
         self.scratch = self._make_scratch()
         self._helpers: list[SimpleQueue[tuple[Any, ...] | None]] = [SimpleQueue() for _ in range(1, self.threads)]
         for thread, steps in enumerate(self._helpers, 1):
@@ -59,9 +60,13 @@ class CpuBackend(Backend):
     def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
         batch = batch_of(searches, spans)
         step = (np.zeros(1, np.int64), self._weights, self._vocabulary, self._cache_arrays, batch, self.scratch)
-        for steps in self._helpers:
-            steps.put(step)
-        decode(0, self.threads, *step)  # returns when all threads have done their shares
+        if self._is_compiled:
+            for steps in self._helpers:
+                steps.put(step)
+            decode(0, self.threads, *step)  # returns when all threads have done their shares
+        else:
+            decode(0, 1, *step)  # the first call may compile, and fail: this thread reports it
+            self._is_compiled = True
         return self._candidates(searches)
 
     def clear(self, rows: range) -> None:

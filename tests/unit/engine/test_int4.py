@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from florence2.engine.bart import LanguageModel
+from florence2.engine.cpu.kernels import layout
 from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.engine import Engine
 from florence2.engine.int4 import GROUP, Int4Linear, compress, unpack
@@ -124,3 +125,8 @@ def test_the_steps_of_a_gpu_score_as_float32_does(config, make_request, device):
     requests = [make_request(seed, num_beams=1, max_new_tokens=3) for seed in range(3)]
     for answer, right in zip(rounded.generate(requests), truth.generate(requests), strict=True):
         assert answer.log_probs[1] == pytest.approx(right.log_probs[1], abs=0.1)
+
+
+def test_the_kernels_have_groups_of_the_same_size():
+    """They have a constant of their own, since the process that compiles them does without torch."""
+    assert layout.GROUP == GROUP

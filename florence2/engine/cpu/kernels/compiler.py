@@ -1,7 +1,7 @@
 """What numba compiles, and what of it is kept on disk.
 
-numba keeps a function under its own bytecode, the values it closes over, and the time stamp of its file; it does not
-look at the functions that it calls. So the entry to the kernels closes over a digest of all their sources.
+numba keeps a function under its own bytecode and the values it closes over; it does not look at the functions that it
+calls. So the entry to the kernels closes over a digest of all their sources.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+
+from florence2.engine.cpu.disk import Disk
 
 OPTIONS: dict[str, Any] = dict(nogil=True, error_model="numpy")
 compiled = njit(**OPTIONS)
@@ -29,12 +31,11 @@ def digest_of_sources(folder: Path) -> int:
 
 
 def kept_on_disk(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a function at its first call and keep the result for later processes.
+    """Compile a function for the types of its first call, and keep the result for later processes.
 
-    It is kept in NUMBA_CACHE_DIR, next to the function's file, or in the user's cache folder: the first of them that
-    can be written. Where none can be, each process compiles for itself.
+    Its module must have it under its own name.
     """
-    try:
-        return njit(**OPTIONS, cache=True)(function)
-    except RuntimeError:
-        return compiled(function)
+    dispatcher: Any = compiled(function)
+    dispatcher._cache = Disk(function)
+    result: Callable[..., None] = dispatcher
+    return result

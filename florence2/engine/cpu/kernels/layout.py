@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from florence2.engine.int4 import GROUP
-
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
@@ -19,6 +17,7 @@ QUADS, PAIRS = 4, 2  # int8 and bfloat16 weights in one element of an array, for
 # int4 weights lie in blocks of two groups of inputs and LANES outputs, whose size is a multiple of a cache line. First
 # the codes: a vector of bytes for each two quads of inputs, the second of them in the upper bits. Then, for each group,
 # LANES lowest levels and LANES spacings.
+GROUP = 32  # inputs, as in `engine.int4`, which needs torch: the process that compiles does without
 BLOCK = 2 * GROUP
 CODES = BLOCK * LANES // 2
 BLOCK_BYTES = CODES + 2 * 2 * LANES

@@ -16,9 +16,8 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from florence2.engine.cpu.kernels import vectors
-from florence2.engine.cpu.kernels.layout import BLOCK, BLOCK_BYTES, CODES, LANES, PAIRS, QUADS
+from florence2.engine.cpu.kernels.layout import BLOCK, BLOCK_BYTES, CODES, GROUP, LANES, PAIRS, QUADS
 from florence2.engine.cpu.kernels.vectors import BYTE, FLOAT, FLOATS, HALVES, INT32, INT64, INTS
-from florence2.engine.int4 import GROUP
 
 
 class BFloat(ir.Type):
