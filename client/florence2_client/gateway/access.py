@@ -21,7 +21,8 @@ from florence2_client.gateway.errors import Refused, error_response
 
 WITHOUT_KEY = (  # and what the page of /docs loads
     "/health", "/docs", "/openapi.json",
-    "/label-studio/health", "/label-studio/webhook", "/x-anylabeling/health",  # which tell and change nothing
+    # which tell and change nothing:
+    "/label-studio/", "/label-studio/health", "/label-studio/webhook", "/x-anylabeling/health",
 )  # fmt: skip
 STATIC = "/static-offline-docs"
 BODY_SECONDS = 60.0  # to receive a body

@@ -20,7 +20,7 @@ from florence2.errors import InvalidPrompt, InvalidRequest
 from florence2.images import encoded_image
 from florence2.tasks import TASKS, Grammar, Task, TaskInput
 from florence2_client.exchange import Question
-from florence2_client.gateway.backend import Backend, unless_gone
+from florence2_client.gateway.backend import Backend, count_tokens, unless_gone
 from florence2_client.gateway.errors import AsciiJson
 from florence2_client.objects import Found, Shape, plain_text
 from florence2_client.result import Result
@@ -97,7 +97,9 @@ class XAnyLabeling:
             questions = [Question(image, task.token, text, options=options) for text in texts]
             replies = client.run_many(questions, timeout=backend.timeout)
             async with contextlib.aclosing(replies):
-                return [reply.unwrap() async for reply in replies]
+                found = [reply.unwrap() async for reply in replies]
+            count_tokens(state, found)
+            return found
 
         return AsciiJson({"success": True, "data": shapes_of(task, await unless_gone(request, answers()), body.params)})
 

@@ -30,8 +30,8 @@ from florence2_client.async_client import AsyncClient
 from florence2_client.cli.health import Health, check_health
 from florence2_client.gateway.access import NO_LIMITS, Guard, Limits
 from florence2_client.gateway.anylabeling import XAnyLabeling
-from florence2_client.gateway.backend import Backend, unless_gone
-from florence2_client.gateway.chat import Asked, Chunks, completion, read_messages, usage_of
+from florence2_client.gateway.backend import Backend, count_tokens, unless_gone
+from florence2_client.gateway.chat import Asked, Chunks, completion, read_messages
 from florence2_client.gateway.errors import AsciiJson, Refused, error_body, error_response
 from florence2_client.gateway.images import ImageSource
 from florence2_client.gateway.label_studio.files import ProjectFiles, require_address
@@ -173,7 +173,7 @@ class Gateway:
             chunks = Chunks(head, logprobs=logprobs, include_usage=include_usage)
             return await self._stream(request, client, asked, options, chunks)
         result = await unless_gone(request, self._run(client, asked, options))
-        state["tokens"] = _counted(result)
+        count_tokens(state, [result])
         return AsciiJson(completion(result, head, logprobs=logprobs))
 
     async def _run(self, client: AsyncClient, asked: Asked, options: Any) -> Result[Any]:
@@ -227,14 +227,9 @@ async def _chunks(
         if grown := chunks.growth(result):
             yield grown
         result = await anext(rest)
-    state["tokens"] = _counted(result)
+    count_tokens(state, [result])
     for chunk in chunks.last(result):
         yield chunk
-
-
-def _counted(result: Result[Any]) -> dict[str, int]:
-    usage = usage_of(result)
-    return {"prompt": usage["prompt_tokens"], "completion": usage["completion_tokens"]}
 
 
 def _event(value: dict[str, Any]) -> str:

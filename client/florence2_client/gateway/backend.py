@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 
 from florence2.errors import Cancelled, ModelNotFound
 from florence2_client.async_client import AsyncClient
 from florence2_client.gateway.images import ImageSource
+from florence2_client.result import Result
 
 T = TypeVar("T")
 
@@ -30,6 +31,14 @@ class Backend:
         if found is None:
             raise ModelNotFound(f"there is no model {model[:80]!r}; the models are {', '.join(self.clients)}")
         return found
+
+
+def count_tokens(state: dict[str, Any], results: Iterable[Result[Any]]) -> None:
+    """Add the tokens of results to the state of a request, for its log and the metrics."""
+    counted = state.setdefault("tokens", {"prompt": 0, "completion": 0})
+    for result in results:
+        counted["prompt"] += result.num_prompt_tokens or 0
+        counted["completion"] += result.num_tokens
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from florence2.errors import Florence2Error, InvalidImage, InvalidRequest
-from florence2_client.async_client import AsyncClient
-from florence2_client.exchange import Question
+from florence2.errors import Florence2Error, InvalidRequest
 from florence2_client.gateway.backend import Backend, unless_gone
 from florence2_client.gateway.errors import AsciiJson, error_body
-from florence2_client.gateway.label_studio.config import LabelingConfig, read_config
+from florence2_client.gateway.label_studio.config import read_config
 from florence2_client.gateway.label_studio.files import ProjectFiles
-from florence2_client.gateway.label_studio.plan import (
-    CLASSIFY,
-    Step,
-    label_of,
-    plan,
-    plan_drawn,
-    plan_regions,
-    region_of,
-)
-from florence2_client.gateway.label_studio.regions import DESCRIBED, match, results_of, score_of, words_of
-from florence2_client.result import Result
+from florence2_client.gateway.label_studio.job import Job, LabelingTask
+from florence2_client.gateway.label_studio.regions import score_of
 
 PREFIX = "/label-studio"
 TASKS_AT_ONCE = 4  # of a request: their images are in memory
-UNDEFINED = "$undefined$"  # Label Studio's name for the field of tasks that were imported as a list of files
-
-
-class LabelingTask(BaseModel):
-    """A task: an image, or several, that are to be labeled."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: Any = None
-    data: dict[str, Any]
 
 
 class Params(BaseModel):
@@ -129,16 +107,17 @@ class LabelStudio:
         A failure is the response if there is nothing else to return: while a user draws, and if the server failed on
         every task.
         """
-        request.scope["state"]["task"] = "label-studio"
-        request.scope["state"]["model"] = self._version()
+        state = request.scope["state"]
+        state.update(task="label-studio", model=self._version())
         config = read_config(body.label_config)
-        drawn = body.params.context if body.params else None
+        context = body.params.context if body.params else None
+        drawn = context if context and "result" in context else None
         places = asyncio.Semaphore(TASKS_AT_ONCE)
 
         async def attempt(task: LabelingTask) -> list[dict[str, Any]] | Florence2Error:
             async with places:
                 try:
-                    return await self._labeled(config, task, drawn)
+                    return await Job(self._backend(), self._files(), config, task, state).run(drawn)
                 except Florence2Error as error:
                     return error
 
@@ -147,7 +126,7 @@ class LabelStudio:
         if errors and len(errors) == len(found) and (drawn or not any(isinstance(e, InvalidRequest) for e in errors)):
             raise errors[0]
         if errors:
-            request.scope["state"]["error"] = errors[0].code
+            state["error"] = errors[0].code
         return AsciiJson({"results": [self._prediction(each) for each in found], "model_version": self._version()})
 
     def _prediction(self, found: list[dict[str, Any]] | Florence2Error) -> dict[str, Any]:
@@ -156,90 +135,3 @@ class LabelStudio:
             version = f"{self._version()} ({found.code})"
             return {"result": [], "score": 0.0, "model_version": version, **error_body(found)}
         return {"result": found, "score": score_of(found), "model_version": self._version()}
-
-    async def _labeled(
-        self, config: LabelingConfig, task: LabelingTask, drawn: dict[str, Any] | None
-    ) -> list[dict[str, Any]]:
-        """Return the results of a task. Each image is read once."""
-        job = _Job(self._backend(), self._files(), config, task)
-        if drawn is None:
-            return await job.predict()
-        regions = drawn.get("result")
-        results: list[dict[str, Any]] = []
-        for region in regions if isinstance(regions, list) else []:
-            if isinstance(region, dict) and region_of(region) is not None:
-                results += await job.complete(region)
-        return results
-
-
-class _Job:
-    """The work on one task."""
-
-    def __init__(self, backend: Backend, files: ProjectFiles, config: LabelingConfig, task: LabelingTask) -> None:
-        self._client: AsyncClient = next(iter(backend.clients.values()))
-        self._timeout = backend.timeout
-        self._files, self._config, self._task = files, config, task
-        self._read: dict[str, bytes] = {}
-
-    async def predict(self) -> list[dict[str, Any]]:
-        """Return the results of every step, and then what the controls for regions say about them."""
-        results: list[dict[str, Any]] = []
-        described: list[str] = []
-        texts = [each for each in self._config.controls if each.tag == "textarea" and each.is_per_region]
-        for step in plan(self._config, self._task.data):
-            area = next((each for each in texts if each.to_name == step.control.to_name), None)
-            results += results_of(step, await self._answers(step), area)
-            if step.task in DESCRIBED and area:
-                described.append(area.name)
-        shapes = {each["id"]: each for each in reversed(results) if region_of(each)}  # the first with each id
-        return results + await self._about(list(shapes.values())[::-1], described)
-
-    async def complete(self, region: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return what a region that a user drew becomes: outlines, and what the controls for regions say about it."""
-        names = list(self._config.images)
-        if region.get("to_name") not in names:
-            if len(names) != 1:
-                raise InvalidRequest("the region that was drawn is of none of the images")
-            region = {**region, "to_name": names[0]}
-        region = {"id": "drawn", **region}
-        if label_of(region) is None:
-            region = await self._classified(region)
-        results = []
-        for step in plan_drawn(self._config, self._task.data, region):
-            results += results_of(step, await self._answers(step))
-        about = await self._about([region], [])
-        return results + ([region, *about] if about else [])
-
-    async def _classified(self, region: dict[str, Any]) -> dict[str, Any]:
-        """Return a region with the label that the model gives it, if a control has it."""
-        controls = [each for each in self._config.controls if each.to_name == region["to_name"]]
-        labels = [label for each in controls if each.tag.endswith("labels") for label in each.labels(self._task.data)]
-        text = region_of(region)
-        if len(labels) < 2 or text is None:
-            return region
-        image = await self._image(region["to_name"])
-        answer: Result[Any] = await self._client.run(image, CLASSIFY, text, timeout=self._timeout)
-        label = match(words_of(answer), labels)
-        return {**region, "value": {**region["value"], "labels": [label]}} if label else region
-
-    async def _about(self, regions: Sequence[dict[str, Any]], described: Sequence[str]) -> list[dict[str, Any]]:
-        results = []
-        for step in plan_regions(self._config, self._task.data, regions, described):
-            results += results_of(step, await self._answers(step))
-        return results
-
-    async def _answers(self, step: Step) -> list[Result[Any]]:
-        image = await self._image(step.control.to_name)
-        questions = [Question(image, step.task, ask.text) for ask in step.asks]
-        replies = self._client.run_many(questions, timeout=self._timeout)
-        async with contextlib.aclosing(replies):
-            return [reply.unwrap() async for reply in replies]
-
-    async def _image(self, name: str) -> bytes:
-        if name not in self._read:
-            field = self._config.images[name]
-            url = self._task.data.get(field, self._task.data.get(UNDEFINED))
-            if not isinstance(url, str) or not url:
-                raise InvalidImage(f"the task's data has no image in the field {field[:80]!r}")
-            self._read[name] = await self._files.read(url, self._task.id)
-        return self._read[name]

@@ -56,8 +56,8 @@ def labeling(model):
     """Return a function that opens a gateway with options."""
     opened = []
 
-    def start(**options):
-        opened.append(TestClient(make_app(GatewayOptions(**options), None), raise_server_exceptions=False))
+    def start(log=None, **options):
+        opened.append(TestClient(make_app(GatewayOptions(**options), log), raise_server_exceptions=False))
         return opened[-1].__enter__()
 
     yield start

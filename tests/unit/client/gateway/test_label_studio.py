@@ -257,27 +257,3 @@ def test_a_configuration_is_read_in_any_layout():
     [control] = config.controls
     assert config.images == {"i": "pic"} and control.to_name == "i"
     assert control.own_labels == (Label("a", ("a",)), Label("b", ("b",)))
-
-
-# ---- the other routes
-
-
-def test_label_studio_connects_with_a_key_as_password(labeling):
-    client = labeling(keys=("secret",))
-    assert client.get("/label-studio/health").json()["status"] == "UP"
-    assert client.post("/label-studio/webhook", json={"action": "ANNOTATION_CREATED"}).status_code == 201
-    assert client.post("/label-studio/setup", json={}).status_code == 401
-    assert client.post("/label-studio/setup", json={}, auth=("me", "wrong")).status_code == 401
-    project = {"project": "1.1", "schema": "<View/>", "hostname": "http://evil.test", "access_token": "x"}
-    assert client.post("/label-studio/setup", json=project, auth=("me", "secret")).json() == {
-        "model_version": "florence2"
-    }
-    assert client.get("/label-studio/versions", auth=("me", "secret")).json() == {"versions": ["florence2"]}
-    assert client.post("/label-studio/train", json={}, auth=("me", "secret")).status_code == 201
-    assert client.get("/label-studio/", auth=("me", "secret")).json()["status"] == "UP"
-
-
-def test_an_address_that_is_none_is_refused(labeling):
-    for address in "localhost:8080", "ftp://studio", "http://", "http://user@studio":
-        with pytest.raises(InvalidRequest, match="address of Label Studio"):
-            labeling(label_studio=(address, ""))

@@ -64,11 +64,25 @@ def test_other_shapes_stand_for_the_box_around_them(label_studio, model, value, 
 
 @pytest.mark.parametrize(
     "context",
-    [{}, {"result": None}, {"result": [1, {}]}, drawn("keypointlabels", x=10, y=10), drawn(points=[]),
+    [{"result": None}, {"result": [1, {}]}, drawn("keypointlabels", x=10, y=10), drawn(points=[]),
      drawn(x=None, y=1, width=1, height=1), drawn(points=[[1]])],
 )  # fmt: skip
 def test_what_has_no_box_changes_nothing(label_studio, model, context):
     assert results(label_studio(view(OUTLINES), context=context)) == [] and model.asked == []
+
+
+def test_a_region_without_a_usable_id_has_one(label_studio, model):
+    model.answers = {"<REGION_TO_OCR>": "HELLO", "<REGION_TO_CATEGORY>": "text"}
+    context = drawn("rectangle", (), "bbox")
+    for given in [], None, 7:
+        context["result"][0]["id"] = given
+        shape, text = results(label_studio(view(OCR), context=context))
+        assert shape["id"] == text["id"] == ("7" if given else "drawn")
+
+
+def test_a_context_in_which_nothing_was_drawn_changes_nothing(label_studio, model):
+    model.answers = {OUTLINE: outlined([20, 10, 60, 10, 60, 40])}
+    assert len(results(label_studio(view(OUTLINES), context={"project_credentials_login": None}))) == 1
 
 
 def test_a_failure_while_drawing_is_the_response(label_studio, model):

@@ -1,0 +1,135 @@
+"""The work on one task of Label Studio: read its images, ask the model step by step, and collect the results."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from florence2.errors import InvalidImage, InvalidRequest
+from florence2_client.async_client import AsyncClient
+from florence2_client.exchange import Question
+from florence2_client.gateway.backend import Backend, count_tokens
+from florence2_client.gateway.label_studio.config import LabelingConfig
+from florence2_client.gateway.label_studio.files import ProjectFiles
+from florence2_client.gateway.label_studio.plan import (
+    CLASSIFY,
+    Ask,
+    Step,
+    label_of,
+    plan,
+    plan_drawn,
+    plan_regions,
+    region_of,
+)
+from florence2_client.gateway.label_studio.regions import DESCRIBED, match, results_of, words_of
+from florence2_client.result import Result
+
+UNDEFINED = "$undefined$"  # Label Studio's name for the field of tasks that were imported as a list of files
+
+
+class LabelingTask(BaseModel):
+    """A task: an image, or several, that are to be labeled."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: Any = None
+    data: dict[str, Any]
+
+
+class Job:
+    """The work on one task. Each image is read once; `state` is that of the request, for its log."""
+
+    def __init__(
+        self, backend: Backend, files: ProjectFiles, config: LabelingConfig, task: LabelingTask, state: dict[str, Any]
+    ) -> None:
+        self._client: AsyncClient = next(iter(backend.clients.values()))
+        self._timeout = backend.timeout
+        self._files, self._config, self._task, self._state = files, config, task, state
+        self._read: dict[str, bytes] = {}
+
+    async def run(self, drawn: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        """Return the results of the task, or with what a user has `drawn`, the results about that."""
+        if drawn is None:
+            return await self._predict()
+        regions = drawn.get("result")
+        results: list[dict[str, Any]] = []
+        for region in regions if isinstance(regions, list) else []:
+            if isinstance(region, dict) and region_of(region) is not None:
+                results += await self._complete(region)
+        return results
+
+    async def _predict(self) -> list[dict[str, Any]]:
+        """Return the results of every step, and then what the controls for regions say about them."""
+        results: list[dict[str, Any]] = []
+        described: list[str] = []
+        texts = [each for each in self._config.controls if each.tag == "textarea" and each.is_per_region]
+        for step, answers in await self._answered(plan(self._config, self._task.data)):
+            area = next((each for each in texts if each.to_name == step.control.to_name), None)
+            results += results_of(step, answers, area)
+            if step.task in DESCRIBED and area:
+                described.append(area.name)
+        shapes: dict[str, dict[str, Any]] = {}  # of each region: the first of its results
+        for result in results:
+            if region_of(result):
+                shapes.setdefault(result["id"], result)
+        return results + await self._about(list(shapes.values()), described)
+
+    async def _complete(self, region: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what a region that a user drew becomes: outlines, and what the controls for regions say about it."""
+        names = list(self._config.images)
+        if region.get("to_name") not in names:
+            if len(names) != 1:
+                raise InvalidRequest("the region that was drawn is of none of the images")
+            region = {**region, "to_name": names[0]}
+        region = {**region, "id": str(region.get("id") or "drawn")}
+        if label_of(region) is None:
+            region = await self._classified(region)
+        results = []
+        for step, answers in await self._answered(plan_drawn(self._config, self._task.data, region)):
+            results += results_of(step, answers)
+        about = await self._about([region], [])
+        return results + ([region, *about] if about else [])
+
+    async def _classified(self, region: dict[str, Any]) -> dict[str, Any]:
+        """Return a region with the label that the model gives it, if a control has it."""
+        controls = [each for each in self._config.controls if each.to_name == region["to_name"]]
+        labels = [label for each in controls if each.tag.endswith("labels") for label in each.labels(self._task.data)]
+        text = region_of(region)
+        if len(labels) < 2 or text is None:
+            return region
+        [(_, [answer])] = await self._answered([Step((controls[0],), CLASSIFY, (Ask(text),))])
+        label = match(words_of(answer), labels)
+        return {**region, "value": {**region["value"], "labels": [label]}} if label else region
+
+    async def _about(self, regions: Sequence[dict[str, Any]], described: Sequence[str]) -> list[dict[str, Any]]:
+        results = []
+        for step, answers in await self._answered(plan_regions(self._config, self._task.data, regions, described)):
+            results += results_of(step, answers)
+        return results
+
+    async def _answered(self, steps: Sequence[Step]) -> list[tuple[Step, list[Result[Any]]]]:
+        """Return each step with its answers. Their requests are in flight together."""
+        questions = [
+            Question(await self._image(step.control.to_name), step.task, ask.text)
+            for step in steps
+            for ask in step.asks
+        ]
+        replies = self._client.run_many(questions, timeout=self._timeout)
+        async with contextlib.aclosing(replies):
+            answers = [reply.unwrap() async for reply in replies]
+        count_tokens(self._state, answers)
+        rest = iter(answers)
+        return [(step, list(itertools.islice(rest, len(step.asks)))) for step in steps]
+
+    async def _image(self, name: str) -> bytes:
+        if name not in self._read:
+            field = self._config.images[name]
+            url = self._task.data.get(field, self._task.data.get(UNDEFINED))
+            if not isinstance(url, str) or not url:
+                raise InvalidImage(f"the task's data has no image in the field {field[:80]!r}")
+            self._read[name] = await self._files.read(url, self._task.id)
+        return self._read[name]
