@@ -26,6 +26,7 @@ from florence2_client import Client
 from florence2_client.calibration import Judged, judge
 from florence2_client.labeled import LabeledImage
 from tools.toy_model import scenes
+from tools.toy_model.shapes import Box
 
 SIDE = 320
 FIRST_SEED = 910_000  # no scene of training, evaluation, tests or the demo
@@ -33,7 +34,7 @@ BINS = 15
 MEASURED = ("<OD>", "<REGION_PROPOSAL>")
 
 
-def degraded(seed: int) -> tuple[Image.Image, list[tuple[str, scenes.Box]]]:
+def degraded(seed: int) -> tuple[Image.Image, list[tuple[str, Box]]]:
     """Return an image of a scene that may be far away, hidden, blurred or noisy, and its objects: kind and box."""
     chance = random.Random(seed)
     scene = scenes.make_scene(seed)

@@ -24,7 +24,8 @@ from PIL import Image, ImageDraw
 from bench.harness import embedded_server
 from florence2_client import Client, Found, Options, Tiles
 from florence2_client.tiling import tile_boxes
-from tools.toy_model import scenes
+from tools.toy_model.drawing import font
+from tools.toy_model.shapes import COLORS, KINDS, UNIT_OUTLINES, WORDS
 
 SIZE = (3840, 2160)
 CELL = 120  # pixels; each holds a word, a shape, both or nothing
@@ -118,33 +119,33 @@ def draw_scene(seed: int) -> tuple[Image.Image, Truth, Truth]:
     """Return an image with its words and shapes. A cell has a word, a shape, both one below the other, or nothing."""
     rng = random.Random(seed)
     image = Image.new("RGB", SIZE, (235, 235, 230))
-    pen, face = ImageDraw.Draw(image), scenes.font(FONT_SIZE)
+    pen, face = ImageDraw.Draw(image), font(FONT_SIZE)
     words: Truth = []
     shapes: Truth = []
     for top in range(0, SIZE[1] - CELL + 1, CELL):
         for left in range(0, SIZE[0] - CELL + 1, CELL):
             if rng.random() < 0.6:
-                text = rng.choice(scenes.WORDS)
+                text = rng.choice(WORDS)
                 x1, y1, x2, y2 = face.getbbox(text)
                 x, y = rng.randint(left + 4, left + CELL - 4 - int(x2)), rng.randint(top + 4, top + CELL // 2 - 20)
                 pen.text((x, y), text, font=face, fill=(20, 20, 20))
                 words.append((text, (x + x1, y + y1, x + x2, y + y2)))
             if rng.random() < 0.6:
-                side, kind = rng.randint(*SHAPES), rng.choice(scenes.KINDS)
+                side, kind = rng.randint(*SHAPES), rng.choice(KINDS)
                 x, y = (
                     rng.randint(left + 4, left + CELL - 4 - side),
                     rng.randint(top + CELL // 2, top + CELL - 4 - side),
                 )
-                draw_shape(pen, kind, rng.choice([color for color in scenes.COLORS if color != "yellow"]), x, y, side)
+                draw_shape(pen, kind, rng.choice([color for color in COLORS if color != "yellow"]), x, y, side)
                 shapes.append((kind, (x, y, x + side, y + side)))
     return image, words, shapes
 
 
 def draw_shape(pen: ImageDraw.ImageDraw, kind: str, color: str, x: int, y: int, side: int) -> None:
     if kind == "circle":
-        pen.ellipse((x, y, x + side, y + side), fill=scenes.COLORS[color])
+        pen.ellipse((x, y, x + side, y + side), fill=COLORS[color])
     else:
-        pen.polygon([(x + a * side, y + b * side) for a, b in scenes.UNIT_OUTLINES[kind]], fill=scenes.COLORS[color])
+        pen.polygon([(x + a * side, y + b * side) for a, b in UNIT_OUTLINES[kind]], fill=COLORS[color])
 
 
 def draw_tiles(

@@ -24,6 +24,7 @@ from florence2.tasks import TASKS, Grammar
 from tests.reference import DEMO, processor
 from tests.unit.test_model_repository import CONTRACT_OUTPUTS
 from tools.toy_model import evaluate, scenes
+from tools.toy_model.answers import Example
 
 SEEDS = (900_001, 900_002)  # no scene of training, evaluation or the demo
 TYPES = {option.name: option.type for option in OPTIONS}
@@ -80,7 +81,7 @@ def transformers_answer(model, image: Image.Image, text: str, **options) -> tupl
     return ids, processor(DEMO).tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def examples(seed: int) -> dict[str, scenes.Example]:
+def examples(seed: int) -> dict[str, Example]:
     return scenes.make_examples(scenes.make_scene(seed), seed)
 
 

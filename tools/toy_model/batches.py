@@ -11,7 +11,9 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from tools.toy_model import scenes
+from tools.toy_model.answers import Example
 from tools.toy_model.architecture import GRID, IMAGE_SIZE, PAD
+from tools.toy_model.shapes import COLORS, KINDS, WORDS, Box, center
 
 TASKS_PER_IMAGE = 5
 # The model learns phrase grounding slowest and short texts fastest, so harder tasks are drawn more often.
@@ -75,7 +77,7 @@ class SceneBatches(IterableDataset):
         return self.tokenizer.encode(f"<s>{text}</s>", add_special_tokens=False)
 
 
-def choose(scene: scenes.Scene, seed: int) -> list[scenes.Example]:
+def choose(scene: scenes.Scene, seed: int) -> list[Example]:
     """Choose different tasks for one image, preferring those with locations."""
     rng = random.Random(seed)
     remaining = scenes.make_examples(scene, seed)
@@ -106,22 +108,22 @@ def dense_labels(drawn: list[scenes.Scene]) -> dict[str, Tensor]:
     for index, scene in enumerate(drawn):
         for shape in scene.shapes:
             cell = (index, *grid_cell(shape.box))
-            labels["kind"][cell] = scenes.KINDS.index(shape.kind)
-            labels["color"][cell] = list(scenes.COLORS).index(shape.color)
+            labels["kind"][cell] = KINDS.index(shape.kind)
+            labels["color"][cell] = list(COLORS).index(shape.color)
             labels["shape_box"][cell] = from_cell(shape.box)
         for word in scene.words:
             cell = (index, *grid_cell(word.box))
-            labels["text"][cell] = scenes.WORDS.index(word.text)
+            labels["text"][cell] = WORDS.index(word.text)
             labels["word_box"][cell] = from_cell(word.box)
     return labels
 
 
-def grid_cell(box: scenes.Box) -> tuple[int, int]:
-    x, y = scenes.center(box)
+def grid_cell(box: Box) -> tuple[int, int]:
+    x, y = center(box)
     return int(y * GRID), int(x * GRID)
 
 
-def from_cell(box: scenes.Box) -> Tensor:
+def from_cell(box: Box) -> Tensor:
     row, column = grid_cell(box)
     x, y = (column + 0.5) / GRID, (row + 0.5) / GRID
     return torch.tensor([box[0] - x, box[1] - y, box[2] - x, box[3] - y])

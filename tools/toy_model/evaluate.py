@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from tools.toy_model import architecture, scenes
+from tools.toy_model.shapes import Box, Point
 
 CHECKPOINT = architecture.BUNDLED
 DRAWN_SIZE = 384
@@ -73,12 +74,12 @@ def labeled(answer: str, numbers: int) -> list[Found]:
     return found
 
 
-def outline(answer: str) -> list[scenes.Point]:
+def outline(answer: str) -> list[Point]:
     values = [(int(value) + 0.5) / 1000 for value in LOCATION.findall(answer)]
     return list(zip(values[::2], values[1::2], strict=False))
 
 
-def around(numbers: tuple[float, ...]) -> scenes.Box:
+def around(numbers: tuple[float, ...]) -> Box:
     """Return the bounding box of a box or a quad."""
     xs, ys = numbers[::2], numbers[1::2]
     return min(xs), min(ys), max(xs), max(ys)
@@ -93,13 +94,13 @@ def box_overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return shared / both if both > 0 else 0.0
 
 
-def mask_overlap(one: list[scenes.Point], other: list[scenes.Point]) -> float:
+def mask_overlap(one: list[Point], other: list[Point]) -> float:
     """Return the intersection over union of two filled outlines."""
     first, second = mask(one), mask(other)
     return float((first & second).sum() / max(1, (first | second).sum()))
 
 
-def mask(points: list[scenes.Point]) -> np.ndarray:
+def mask(points: list[Point]) -> np.ndarray:
     """Return the outline's mask [MASK_SIZE, MASK_SIZE], true inside."""
     canvas = Image.new("L", (MASK_SIZE, MASK_SIZE))
     if len(points) > 2:

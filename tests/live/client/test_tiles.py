@@ -16,6 +16,7 @@ from florence2_client import Client, Tiles
 from florence2_export.checkpoint import read_checkpoint
 from florence2_export.reference import load_reference, reference_features, reference_tokens
 from tools.toy_model import scenes
+from tools.toy_model.shapes import center
 
 SIDE = 360  # of a scene; what it shows is too small in an image of six of them
 
@@ -31,7 +32,7 @@ def six_scenes():
             *(("od", shape.kind, shape.box) for shape in scene.shapes),
             *(("ocr_with_region", word.text, word.box) for word in scene.words),
         ]:
-            x, y = scenes.center(box)
+            x, y = center(box)
             truth[task].append((label, corner[0] + SIDE * x, corner[1] + SIDE * y))
     return image, truth
 
