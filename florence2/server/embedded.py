@@ -22,7 +22,7 @@ from florence2.errors import ServerError
 from florence2.server import gpu, supervisor
 from florence2.server.addresses import choose_addresses
 from florence2.server.folder import assemble, mirror, models_of, version_problem
-from florence2.server.installation import STUB, find_installation, find_wheel
+from florence2.server.installation import STUB, Installation, find_installation, find_wheel
 from florence2.server.launch import command_line, environment, expected_regions, require_shared_memory, wants_gpu
 from florence2.server.log import LogReader
 from florence2.server.options import ServingOptions
@@ -104,23 +104,14 @@ class EmbeddedServer:
                 served = mirror(self._folder, options.repository)
             if options.stream:
                 write_streaming_models(options.repository, served)
-            gpus: list[str] = []
-            if wants_gpu(served):
-                if problem := gpu.problem(own_onnxruntime=triton.runs_in_python("onnxruntime")):
-                    raise ServerError(problem)
-                gpus = gpu.visible_gpus()
-                if len(gpus) > 1:  # Triton would run each model on every GPU, and an engine would not know of the other
-                    self._report(
-                        f"{len(gpus)} GPUs are visible, and a server uses one: this one uses {gpus[0]}; for the others "
-                        "start more servers with CUDA_VISIBLE_DEVICES (docs/gpu.md)"
-                    )
+            gpus = self._gpus(triton) if wants_gpu(served) else []
             require_shared_memory(expected_regions(served, triton))
             command = command_line(triton, served, self._shm_prefix, self._addresses, options)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", supervisor.__file__, str(self._folder), self._shm_prefix,
                  str(self._stop_seconds), *command],
                 env={
-                    **environment(triton, gpus[:1]),
+                    **environment(triton, gpus),
                     PATH_VARIABLE: str(self._folder / "tickets"),
                     FEATURES_VARIABLE: str(options.cache_mib),
                     ANSWERS_VARIABLE: str(options.cache_answers),
@@ -138,6 +129,18 @@ class EmbeddedServer:
             self._models = {} if options.model_control else model_processes(self._folder)
             self._cleanup = cleanup.pop_all()
         return self
+
+    def _gpus(self, triton: Installation) -> list[str]:
+        """Return the GPU to use, for CUDA_VISIBLE_DEVICES. Raise ServerError if none can be used."""
+        if problem := gpu.problem(own_onnxruntime=triton.runs_in_python("onnxruntime")):
+            raise ServerError(problem)
+        gpus = gpu.visible_gpus()
+        if len(gpus) > 1:  # Triton would run each model on every GPU, and an engine would not know of the other
+            self._report(
+                f"{len(gpus)} GPUs are visible, and a server uses one: this one uses {gpus[0]}; for the others "
+                "start more servers with CUDA_VISIBLE_DEVICES (docs/gpu.md)"
+            )
+        return gpus[:1]
 
     def __exit__(self, *_exception: object) -> None:
         """Answer running requests, then stop. Ctrl-C meanwhile stops at once. Nothing is left either way."""
