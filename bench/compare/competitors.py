@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,15 +47,23 @@ class Competitor:
 
 def prepare(checkpoint: Path, folder: Path) -> None:
     """Make what the competitors serve, unless the same sources made it before; some minutes for base geometry."""
-    sources = fingerprint("export") + fingerprint("model_repository")
+    exports = fingerprint("export") + fingerprint("model_repository")
     for precision, size in (("auto", 0), ("float32", 0), ("auto", ICON_SIDE)):
-        repository = exported(checkpoint, folder, precision, image_size=size)
-        made_by = Path(f"{repository}.sources")
-        if repository.exists() and not (made_by.exists() and made_by.read_text() == sources):
-            shutil.rmtree(repository)
-        export(checkpoint, folder, precision, image_size=size)
-        made_by.write_text(sources)
-    openvino_port.convert(checkpoint, folder / f"{checkpoint.name}-openvino")
+        with made_by(exports, exported(checkpoint, folder, precision, image_size=size)):
+            export(checkpoint, folder, precision, image_size=size)
+    converted = folder / f"{checkpoint.name}-openvino"
+    with made_by(fingerprint("bench/compare/openvino_port.py"), converted):
+        openvino_port.convert(checkpoint, converted)
+
+
+@contextmanager
+def made_by(sources: str, made: Path) -> Iterator[None]:
+    """Remove what other sources made, and note which ones make it now."""
+    note = Path(f"{made}.sources")
+    if made.exists() and not (note.exists() and note.read_text() == sources):
+        shutil.rmtree(made)
+    yield
+    note.write_text(sources)
 
 
 def line_up(checkpoint: Path, folder: Path) -> list[Competitor]:

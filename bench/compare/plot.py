@@ -37,7 +37,7 @@ def captions_per_second(axes: Axes, figures: Figures) -> None:
         axes.text(spread.high, row, f"  {spread.median:.2f}", va="center")
     limit = read.limits(figures)(MANY, CAPTION.tokens)
     axes.axvline(limit, color=LIMIT, linestyle="--")
-    axes.text(limit, len(names) - 1, "machine's limit ", color=LIMIT, ha="right", va="center", rotation=90)
+    axes.text(limit, len(names) / 2 - 0.5, "machine's limit ", color=LIMIT, ha="right", va="center", rotation=90)
     axes.set(title=f"Captions per second, {MANY} clients (more is better)", xlabel="captions/s", xlim=(0, limit * 1.05))
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

@@ -20,10 +20,10 @@ Key = tuple[str, str, int]  # part, competitor, round
 
 
 @functools.cache
-def fingerprint(folder: str) -> str:
-    """Return a hash of a folder's sources as they are now; it survives a rebase, and needs no git."""
-    found = hashlib.sha256()
-    for path in sorted((ROOT / folder).rglob("*")):
+def fingerprint(name: str) -> str:
+    """Return a hash of a file, or of a folder's sources, as they are now; it survives a rebase, and needs no git."""
+    found, place = hashlib.sha256(), ROOT / name
+    for path in [place] if place.is_file() else sorted(place.rglob("*")):
         if path.suffix in SUFFIXES:
             found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:16]

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers import Florence2Config, GenerationConfig
 
-from bench.compare import openvino_port
 from bench.compare.loads import BEAMS, Answer, Ask
 from bench.static_batch import generate
 from florence2_export.checkpoint import read_checkpoint
@@ -46,7 +45,7 @@ class Compiled:
 
     `generate` itself compiles only greedy search and sampling (its `_beam_search` calls the model as it is), so the
     decoder is compiled here. The cache has one size for all lengths, since each new size compiles again for a minute.
-    Compiling the vision encoder, too, took three minutes and made it no faster.
+    Compiling the vision encoder, too, took three minutes on a busy machine and made it no faster.
     """
 
     checkpoint: Path
@@ -69,9 +68,11 @@ class OpenVino:
     precision: str = ""
 
     def __call__(self) -> generate.Generator:
+        from bench.compare.openvino_port import OpenVinoFlorence2  # the other scripts' memory is measured without it
+
         settings = {"INFERENCE_PRECISION_HINT": self.precision} if self.precision else {}
         config = Florence2Config.from_pretrained(self.checkpoint)
-        model = openvino_port.OpenVinoFlorence2(config, self.converted, **settings).eval()
+        model = OpenVinoFlorence2(config, self.converted, **settings).eval()
         model.generation_config = GenerationConfig.from_pretrained(self.checkpoint)
         return generate.Generator(self.checkpoint, torch.float32, model)
 

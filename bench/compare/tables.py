@@ -85,7 +85,7 @@ ROWS: dict[str, Cell] = {
     "pages of OCR, 8 clients": lambda f, name: read.rate(f, name, OCR.task, MANY),
     "icons, 8 clients": lambda f, name: icons(f, name),
     **{f"captions, {clients} at once": partial(lambda clients, f, name: growth(f, name, clients), clients)
-       for clients in CLIENTS},
+       for clients in SWEEP},
     **{f"{load.requests} images, 8 clients": partial(lambda load, f, name: per_second_of(f, name, load), load)
        for load in PARTS["images"]},
     "captions, 8 clients, the cores divided": lambda f, name: read.per_second(f, name, "replicas", MANY),

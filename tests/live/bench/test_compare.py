@@ -14,18 +14,19 @@ from PIL import Image
 
 from bench.checkpoints import base_processor, stretched_tokenizer
 from bench.compare import machine, openvino_port, tables
-from bench.compare.competitors import Competitor, script, static_batch
-from bench.compare.loads import CAPTION, DETECTION, image, tiny
+from bench.compare.competitors import Competitor, line_up, made_by, script, static_batch
+from bench.compare.loads import CAPTION, DETECTION, PARTS, Load, image, tiny
 from bench.compare.plot import draw
 from bench.compare.record import Figures, Record
 from bench.compare.scripts import Compiled, OpenVino, Plain
 from bench.compare.servers import asking
-from bench.compare.steps import compare, plan
+from bench.compare.steps import compare, listing, plan
 from bench.decode import BASE
 from bench.harness import proportional_memory
 from bench.static_batch.generate import Generator
 
-MEASURED = ("main", "long", "quality")
+MEASURED = ("main", "quality")
+MIXED = Load("mixed", (CAPTION, DETECTION) * 4, 8)
 FREE = (0.0, 0.0, 0.0)
 
 
@@ -35,10 +36,10 @@ def figures(checkpoint: Path, server, tmp_path_factory: pytest.TempPathFactory) 
     ours = Competitor("this server", lambda: asking(server.grpc_url, "florence2_ensemble", [1]), MEASURED)
     broken = script("broken", Plain(checkpoint / "missing", "float32"), ("main",), FREE)
     everyone = [script("script", Plain(checkpoint, "float32"), MEASURED, FREE), static_batch(checkpoint, "float32")]
-    steps = [
-        dataclasses.replace(step, loads=list(map(tiny, step.loads)))
-        for step in plan([*everyone, ours, broken], [*everyone, ours], MEASURED, 1, 1)
-    ]
+    steps = []
+    for step in plan([*everyone, ours, broken], [*everyone, ours], MEASURED, 1, 1):
+        loads = step.loads if step.competitor.one_client else [*step.loads, MIXED]
+        steps.append(dataclasses.replace(step, loads=list(map(tiny, loads))))
     found = Record(tmp_path_factory.mktemp("compare") / "figures.json")
     found.update(conditions=machine.conditions(), work={"flops": 4 * 10**11, "step_bytes": 10**8})
     compare(steps, found)
@@ -53,7 +54,7 @@ def test_all_get_the_same_requests(figures):
     assert [one["tokens"] for one in script["loads"]] == [one["tokens"] for one in servers[0]["loads"][:2]]
     assert servers[0]["loads"][0]["tokens"] == servers[1]["loads"][0]["tokens"]
     for name in ("static batch, float32", "this server"):
-        mixed = next(one for one in runs["long", name]["loads"] if one["load"] == "mixed")
+        *_, mixed = runs["main", name]["loads"]
         assert {kind.split()[0] for kind in mixed["latencies"]} == {CAPTION.task, DETECTION.task}
         assert sum(map(len, mixed["latencies"].values())) == 8
     assert all(one["memory_mib"] > 100 for one in (script, servers[0]))
@@ -78,6 +79,7 @@ def test_in_float32_all_give_the_same_answers(figures):
     assert {run["equal"] for run in measured} == {1.0} and len({run["score"] for run in measured}) == 1
 
 
+@pytest.mark.filterwarnings("ignore")  # of tracing
 @pytest.mark.parametrize("way", ["OpenVINO", "static cache"])
 def test_other_ways_give_transformers_answers(checkpoint, tmp_path, monkeypatch, way):
     """The OpenVINO port in float32, and a static cache whose decoder is not compiled: one caption."""
@@ -117,3 +119,22 @@ def test_memory_of_an_ended_process_is_none():
         assert proportional_memory(process) > 1
         process.stdin.close()
     assert proportional_memory(process) == 0
+
+
+def test_what_other_sources_made_is_made_again(tmp_path):
+    """An export that is older than the code would be measured as if it were the code's."""
+    made = tmp_path / "export"
+    for sources, kept in (("old", False), ("old", True), ("new", False)):
+        with made_by(sources, made):
+            assert made.exists() == kept
+            made.mkdir(exist_ok=True)
+
+
+def test_every_part_has_competitors_and_an_estimate(checkpoint, tmp_path):
+    """The whole plan is made without making what it serves."""
+    everyone = line_up(checkpoint, tmp_path)
+    steps = plan(everyone, everyone, PARTS, 2, 10)
+    assert {step.part for step in steps} == set(PARTS) and len({step.key for step in steps}) == len(steps)
+    assert all(step.seconds > 0 and (step.loads or step.scenes) for step in steps)
+    printed = listing(steps, Record(tmp_path / "none.json"))
+    assert all(part in printed for part in PARTS) and not list(tmp_path.iterdir())
