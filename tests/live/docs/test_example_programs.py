@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 from florence2_client.gateway.app import GatewayOptions, make_app
@@ -132,6 +134,24 @@ def test_the_command_line(server, folder):
     run("batch.sh", folder, "images", server.grpc_url)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 4
     assert json.loads((folder / "objects.json").read_text())["images"]
+
+
+def test_the_notebook(server, monkeypatch):
+    """All cells run, and print or show what the stored outputs do. These are of a size that a repository can keep."""
+    path = EXAMPLES / "florence2.ipynb"
+    stored = nbformat.read(path, as_version=4)
+    nbformat.validate(stored)
+    assert path.stat().st_size < 300_000
+    monkeypatch.setenv("FLORENCE2_URL", server.grpc_url)
+    resources = {"metadata": {"path": EXAMPLES}}
+    fresh = NotebookClient(nbformat.read(path, as_version=4), timeout=120, resources=resources).execute()
+
+    def kinds(notebook):
+        return [{(output.output_type, *sorted(output.get("data", ()))) for output in cell.get("outputs", ())}
+                for cell in notebook.cells]  # fmt: skip
+
+    assert kinds(fresh) == kinds(stored)
+    assert all(cell.outputs for cell in stored.cells if cell.cell_type == "code")
 
 
 def test_every_example_is_listed_and_tested():
