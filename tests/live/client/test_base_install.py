@@ -67,6 +67,8 @@ def test_the_client_works_on_a_new_python_with_numpy_2(wheel, server, tmp_path):
     assert int(versions[1].split(".")[0]) >= 2
     installed = run(python, *PIP, "list", "--format=freeze")
     assert not re.search(rf"^(nvidia-)?({'|'.join(NOT_IN_THE_BASE)})==", installed, re.M | re.I), installed
+    added = run(python, "-m", "pip", "install", "--dry-run", "florence2-triton[pdf]")  # as messages say
+    assert re.search(r"Would install .*pypdfium2", added)
     for program in ("client_sync.py", "client_async.py"):
         for url in (server.grpc_url, server.http_url):
             assert run(python, ROOT / "examples" / program, SCENE, url, cwd=tmp_path).strip()
