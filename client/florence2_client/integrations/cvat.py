@@ -109,7 +109,7 @@ class Florence2Function:
             if found.confidence is not None:
                 fields["score"] = found.confidence
             if len(drawn) > 1:  # polygons of one object; the number is unlikely to be taken in another image
-                fields["group"] = zlib.crc32(f"{context.frame_name}/{len(shapes)}".encode()) // 2 + 1
+                fields["group"] = zlib.crc32(f"{context.frame_name}/{len(shapes)}".encode()) // 2 or 1
             shapes += [cvataa.shape(numbers[name], type=kind, points=points, **fields) for kind, points in drawn]
         return shapes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,7 @@ class Florence2Model(fom.Model):
         self.preprocess = False
         self._ontology = Ontology.of(task, classes, other)
         self._client = Client(url, model, headers=headers, tls=tls, retry_for=retry_for)
+        weakref.finalize(self, self._client.close)  # FiftyOne keeps models open between uses
         self._concurrency = concurrency
         self._options = options
         self._tolerance = Tolerance()

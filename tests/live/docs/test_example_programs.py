@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 
 from florence2_client.gateway.app import GatewayOptions, make_app
 from florence2_client.gateway.server import Front
+from tests.live.client.cvat_server import CvatServer
 from tools.toy_model import scenes
 
 ROOT = Path(__file__).parents[3]
@@ -31,11 +33,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(program: str | Path, folder: Path, *arguments: str) -> str:
+def run(program: str | Path, folder: Path, *arguments: str, **variables: str) -> str:
     path = EXAMPLES / program  # or the program itself, if its path is absolute
     program = {".py": [sys.executable], ".mjs": ["node"], ".java": ["java"]}
     command = [*program.get(path.suffix, []), path]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | variables
     done = subprocess.run([*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -61,6 +63,46 @@ def test_several_tasks_and_phrases_in_one_call(server, folder):
     assert [line.partition(" -> ")[0] for line in (star, triangle, circle)] == ["a star", "a triangle", "a circle"]
     assert (folder / "outlines.png").exists()
     assert all(Image.open(mask).size == (640, 640) for mask in folder.glob("[0-9]-*.png"))
+
+
+def test_a_folder_is_labeled(server, folder):
+    """What is found is printed, and written for YOLO and COCO."""
+    printed = [line.split() for line in run("label_folder.py", folder, "images", server.grpc_url).splitlines()]
+    assert [path for path, *_ in printed] == ["images/street-0.jpg", "images/street-1.jpg"]
+    classes = {name for _, *names in printed for name in names}
+    assert classes and classes <= {"star", "triangle", "circle"}
+    assert all((folder / "dataset" / "labels" / f"street-{number}.txt").exists() for number in range(2))
+    assert json.loads((folder / "dataset.json").read_text())["annotations"]
+
+
+@pytest.mark.skipif(not Path(sys.executable).with_name("cvat-cli").exists(), reason="cvat-cli is not installed")
+def test_a_task_of_cvat_is_annotated(server, folder):
+    """cvat-cli downloads the images from a stand-in of CVAT, and uploads boxes in pixels with their scores."""
+    images = sorted((folder / "images").iterdir())
+    with CvatServer(images, ["star", "triangle"]) as cvat:
+        variables = {"CVAT_HOST": f"http://127.0.0.1:{cvat.port}", "CVAT_ACCESS_TOKEN": "key", "HOME": str(folder)}
+        run("cvat.sh", folder, "7", "a star=star,triangle,a circle=circle", server.grpc_url, **variables)
+    [upload] = cvat.uploads
+    assert {shape["frame"] for shape in upload["shapes"]} == {0, 1}
+    for shape in upload["shapes"]:
+        x1, y1, x2, y2 = shape["points"]
+        assert shape["type"] == "rectangle" and 0 <= x1 < x2 <= 640 and 0 <= y1 < y2 <= 640
+        assert shape["label_id"] in cvat.label_ids and 0.5 <= shape["score"] <= 1
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("fiftyone"), reason="FiftyOne is not installed")
+def test_fiftyone(server, folder):
+    """Captions and boxes are in the data set."""
+    counts, *captions = run("fiftyone_model.py", folder, "images", server.grpc_url, HOME=str(folder)).splitlines()[-3:]
+    assert "star" in counts or "triangle" in counts
+    assert len(captions) == 2 and all(captions)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("kserve"), reason="KServe's client is not installed")
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_kserves_client(server, folder, protocol):
+    url = server.http_url if protocol == "http" else server.grpc_url.removeprefix("grpc://")
+    assert "[" in run("kserve_client.py", folder, IMAGE, url)
 
 
 def test_the_parser_of_screenshots(server, folder):
