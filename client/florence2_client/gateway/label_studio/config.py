@@ -118,7 +118,8 @@ class _Reader:
         tag, attributes = tag.lower(), {name.lower(): value for name, value in given.items()}
         opened = None
         if tag == "image" and "name" in attributes:
-            self._images[attributes["name"]] = attributes.get("value", "").lstrip("$")
+            field = attributes.get("value") or attributes.get("valuelist", "")
+            self._images[attributes["name"]] = field.removeprefix("$")
         elif tag in CONTROLS and attributes.get("name") and attributes.get("toname"):
             labels: list[Label] = []
             self._controls.append((tag, attributes, labels))

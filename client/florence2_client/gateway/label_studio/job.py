@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +29,7 @@ from florence2_client.gateway.label_studio.plan import (
 from florence2_client.gateway.label_studio.regions import DESCRIBED, match, results_of, words_of
 from florence2_client.result import Result
 
+MOST_PAGES = 100  # of a task
 UNDEFINED = "$undefined$"  # Label Studio's name for the field of tasks that were imported as a list of files
 
 
@@ -40,34 +42,75 @@ class LabelingTask(BaseModel):
     data: dict[str, Any]
 
 
-class Job:
-    """The work on one task. Each image is read once; `state` is that of the request, for its log."""
+@dataclass(frozen=True)
+class Page:
+    """One image of each `<Image valueList="$pages">`, whose field of a task's data is a list, and all other images.
 
-    def __init__(
-        self, backend: Backend, files: ProjectFiles, config: LabelingConfig, task: LabelingTask, state: dict[str, Any]
-    ) -> None:
+    `images`: the names of those that are in lists, whose results say on which page they are.
+    """
+
+    number: int
+    config: LabelingConfig
+    data: Mapping[str, Any]
+    images: frozenset[str] = frozenset()
+
+    def numbered(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return results with the number of the page."""
+        return [each | ({"item_index": self.number} if each["to_name"] in self.images else {}) for each in results]
+
+
+def pages_of(config: LabelingConfig, data: Mapping[str, Any]) -> list[Page]:
+    """Return the pages of a task; images that are not in lists are on the first one."""
+    lists = {name: data[field] for name, field in config.images.items() if isinstance(data.get(field), list)}
+    if len(max(lists.values(), key=len, default=[])) > MOST_PAGES:
+        raise InvalidRequest(f"a task has more than {MOST_PAGES} images in a list")
+    pages = []
+    for number in range(max([1, *map(len, lists.values())])):
+        here = {name: urls[number] for name, urls in lists.items() if number < len(urls)}
+        images = {name: field for name, field in config.images.items() if name in here or number == 0}
+        of_page = {config.images[name]: url for name, url in here.items()}
+        pages.append(Page(number, replace(config, images=images), {**data, **of_page}, frozenset(here)))
+    return pages
+
+
+async def label(
+    backend: Backend, files: ProjectFiles, config: LabelingConfig, task: LabelingTask, state: dict[str, Any],
+    drawn: Mapping[str, Any] | None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return the results of a task, or with what a user has `drawn`, the results about that."""
+    pages = pages_of(config, task.data)
+    jobs = [_Job(backend, files, page, task.id, state) for page in pages]
+    results: list[dict[str, Any]] = []
+    if drawn is None:
+        for job in jobs:
+            results += await job.predict()
+        return results
+    regions = drawn.get("result")
+    for region in regions if isinstance(regions, list) else []:
+        if isinstance(region, dict) and region_of(region) is not None:
+            number = region.get("item_index") or 0
+            if type(number) is not int or not 0 <= number < len(jobs):
+                raise InvalidRequest("the region that was drawn is on none of the task's images")
+            results += await jobs[number].complete(region)
+    return results
+
+
+class _Job:
+    """The work on one page. Each image is read once; `state` is that of the request, for its log."""
+
+    def __init__(self, backend: Backend, files: ProjectFiles, page: Page, task_id: Any, state: dict[str, Any]) -> None:
         self._client: AsyncClient = next(iter(backend.clients.values()))
         self._timeout = backend.timeout
-        self._files, self._config, self._task, self._state = files, config, task, state
+        self._files, self._page, self._task_id, self._state = files, page, task_id, state
+        self._config, self._data = page.config, page.data
         self._read: dict[str, bytes] = {}
 
-    async def run(self, drawn: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-        """Return the results of the task, or with what a user has `drawn`, the results about that."""
-        if drawn is None:
-            return await self._predict()
-        regions = drawn.get("result")
-        results: list[dict[str, Any]] = []
-        for region in regions if isinstance(regions, list) else []:
-            if isinstance(region, dict) and region_of(region) is not None:
-                results += await self._complete(region)
-        return results
-
-    async def _predict(self) -> list[dict[str, Any]]:
+    async def predict(self) -> list[dict[str, Any]]:
         """Return the results of every step, and then what the controls for regions say about them."""
         results: list[dict[str, Any]] = []
         described: list[str] = []
         texts = [each for each in self._config.controls if each.tag == "textarea" and each.is_per_region]
-        for step, answers in await self._answered(plan(self._config, self._task.data)):
+        for step, answers in await self._answered(plan(self._config, self._data)):
             area = next((each for each in texts if each.to_name == step.control.to_name), None)
             results += results_of(step, answers, area)
             if step.task in DESCRIBED and area:
@@ -76,9 +119,9 @@ class Job:
         for result in results:
             if region_of(result):
                 shapes.setdefault(result["id"], result)
-        return results + await self._about(list(shapes.values()), described)
+        return self._page.numbered(results + await self._about(list(shapes.values()), described))
 
-    async def _complete(self, region: dict[str, Any]) -> list[dict[str, Any]]:
+    async def complete(self, region: dict[str, Any]) -> list[dict[str, Any]]:
         """Return what a region that a user drew becomes: outlines, and what the controls for regions say about it."""
         names = list(self._config.images)
         if region.get("to_name") not in names:
@@ -89,15 +132,15 @@ class Job:
         if label_of(region) is None:
             region = await self._classified(region)
         results = []
-        for step, answers in await self._answered(plan_drawn(self._config, self._task.data, region)):
+        for step, answers in await self._answered(plan_drawn(self._config, self._data, region)):
             results += results_of(step, answers)
         about = await self._about([region], [])
-        return results + ([region, *about] if about else [])
+        return self._page.numbered(results + ([region, *about] if about else []))
 
     async def _classified(self, region: dict[str, Any]) -> dict[str, Any]:
         """Return a region with the label that the model gives it, if a control has it."""
         controls = [each for each in self._config.controls if each.to_name == region["to_name"]]
-        labels = [label for each in controls if each.tag.endswith("labels") for label in each.labels(self._task.data)]
+        labels = [label for each in controls if each.tag.endswith("labels") for label in each.labels(self._data)]
         text = region_of(region)
         if len(labels) < 2 or text is None:
             return region
@@ -107,7 +150,7 @@ class Job:
 
     async def _about(self, regions: Sequence[dict[str, Any]], described: Sequence[str]) -> list[dict[str, Any]]:
         results = []
-        for step, answers in await self._answered(plan_regions(self._config, self._task.data, regions, described)):
+        for step, answers in await self._answered(plan_regions(self._config, self._data, regions, described)):
             results += results_of(step, answers)
         return results
 
@@ -128,8 +171,8 @@ class Job:
     async def _image(self, name: str) -> bytes:
         if name not in self._read:
             field = self._config.images[name]
-            url = self._task.data.get(field, self._task.data.get(UNDEFINED))
+            url = self._data.get(field, self._data.get(UNDEFINED))
             if not isinstance(url, str) or not url:
                 raise InvalidImage(f"the task's data has no image in the field {field[:80]!r}")
-            self._read[name] = await self._files.read(url, self._task.id)
+            self._read[name] = await self._files.read(url, self._task_id)
         return self._read[name]

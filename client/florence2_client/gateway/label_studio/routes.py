@@ -14,7 +14,7 @@ from florence2_client.gateway.backend import Backend, unless_gone
 from florence2_client.gateway.errors import AsciiJson, error_body
 from florence2_client.gateway.label_studio.config import read_config
 from florence2_client.gateway.label_studio.files import ProjectFiles
-from florence2_client.gateway.label_studio.job import Job, LabelingTask
+from florence2_client.gateway.label_studio.job import LabelingTask, label
 from florence2_client.gateway.label_studio.regions import score_of
 
 PREFIX = "/label-studio"
@@ -117,7 +117,7 @@ class LabelStudio:
         async def attempt(task: LabelingTask) -> list[dict[str, Any]] | Florence2Error:
             async with places:
                 try:
-                    return await Job(self._backend(), self._files(), config, task, state).run(drawn)
+                    return await label(self._backend(), self._files(), config, task, state, drawn)
                 except Florence2Error as error:
                     return error
 

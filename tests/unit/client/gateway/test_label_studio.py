@@ -198,6 +198,17 @@ def test_two_images_of_a_task(label_studio, model, image_url):
     assert results(label_studio(config, {"second": image_url}))[0]["to_name"] == "other"
 
 
+def test_the_images_of_a_list_are_pages(label_studio, model, image_url):
+    model.answers = {FIND: found([0, 0, 20, 10]), "<CAPTION>": "a star"}
+    config = view(BOXES.replace('<Label value="Car"/>', "")).replace("value=", "valueList=", 1)
+    config = config.replace("</View>", '<Image name="cover" value="$cover"/><TextArea name="t" toName="cover"/></View>')
+    answer = results(label_studio(config, {"image": [image_url] * 3, "cover": image_url}))
+    assert [(each["type"], each.get("item_index")) for each in answer] == [
+        ("rectanglelabels", 0), ("textarea", None), ("rectanglelabels", 1), ("rectanglelabels", 2),
+    ]  # fmt: skip
+    assert label_studio(config, {"image": [image_url] * 101})["results"][0]["error"]["code"] == "INVALID_REQUEST"
+
+
 # ---- mistakes
 
 

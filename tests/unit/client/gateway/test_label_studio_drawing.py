@@ -80,6 +80,18 @@ def test_a_region_without_a_usable_id_has_one(label_studio, model):
         assert shape["id"] == text["id"] == ("7" if given else "drawn")
 
 
+def test_what_is_drawn_on_a_page_stays_there(label_studio, model, image_url):
+    model.answers = {"<REGION_TO_SEGMENTATION>": outlined([20, 10, 60, 10, 60, 40])}
+    config, data = view(OUTLINES).replace("value=", "valueList=", 1), {"image": ["none.png", image_url]}
+    context = drawn(labels=())
+    context["result"][0]["item_index"] = 1
+    [polygon] = results(label_studio(config, data, context=context))
+    assert polygon["item_index"] == 1
+    for number in 2, -1, "1":
+        context["result"][0]["item_index"] = number
+        assert label_studio(config, data, context=context, status=400)["error"]["code"] == "INVALID_REQUEST"
+
+
 def test_a_context_in_which_nothing_was_drawn_changes_nothing(label_studio, model):
     model.answers = {OUTLINE: outlined([20, 10, 60, 10, 60, 40])}
     assert len(results(label_studio(view(OUTLINES), context={"project_credentials_login": None}))) == 1
