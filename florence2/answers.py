@@ -116,6 +116,8 @@ FORMS = {
 def answer_from_json(grammar: Grammar | None, value: Any) -> Answer:
     """Return the answer that `to_json` converted. Raise InternalError if the value does not have the grammar's form.
 
+    Unknown keys are left out, because servers of later versions may send more.
+
     grammar: None for a prompt that is not a task's, whose answer has any of the forms.
     """
     if isinstance(value, str) and grammar in (Grammar.TEXT, None):
@@ -123,8 +125,8 @@ def answer_from_json(grammar: Grammar | None, value: Any) -> Answer:
     for shape in [SHAPES.get(grammar)] if grammar else SHAPES.values():
         try:
             if shape:
-                return shape(**value)
-        except TypeError:
+                return shape(**{key: item for key, item in value.items() if key in shape.__dataclass_fields__})
+        except (AttributeError, TypeError):
             continue
     raise InternalError(f"the server's answer does not have the form {grammar.value if grammar else 'of any task'}")
 
