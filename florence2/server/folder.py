@@ -51,8 +51,8 @@ def models_of(repository: Path) -> list[Path]:
     """Return the folders of all models. Raise ServerError if the repository cannot be served."""
     command = f"florence2 export florence-community/Florence-2-base-ft --repository {repository}"
     if not repository.is_dir():
-        demo = f", or serve the demo's with: florence2 serve --repository {DEMO}" if DEMO.is_dir() else ""
-        raise ServerError(f"there is no model repository {repository}; create it with: {command}{demo}")
+        demo = f"serve the demo's with: florence2 serve --repository {DEMO}, or " if DEMO.is_dir() else ""
+        raise ServerError(f"there is no model repository {repository}; {demo}create it with: {command}")
     models = sorted(path for path in repository.iterdir() if (path / "config.pbtxt").is_file())
     if not models:
         raise ServerError(f"{repository} contains no models; create them with: {command}")

@@ -18,6 +18,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from florence2.errors import CheckpointError, InvalidRequest
+from florence2.server.options import DEMO
 from florence2.tasks import TASKS
 from florence2_client.cli.arguments import add_connection, add_json, connection, seconds, wants_json
 from florence2_client.cli.console import ANSWERS, INPUTS, json_line, table, task_lines
@@ -107,7 +108,8 @@ def print_models(options: argparse.Namespace) -> int:
 def read_repository(directory: Path) -> list[Model]:
     """Return the models of a repository. Raise CheckpointError if it holds none with a description."""
     if not directory.is_dir():
-        raise CheckpointError(f"there is no directory {directory}")
+        demo = f"; the demo's is there: --repository {DEMO}" if DEMO.is_dir() else ""
+        raise CheckpointError(f"there is no directory {directory}{demo}")
     models = []
     for path in sorted(directory.glob("*/config.pbtxt")):
         try:

@@ -56,7 +56,7 @@ def test_missing_repository_is_refused_with_the_command_that_creates_it(tmp_path
     with pytest.raises(ServerError, match="contains no models; create them with: florence2 export"):
         models_of(tmp_path)
     (tmp_path / "build" / "demo" / "model_repository").mkdir(parents=True)
-    with pytest.raises(ServerError, match=r"with: florence2 serve --repository build/demo/model_repository$"):
+    with pytest.raises(ServerError, match=r"with: florence2 serve --repository build/demo/model_repository, or create"):
         models_of(tmp_path / "nowhere")
 
 
