@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 JSON = ROOT / "docs" / "benchmarks.json"
 SOURCES = ("florence2", "model_repository", "export")  # what this server's figures depend on
 SUFFIXES = {".py", ".pbtxt", ".cu"}
@@ -24,18 +24,19 @@ def fingerprint(name: str) -> str:
     """Return a hash of a file, or of a folder's sources, as they are now; it survives a rebase, and needs no git."""
     found, place = hashlib.sha256(), ROOT / name
     for path in [place] if place.is_file() else sorted(place.rglob("*")):
-        if path.suffix in SUFFIXES:
+        if path.suffix in SUFFIXES and path.resolve() == path:  # Python's versions differ in following links
             found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()[:16]
 
 
 def stamp() -> dict[str, Any]:
     """Return when, and with which sources, something is measured."""
-    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    described = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *SOURCES], cwd=ROOT, capture_output=True)
+    commit = head.stdout.strip() + (" with changes" if changed.returncode == 1 else "")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
-        "commit": described or "unknown",
+        "commit": commit or "unknown",
         "sources": {folder: fingerprint(folder) for folder in SOURCES},
     }
 
