@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -73,21 +74,14 @@ def label(
     >>> dataset.classes, [detections.class_id.tolist() for _, _, detections in dataset]
     (['star', 'triangle'], [[0, 1]])
     """
-    if classes is not None and ontology is not None:
-        raise InvalidPrompt("give classes or an ontology, not both")
-    if isinstance(classes, str):
-        raise InvalidPrompt(f"classes are a list, such as [{classes!r}]")
-    if yolo and Path(yolo).resolve().is_relative_to(Path(folder).resolve()):
-        raise InvalidRequest(f"{yolo} is inside of {folder}, so the next call would label the copies as well")
-    wanted = Ontology.of(task, classes if ontology is None else ontology, other)
-    if wanted.task.known and wanted.task.known.grammar is Grammar.TEXT:
-        raise InvalidPrompt(f"{wanted.task.sent} locates nothing in an image")
-    if wanted.task.sent in WITHOUT_CLASSES and not wanted.classes:
-        raise InvalidPrompt(f"what {wanted.task.sent} finds has no classes; give one for all")
+    if importlib.util.find_spec("supervision") is None:  # said before anything is sent
+        raise ImportError("label needs the package supervision: pip install 'florence2-triton[label]'")
+    wanted = _ontology(task, classes, ontology, other)
+    paths = _images_in(Path(folder), yolo)
     with ExitStack() as stack:
         client = client or stack.enter_context(Client(url))
         answers = Path(out or stack.enter_context(tempfile.NamedTemporaryFile(suffix=".jsonl")).name)
-        run = _Run(client, wanted, _images_in(Path(folder)), options)
+        run = _Run(client, wanted, paths, options)
         with Journal(answers, run.is_stale) as journal:
             run.send(journal, concurrency)
         images = [image.without_duplicates(nms) if nms else image for image in run.images(answers, min_confidence)]
@@ -168,10 +162,29 @@ class _Run:
         return json.loads(json.dumps(request, default=str))
 
 
-def _images_in(folder: Path) -> list[str]:
-    """Return the images that training programs read: no documents, whose pages are images, and no HEIC photos."""
+def _ontology(task: str | None, classes: Any, ontology: Any, other: str | None) -> Ontology:
+    """Return what to look for. Raise InvalidPrompt if that cannot be objects with classes."""
+    if classes is not None and ontology is not None:
+        raise InvalidPrompt("give classes or an ontology, not both")
+    if isinstance(classes, str):
+        raise InvalidPrompt(f"classes are a list, such as [{classes!r}]")
+    wanted = Ontology.of(task, classes if ontology is None else ontology, other)
+    if wanted.task.known and wanted.task.known.grammar is Grammar.TEXT:
+        raise InvalidPrompt(f"{wanted.task.sent} locates nothing in an image")
+    if wanted.task.sent in WITHOUT_CLASSES and not wanted.classes:
+        raise InvalidPrompt(f"what {wanted.task.sent} finds has no classes; give one for all")
+    return wanted
+
+
+def _images_in(folder: Path, yolo: str | os.PathLike[str] | None) -> list[str]:
+    """Return the images that training programs read: no documents, whose pages are images, and no HEIC photos.
+
+    Raise InvalidRequest if there are none, if two would share a label file, or if the copies would be among them.
+    """
     if not folder.is_dir():
         raise InvalidRequest(f"there is no directory {folder}")
+    if yolo and Path(yolo).resolve().is_relative_to(folder.resolve()):
+        raise InvalidRequest(f"{yolo} is inside of {folder}, so the next call would label the copies as well")
     others = {suffix for suffixes, *_ in EXTRAS for suffix in suffixes}
     paths = [path for path in ImagePaths([str(folder)]).files if Path(path).suffix.lower() not in others]
     require_distinct(paths, folder, "label file", ".txt")

@@ -154,6 +154,14 @@ def test_mistakes_are_named(folder, tmp_path):
         labeled(folder, ["a"])
 
 
+def test_without_supervision_nothing_is_sent(folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    finder = Finder(FOUND)
+    with pytest.raises(ImportError, match=r"florence2-triton\[label\]"):
+        labeled(folder, ["a star"], finder=finder)
+    assert not finder.asked
+
+
 def test_a_data_set_without_objects(folder, tmp_path):
     """It has all images, the classes that were looked for, and empty label files."""
     dataset = labeled(folder, ["a dog"], yolo=tmp_path / "yolo", coco=tmp_path / "coco.json")
