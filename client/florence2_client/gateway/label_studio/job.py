@@ -79,19 +79,18 @@ async def label(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Return the results of a task, or with what a user has `drawn`, the results about that."""
     pages = pages_of(config, task.data)
-    jobs = [_Job(backend, files, page, task.id, state) for page in pages]
     results: list[dict[str, Any]] = []
     if drawn is None:
-        for job in jobs:
-            results += await job.predict()
+        for page in pages:  # one after the other, so that only one page's images are in memory
+            results += await _Job(backend, files, page, task.id, state).predict()
         return results
     regions = drawn.get("result")
     for region in regions if isinstance(regions, list) else []:
         if isinstance(region, dict) and region_of(region) is not None:
             number = region.get("item_index") or 0
-            if type(number) is not int or not 0 <= number < len(jobs):
+            if type(number) is not int or not 0 <= number < len(pages):
                 raise InvalidRequest("the region that was drawn is on none of the task's images")
-            results += await jobs[number].complete(region)
+            results += await _Job(backend, files, pages[number], task.id, state).complete(region)
     return results
 
 
