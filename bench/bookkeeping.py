@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from bench.decode import BASE, request
-from florence2.engine.backend import Backend, CacheBytes, Span
+from florence2.engine.backend import Backend, CacheBytes, Candidates, StepInput
 from florence2.engine.bart import Prefill
-from florence2.engine.beam import Candidate, Search
 from florence2.engine.cpu.backend import batch_of
 from florence2.engine.cuda.step import PaddedStep, Shape
 from florence2.engine.engine import Engine
@@ -30,23 +29,20 @@ from florence2.engine.engine import Engine
 LOADS = ((1, 1), (1, 3), (8, 3), (32, 3))  # requests in flight and beams
 LENGTHS = (20, 200)  # tokens that are decoded when the measurement begins
 STEPS = 25
-DRAWN = 512  # lists of candidates
+DRAWN = 512  # candidates of one request
 CACHE: Any = SimpleNamespace(device=torch.device("cpu"))  # that no step attends to
 
 
 class NoBackend(Backend):
     """Return random candidates, none of which ends a hypothesis."""
 
-    def __init__(self, rows: int, beams: int) -> None:
+    def __init__(self, rows: int, requests: int, beams: int) -> None:
         self.rows, self.prefill_batch, self.cache_bytes = rows, rows, CacheBytes(1, 1)
-        random, count = np.random.default_rng(0), 2 * beams if beams > 1 else 1
-        self._drawn = [
-            [Candidate(score, int(random.integers(beams)), int(random.integers(4, 50_000)), score)
-             for score in sorted((-random.random(count, np.float32)).tolist(), reverse=True)]
-            for _ in range(DRAWN)
-        ]  # fmt: skip
-        self._next = 0
-        self.live: tuple[Sequence[Search], Sequence[Span]] = ([], [])
+        random, size = np.random.default_rng(0), (DRAWN // requests, requests, 2 * beams if beams > 1 else 1)
+        scores = -np.sort(random.random(size, np.float32))
+        drawn = scores, random.integers(beams, size=size), random.integers(4, 50_000, size), scores, scores
+        self._found = [[Candidates(*parts)] for parts in zip(*drawn, strict=True)]
+        self.live: StepInput
 
     @classmethod
     def cache_dtype(cls, model: object) -> torch.dtype:
@@ -56,9 +52,9 @@ class NoBackend(Backend):
         yield
         return [True] * len(requests)
 
-    def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
-        self.live, self._next = (searches, spans), self._next + len(searches)
-        return [self._drawn[(self._next + place) % DRAWN] for place in range(len(searches))]
+    def step(self, step: StepInput) -> list[Candidates]:
+        self.live = step
+        return self._found[step.positions[0] % len(self._found)]
 
     def clear(self, rows: range) -> None:
         raise AssertionError("no candidate is NaN")
@@ -76,21 +72,19 @@ def microseconds(call: Callable[[], object]) -> float:
 
 def measure(requests: int, beams: int, length: int) -> list[float]:
     """Return the time of the searches, and of inputs and outputs on a CPU and on a GPU."""
-    backend = NoBackend(96, beams)
+    backend = NoBackend(96, requests, beams)
     engine = Engine(backend, BASE, prefill_seconds=60)
     for seed in range(requests):
         engine.add(request(BASE, seed, num_beams=beams, max_new_tokens=length + 2 * STEPS))
     for _ in range(length):
         engine.step()
     search = microseconds(engine.step)
-    searches, spans = backend.live
+    live = backend.live
     width = 1 if beams == 1 else 4
     step = PaddedStep(CACHE, BASE.text.vocab_size, BASE.tokens, Shape(96, 96, width, 256, 640, 16))
-    filled = microseconds(
-        lambda: step.fill(searches, spans, [rule for search in searches for rule in search.constraints()])
-    )
-    read = microseconds(lambda: step.candidates(searches, spans))
-    return [search, microseconds(lambda: batch_of(searches, spans)), filled, read]
+    filled = microseconds(lambda: step.fill(live))
+    read = microseconds(lambda: step.candidates(live.layout.groups))
+    return [search, microseconds(lambda: batch_of(live)), filled, read]
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 `cpu` and `cuda` implement it. The engine decides which request has which rows and which slot; a backend only reads and
 writes them.
 
-K rows (beams) of a request, D d_model.
+N live requests and their R rows in the order of the rows; n requests of K beams, which take K rows each; D d_model.
 """
 
 from __future__ import annotations
@@ -13,27 +13,90 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from florence2.config import ModelConfig
 from florence2.engine.bart import LanguageModel, Prefill
-from florence2.engine.beam import Candidate, Search
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+NO_TOKEN = -1
+NO_DRAW = -1.0
 
 
 class DeviceLost(Exception):
     """The device fails on everything until the process ends, as CUDA does after an illegal memory access."""
 
 
-@dataclass(frozen=True)
-class Span:
-    """One live request's share of a step."""
+class Group(NamedTuple):
+    """The live requests with the same number of beams."""
 
-    rows: range  # K adjacent rows, one for each running hypothesis
-    slot: int
-    position: int  # of the token that is decoded now; the same in all K rows
-    encoder_length: int  # positions of the slot that belong to the request
-    moves: Sequence[tuple[int, int]] = ()  # (from, to): before the step, row `to` takes over what row `from` holds
-    kept: int = 0  # leading positions that are equal in all rows of `moves` and need no copy
+    requests: Integers  # [n], their places among the live ones
+    rows: Integers  # [n, K]
+
+    @property
+    def beams(self) -> int:
+        return self.rows.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the live requests are, and the options that backends need: one object until a request comes or goes."""
+
+    rows: Integers  # [R], in order; the K rows of a request are adjacent
+    starts: Integers  # [N + 1]: request n has rows[starts[n]] up to rows[starts[n + 1]]
+    slots: Integers  # [N]
+    encoder_lengths: Integers  # [N], positions of the slot that belong to the request
+    groups: list[Group]
+    penalties: Floats  # [R]: the scores x of penalized tokens become x * penalty if x < 0, else x / penalty
+    temperatures: Floats  # [R]: what draws a token divides the scores by it,
+    top_ks: Integers  # [R]: leaves the k most likely tokens, or all if k is 0,
+    top_ps: Floats  # [R]: and of these the most likely ones that together have at least the probability p
+
+
+class TokenLists(NamedTuple):
+    """Some tokens for each row."""
+
+    tokens: NDArray[np.int32]  # those of all rows
+    starts: Integers  # [R + 1]: row r has tokens[starts[r]] up to tokens[starts[r + 1]]
+
+    def most(self) -> int:
+        """Return the length of the longest list."""
+        return int((self.starts[1:] - self.starts[:-1]).max())
+
+
+class StepInput(NamedTuple):
+    """What a step decodes, and the rules of the tokens that may follow.
+
+    First come the penalties, then the bans. If a token is forced, it is the only one that may follow.
+    """
+
+    layout: Layout
+    tokens: NDArray[np.int32]  # [R], the last of every running hypothesis
+    positions: Integers  # [R], of these tokens
+    scores: NDArray[np.float64]  # [R], sums of log-probs
+    parents: Integers  # [R]: before the step, a row takes over what its parent holds
+    kept: Integers  # [N], leading positions in which no row differs from its parent: they need no copy
+    forced: Integers  # [R], NO_TOKEN where none is
+    banned: TokenLists
+    penalized: TokenLists  # each token once
+    draws: NDArray[np.float64]  # [R], the quantile of the token to draw, from 0 to 1; NO_DRAW where none is drawn
+
+
+class Candidates(NamedTuple):
+    """The continuations of a group's requests, best first: one for a request of one beam, otherwise 2K.
+
+    The log mass is the log of the probability that the model itself, before any rule, gives to the token; of a location
+    token, to all locations at most `locations.NEAR` bins away.
+    """
+
+    scores: Floats  # [n, 2K], sums of log-probs with this token; not used for one beam
+    beams: Integers  # [n, 2K], the hypothesis that is continued
+    tokens: Integers  # [n, 2K]
+    log_probs: Floats  # [n, 2K], the tokens' own
+    log_masses: Floats  # [n, 2K]
 
 
 class CacheBytes(NamedTuple):
@@ -94,19 +157,15 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
-        """Decode the last token of every running hypothesis and score the next ones under the searches' constraints.
+    def step(self, step: StepInput) -> list[Candidates]:
+        """Decode the last token of every running hypothesis and score the next ones under the rules.
 
-        First carries out each span's `moves` (all rows are read before any is written), then writes the new token's
-        keys and values at `position` of each row.
-
-        Args:
-            searches: the live requests' searches.
-            spans: their rows and slots, in the same order, sorted by rows; as many rows as the search has hypotheses.
+        First moves beams (all rows are read before any is written), then writes the new token's keys and values at its
+        position of each row.
 
         Returns:
-            For each search the candidates that its `advance` takes, best first: one for a search of one beam, 2K for a
-            beam search. If the numbers of a request are not finite, the score of its first candidate is NaN.
+            The candidates of each of the layout's groups. If the numbers of a request are not finite, the score and the
+            log-prob of its first candidate are NaN.
         """
 
     def check_device(self) -> None:  # noqa: B027

@@ -5,7 +5,6 @@ Single-threaded; `worker.Worker` calls it from its thread, tests and benchmarks 
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import torch
 
 from florence2 import config as config_module
 from florence2.config import ModelConfig
-from florence2.engine.backend import Backend, Span
-from florence2.engine.beam import Generation, start_search
+from florence2.engine.backend import Backend
+from florence2.engine.beam import Generation, Search
 from florence2.engine.prefill import PrefillQueue
 from florence2.engine.scheduler import Scheduler
 from florence2.engine.scoring import top
+from florence2.engine.searches import Searches
 from florence2.engine.sequence import Request, Sequence
 from florence2.engine.weights import create_backend, load_language_model
 from florence2.errors import InternalError, InvalidOption, InvalidRequest
@@ -39,11 +39,13 @@ class Engine:
         self.config = config
         self.scheduler = Scheduler(backend.rows, max_waiting)
         self.prefill_seconds = prefill_seconds
+        self.searches = Searches(config, backend.rows, top)
         self._prefills = PrefillQueue(backend)
         # A first step, since backends compile it: better now than at the first request.
-        greedy = start_search(config.generation_options(num_beams=1), config, top)
+        greedy = Search(config.generation_options(num_beams=1))
+        self.searches.start(greedy, range(1), slot=0, encoder_length=1)
         with torch.inference_mode():
-            backend.step([greedy], [Span(range(1), slot=0, position=0, encoder_length=1)])
+            backend.step(self.searches.step_input([greedy]))
 
     @classmethod
     def load(
@@ -71,7 +73,7 @@ class Engine:
 
     def add(self, request: Request) -> Sequence:
         """Queue a checked request. Raises QueueFull."""
-        sequence = Sequence(request, start_search(request.options, self.config, top))
+        sequence = Sequence(request, Search(request.options))
         self.scheduler.add(sequence)
         return sequence
 
@@ -107,6 +109,9 @@ class Engine:
 
     def _admit(self) -> None:
         while (sequence := self.scheduler.admit()) is not None:
+            request = sequence.request
+            encoder_length = len(request.image_features) + len(request.prompt_ids)
+            self.searches.start(sequence.search, sequence.rows, sequence.slot, encoder_length)
             self._prefills.add(sequence)
 
     def _prefill(self) -> None:
@@ -122,14 +127,11 @@ class Engine:
     def _decode(self) -> None:
         live = self._decoding()
         if live:
-            spans = [
-                Span(each.rows, each.slot, each.search.length - 1, each.encoder_length, each.moves, each.kept)
-                for each in live
-            ]
-            found = self.backend.step([sequence.search for sequence in live], spans)
-            for sequence, scored in zip(live, found, strict=True):
-                if math.isnan(scored[0].score):
+            found = self.backend.step(self.searches.step_input([sequence.search for sequence in live]))
+            for place, answer in self.searches.advance(found):
+                sequence = live[place]
+                if answer is None:
                     self.backend.clear(sequence.rows)
                     sequence.finish(InvalidRequest("IMAGE_FEATURES lead to numbers out of the model's range"))
                 else:
-                    sequence.advance(scored)
+                    sequence.finish(answer)

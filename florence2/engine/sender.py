@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from florence2.engine import metrics
-from florence2.engine.beam import Generation, GreedySearch
+from florence2.engine.beam import Generation
 from florence2.engine.metrics import Recorder, Times
 from florence2.engine.outbox import Outbox
 from florence2.engine.sequence import Request, Sequence
@@ -92,15 +92,13 @@ class Sender:
         self._recorder.finished(job.task, outcome, job.times, time.monotonic())
         self._outbox.put((job, outcome))
 
-    def follow(self, job: Job, sequence: Sequence, now: float) -> None:
-        """Send the answer so far if the job wants it. Only the newest is kept, however slowly it is sent."""
-        search = sequence.search
-        if job.follow and now >= job.next_partial and isinstance(search, GreedySearch) and search.length > 1:
-            job.next_partial = now + FOLLOW_SECONDS
-            with self._lock:
-                queued, job.partial = job.partial is not None, search.so_far()
-            if not queued:
-                self._outbox.put((job, None))
+    def follow(self, job: Job, partial: Generation, now: float) -> None:
+        """Send the answer so far to a job that wants it. Only the newest is kept, however slowly it is sent."""
+        job.next_partial = now + FOLLOW_SECONDS
+        with self._lock:
+            queued, job.partial = job.partial is not None, partial
+        if not queued:
+            self._outbox.put((job, None))
 
     def close(self, reason: str, error: Florence2Error) -> None:
         """Reject new jobs with `reason`, and answer all that are open with `error`."""

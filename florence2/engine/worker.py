@@ -133,7 +133,8 @@ class Worker:
         for sequence in self.engine.scheduler.live:
             job = self._jobs[sequence]
             job.note_times(sequence, started, now)
-            self.sender.follow(job, sequence, now)
+            if job.follow and now >= job.next_partial and sequence.search.can_be_followed:
+                self.sender.follow(job, self.engine.searches.so_far(sequence.search), now)
 
     def _publish(self) -> None:
         try:

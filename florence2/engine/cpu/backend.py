@@ -7,9 +7,8 @@ R rows of a step.
 
 from __future__ import annotations
 
-import itertools
 import weakref
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -19,16 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from florence2.config import LOCATION_BINS, ModelConfig, TokenConfig
-from florence2.engine.backend import Backend, Span, cache_bytes
+from florence2.engine.backend import Backend, Candidates, Group, Layout, StepInput, cache_bytes
 from florence2.engine.bart import LanguageModel, Prefill, TextEncoder
-from florence2.engine.beam import Candidate, Sampling, Search
 from florence2.engine.cpu.cache import PackedCache
 from florence2.engine.cpu.kernels.layout import BLOCK, Batch, Scratch, Vocabulary
 from florence2.engine.cpu.kernels.step import decode
 from florence2.engine.cpu.packing import as_array, pack_decoder, whole_vectors
 from florence2.locations import NEAR
-
-NO_SAMPLING = Sampling(draw=-1.0, temperature=1.0, top_k=0, top_p=1.0)
 
 
 class CpuBackend(Backend):
@@ -57,36 +53,29 @@ class CpuBackend(Backend):
     def prefill(self, requests: Sequence[Prefill]) -> Generator[None, None, list[bool]]:
         return self._encoder.prefill(requests, self.cache.write_encoder)
 
-    def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
-        batch = batch_of(searches, spans)
-        step = (np.zeros(1, np.int64), self._weights, self._vocabulary, self._cache_arrays, batch, self.scratch)
+    def step(self, step: StepInput) -> list[Candidates]:
+        batch = batch_of(step)
+        arguments = (np.zeros(1, np.int64), self._weights, self._vocabulary, self._cache_arrays, batch, self.scratch)
         if self._is_compiled:
             for steps in self._helpers:
-                steps.put(step)
-            decode(0, self.threads, *step)  # returns when all threads have done their shares
+                steps.put(arguments)
+            decode(0, self.threads, *arguments)  # returns when all threads have done their shares
         else:
-            decode(0, 1, *step)  # the first call may compile, and fail: this thread reports it
+            decode(0, 1, *arguments)  # the first call may compile, and fail: this thread reports it
             self._is_compiled = True
-        return self._candidates(searches)
+        return [self._candidates(step.layout, group) for group in step.layout.groups]
 
     def clear(self, rows: range) -> None:
         self.cache.clear(rows)
 
-    def _candidates(self, searches: Sequence[Search]) -> list[list[Candidate]]:
-        rows = sum(len(search.running) for search in searches)
+    def _candidates(self, layout: Layout, group: Group) -> Candidates:
+        count = 1 if group.beams == 1 else 2 * group.beams
+        places = 2 * layout.starts[group.requests][:, None] + np.arange(count)
         scratch = self.scratch
-        parts = scratch.best_sums, scratch.best_places, scratch.best_log_probs, scratch.best_log_masses
-        best = zip(*(part[: 2 * rows].tolist() for part in parts), strict=True)
-        found = []
-        for search in searches:
-            theirs = [
-                Candidate(score, place // self._size, place % self._size, log_prob, log_mass)
-                for score, place, log_prob, log_mass in itertools.islice(best, 2 * len(search.running))
-            ]
-            if len(search.running) == 1:
-                theirs = [theirs[0]._replace(score=search.running[0].score + theirs[0].log_prob)]
-            found.append(theirs)
-        return found
+        beams, tokens = np.divmod(scratch.best_places[places], self._size)
+        return Candidates(
+            scratch.best_sums[places], beams, tokens, scratch.best_log_probs[places], scratch.best_log_masses[places]
+        )
 
     def _make_scratch(self) -> Scratch:
         weights, rows, positions = self._weights, self.rows, max(self.cache.positions, self.cache.encoder_positions)
@@ -135,36 +124,29 @@ def vocabulary_of(tokens: TokenConfig) -> Vocabulary:
     return Vocabulary(tokens.known, tokens.first_location, tokens.first_location + LOCATION_BINS - 1, NEAR)
 
 
-def batch_of(searches: Sequence[Search], spans: Sequence[Span]) -> Batch:
+def batch_of(step: StepInput) -> Batch:
     """Return what the kernels need of the live requests."""
-    constraints = [constraint for search in searches for constraint in search.constraints()]
-    banned = [token for constraint in constraints for token in constraint.banned]
-    penalized = [token for constraint in constraints for token in constraint.penalized]
-    samplings = [constraint.sampling or NO_SAMPLING for constraint in constraints]
+    layout = step.layout
+    moved = (step.parents != layout.rows).nonzero()[0]
     return Batch(
-        tokens=np.array([token for search in searches for token in search.last_tokens]),
-        rows=np.array([row for span in spans for row in span.rows]),
-        positions=np.array([span.position for span in spans for _ in span.rows]),
-        starts=_starts(len(span.rows) for span in spans),
-        slots=np.array([span.slot for span in spans]),
-        lengths=np.array([span.encoder_length for span in spans]),
-        moves=np.array([move for span in spans for move in span.moves], np.int64).reshape(-1, 2),
-        move_starts=_starts(len(span.moves) for span in spans),
-        kept=np.array([span.kept for span in spans]),
-        beam_scores=np.array([hypothesis.score for search in searches for hypothesis in search.running], np.float32),
-        forced=np.array([-1 if each.forced is None else each.forced for each in constraints]),
-        banned=np.array(banned, np.int64),
-        banned_starts=_starts(len(each.banned) for each in constraints),
-        penalized=np.array(penalized, np.int64),
-        penalized_starts=_starts(len(each.penalized) for each in constraints),
-        penalties=np.array([each.penalty for each in constraints], np.float32),
-        draws=np.array([each.draw for each in samplings]),
-        temperatures=np.array([each.temperature for each in samplings], np.float32),
-        top_ks=np.array([each.top_k for each in samplings]),
-        top_ps=np.array([each.top_p for each in samplings], np.float32),
+        tokens=step.tokens.astype(np.int64),
+        rows=layout.rows,
+        positions=step.positions,
+        starts=layout.starts,
+        slots=layout.slots,
+        lengths=layout.encoder_lengths,
+        moves=np.stack([step.parents[moved], layout.rows[moved]], 1),
+        move_starts=moved.searchsorted(layout.starts),
+        kept=step.kept,
+        beam_scores=step.scores.astype(np.float32),
+        forced=step.forced,
+        banned=step.banned.tokens.astype(np.int64),
+        banned_starts=step.banned.starts,
+        penalized=step.penalized.tokens.astype(np.int64),
+        penalized_starts=step.penalized.starts,
+        penalties=layout.penalties,
+        draws=step.draws,
+        temperatures=layout.temperatures,
+        top_ks=layout.top_ks,
+        top_ps=layout.top_ps,
     )
-
-
-def _starts(counts: Iterable[int]) -> NDArray[np.int64]:
-    """Return where groups of these sizes begin, and where the last one ends."""
-    return np.array(list(itertools.accumulate(counts, initial=0)))

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from florence2.config import ModelConfig
-from florence2.engine.backend import Backend, DeviceLost, Span, cache_bytes
+from florence2.engine.backend import NO_DRAW, Backend, Candidates, DeviceLost, StepInput, cache_bytes
 from florence2.engine.bart import LanguageModel, Prefill, TextEncoder
-from florence2.engine.beam import Candidate, Search
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.cuda.memory import memory_of_graphs, memory_of_prefill, memory_of_steps
 from florence2.engine.cuda.step import PaddedDecoder, PaddedStep, Shape
@@ -82,9 +81,9 @@ class CudaBackend(Backend):
     def prefill(self, requests: Sequence[Prefill]) -> Generator[None, None, list[bool]]:
         return self._encoder.prefill(requests, self.cache.write_encoder)
 
-    def step(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
+    def step(self, step_input: StepInput) -> list[Candidates]:
         with self._on_stream():
-            step = self.filled_step(searches, spans)
+            step = self.filled_step(step_input)
             step.inputs.upload()
             run = self._runs.pop(step, None)
             if run is None:
@@ -93,7 +92,7 @@ class CudaBackend(Backend):
                 step.inputs.upload()  # the warm-up ran without moves
             self._runs[step] = run  # as the one that was used last
             run()
-            return step.candidates(searches, spans)
+            return step.candidates(step_input.layout.groups)
 
     def clear(self, rows: range) -> None:
         self.cache.clear(rows)
@@ -105,22 +104,21 @@ class CudaBackend(Backend):
             except RuntimeError as error:
                 raise DeviceLost(f"{self.cache.device} fails on everything") from error
 
-    def filled_step(self, searches: Sequence[Search], spans: Sequence[Span]) -> PaddedStep:
+    def filled_step(self, given: StepInput) -> PaddedStep:
         """Return the smallest step that holds these requests, filled with them but not uploaded."""
-        limit, constraints = self.cache.positions, [rule for search in searches for rule in search.constraints()]
+        limit, layout = self.cache.positions, given.layout
         step = self._step_of(
             Shape(
-                rows=_bucket(spans[-1].rows.stop, self.rows, MINIMUM_ROWS),
-                slots=_bucket(1 + max(span.slot for span in spans), self.rows, MINIMUM_ROWS),
-                beams=_bucket(max(len(span.rows) for span in spans), self.rows),
-                length=_bucket(max(span.position for span in spans) + 1, limit, MINIMUM_LENGTH),
-                encoder_length=self._encoder_bucket(max(span.encoder_length for span in spans)),
-                rules=_bucket(max(max(len(each.banned), len(each.penalized)) for each in constraints), limit + 1,
-                              MINIMUM_RULES),
-                samples=any(each.sampling for each in constraints),
+                rows=_bucket(int(layout.rows[-1]) + 1, self.rows, MINIMUM_ROWS),
+                slots=_bucket(int(layout.slots.max()) + 1, self.rows, MINIMUM_ROWS),
+                beams=_bucket(max(group.beams for group in layout.groups), self.rows),
+                length=_bucket(int(given.positions.max()) + 1, limit, MINIMUM_LENGTH),
+                encoder_length=self._encoder_bucket(int(layout.encoder_lengths.max())),
+                rules=_bucket(max(given.banned.most(), given.penalized.most()), limit + 1, MINIMUM_RULES),
+                samples=bool((given.draws != NO_DRAW).any()),
             )
-        )  # fmt: skip
-        step.fill(searches, spans, constraints)
+        )
+        step.fill(given)
         return step
 
     def _step_of(self, shape: Shape) -> PaddedStep:

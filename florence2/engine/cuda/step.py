@@ -10,19 +10,17 @@ the step's shape. L layers, D d_model, H heads, E size of a head, V rows of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from florence2.config import LOCATION_BINS, TokenConfig
-from florence2.engine.backend import Span
+from florence2.engine.backend import NO_DRAW, NO_TOKEN, Candidates, Floats, Group, Integers, Layout, StepInput
 from florence2.engine.bart import DecoderLayer, LanguageModel, PackedLayer
-from florence2.engine.beam import Candidate, Constraint, Search
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.cuda.inputs import Inputs
 from florence2.engine.cuda.sampling import draw_tokens
@@ -71,45 +69,49 @@ class PaddedStep:
         best = torch.zeros(4, rows, 2 * beams)
         self._best_on_host = best.pin_memory() if cache.device.type == "cuda" else best
         self._masks: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
-        self.fill([], [], [])
+        self._layout: Layout | None = None
+        self._clear()
 
-    def fill(self, searches: Sequence[Search], spans: Sequence[Span], constraints: Sequence[Constraint]) -> None:
-        """Write the requests' tokens, rules, places and moves to the host's block.
+    def fill(self, given: StepInput) -> None:
+        """Write the requests' tokens, rules, places and moves to the host's block."""
+        host, rows = self.inputs.host, given.layout.rows
+        if self._layout is not given.layout:
+            self._clear()
+            self._place(given.layout)
+        host["tokens"][rows] = given.tokens
+        host["positions"][rows] = given.positions
+        host["scores"][rows] = given.scores
+        host["parents"][rows] = given.parents
+        host["forced"][rows] = given.forced
+        host["draws"][rows] = given.draws
+        for name, (tokens, starts) in ("banned", given.banned), ("penalized", given.penalized):
+            host[name][:] = self._vocabulary  # no token
+            if len(tokens):
+                first = rows * self.shape.rules - starts[:-1]
+                host[name][first.repeat(starts[1:] - starts[:-1]) + np.arange(len(tokens))] = tokens
 
-        Rows that are not live decode token 0 at position 0, and nothing reads the result.
-        """
-        host, rows, beams, rules = self.inputs.host, self.shape.rows, self.shape.beams, self.shape.rules
+    def _clear(self) -> None:
+        """Let all rows decode token 0 at position 0, under no rules. Nothing reads the result where none is live."""
+        host = self.inputs.host
         for name in ("tokens", "positions", "greedy", "places", "scores", "groups"):
             host[name][:] = 0
-        host["parents"][:] = np.arange(rows)
-        for name in ("forced", "banned", "penalized"):
-            host[name][:] = self._vocabulary  # no token
-        host["penalties"][:] = host["encoder_lengths"][:] = 1
-        host["draws"][:] = -1  # none
-        host["temperatures"][:] = 1
-        if not spans:
-            return
-        live, slots = [row for span in spans for row in span.rows], [span.slot for span in spans]
-        places = [span.slot * beams + beam for span in spans for beam in range(len(span.rows))]
-        host["tokens"][live] = [token for search in searches for token in search.last_tokens]
-        host["positions"][live] = [span.position for span in spans for _ in span.rows]
-        host["scores"][live] = [hypothesis.score for search in searches for hypothesis in search.running]
-        host["greedy"][live] = [len(span.rows) == 1 for span in spans for _ in span.rows]
-        host["encoder_lengths"][slots] = [span.encoder_length for span in spans]
-        host["groups"][places] = live
-        host["places"][live] = places
-        for source, target in (move for span in spans for move in span.moves):
-            host["parents"][target] = source
-        host["penalties"][live] = [constraint.penalty for constraint in constraints]
-        for row, constraint in zip(live, constraints, strict=True):
-            if constraint.forced is not None:
-                host["forced"][row] = constraint.forced
-            for name, tokens in ("banned", constraint.banned), ("penalized", constraint.penalized):
-                if tokens:
-                    host[name][row * rules : row * rules + len(tokens)] = list(tokens)
-            if sampling := constraint.sampling:
-                host["draws"][row], host["temperatures"][row] = sampling.draw, sampling.temperature
-                host["top_ks"][row], host["top_ps"][row] = sampling.top_k, sampling.top_p
+        host["parents"][:] = np.arange(self.shape.rows)
+        host["forced"][:] = NO_TOKEN
+        host["penalties"][:] = host["temperatures"][:] = host["encoder_lengths"][:] = 1
+        host["draws"][:] = NO_DRAW
+
+    def _place(self, layout: Layout) -> None:
+        """Write what stays the same until a request comes or goes."""
+        host, rows = self.inputs.host, layout.rows
+        for name in ("penalties", "temperatures", "top_ks", "top_ps"):
+            host[name][rows] = getattr(layout, name)
+        host["encoder_lengths"][layout.slots] = layout.encoder_lengths
+        for group in layout.groups:
+            places = layout.slots[group.requests][:, None] * self.shape.beams + np.arange(group.beams)
+            host["places"][group.rows] = places
+            host["groups"][places] = group.rows
+            host["greedy"][group.rows] = group.beams == 1
+        self._layout = layout
 
     def begin(self) -> None:
         """Compute what all layers share: which positions each row and each slot attends to."""
@@ -159,7 +161,7 @@ class PaddedStep:
         scores = scores.scatter(1, inputs["banned"].long().view(rows, -1), -math.inf)[:, :size]
         forced = inputs["forced"][:, None]
         only = torch.where(torch.arange(size, device=logits.device) == forced, 0.0, -math.inf)
-        scores = torch.where(forced < size, only, scores)
+        scores = torch.where(forced == NO_TOKEN, scores, only)
         log_probs = torch.where(greedy, scores.log_softmax(-1), scores)
         ranked = torch.where(greedy, scores, scores + inputs["scores"][:, None])
         best, tokens = top_of_rows(ranked[:, : self._tokens.known], 2 * self.shape.beams)
@@ -181,40 +183,27 @@ class PaddedStep:
         probed = log_probs.gather(1, near.clamp(0, self._vocabulary - 1).flatten(1)).view_as(near)
         return probed.where(counted, -math.inf).logsumexp(-1).clamp(max=0)
 
-    def candidates(self, searches: Sequence[Search], spans: Sequence[Span]) -> list[list[Candidate]]:
-        """Bring the best continuations to the host, and return those of each search, best first."""
+    def candidates(self, groups: Sequence[Group]) -> list[Candidates]:
+        """Bring the best continuations to the host, and return those of each group."""
         self._best_on_host.copy_(self._best)
         found = self._best_on_host.numpy()
-        answers = list[list[Candidate]]([[]] * len(spans))
-        for beams in {len(span.rows) for span in spans}:
-            places = [place for place, span in enumerate(spans) if len(span.rows) == beams]
-            group = [searches[place] for place in places]
-            theirs = _of_searches(group, found[:, np.array([spans[place].rows for place in places])])
-            for place, candidates in zip(places, theirs, strict=True):
-                answers[place] = candidates
-        return answers
+        return [_of_group(group.rows, found) for group in groups]
 
 
-def _of_searches(searches: Sequence[Search], found: NDArray[np.float32]) -> Iterator[list[Candidate]]:
-    """Yield each search's candidates, best first. The searches have the same number of beams.
-
-    found: sums, tokens, log-probs and log masses of the best continuations of their rows, [4, searches, K, 2K or more].
-    """
-    beams, width = found.shape[2:]
+def _of_group(rows: Integers, found: Floats) -> Candidates:
+    """Return the best continuations of requests, rows [n, K], of all rows' [4, R, 2K or more]."""
+    requests, beams = rows.shape
     if beams == 1:
-        for search, (_, token, log_prob, log_mass) in zip(searches, found[:, :, 0, 0].T.tolist(), strict=True):
-            yield [Candidate(search.running[0].score + log_prob, 0, int(token), log_prob, log_mass)]
-        return
-    flat = found.reshape(4, len(searches), -1)
-    order = np.argsort(-flat[0], axis=1, kind="stable")[:, : 2 * beams]  # equal sums in the order of rows and tokens
-    broken = np.isnan(flat[0])  # argsort puts NaN last
-    order[broken.any(1), 0] = broken.argmax(1)[broken.any(1)]
-    best = np.take_along_axis(flat, order[None], 2)
-    for parents, numbers in zip((order // width).tolist(), best.transpose(1, 2, 0).tolist(), strict=True):
-        yield [
-            Candidate(score, parent, int(token), log_prob, log_mass)
-            for parent, (score, token, log_prob, log_mass) in zip(parents, numbers, strict=True)
-        ]
+        scores, tokens, log_probs, log_masses = found[:, rows, 0]
+        return Candidates(scores, np.zeros_like(rows), tokens.astype(np.int64), log_probs, log_masses)
+    sums = found[0][rows].reshape(requests, -1)
+    order = np.argsort(-sums, axis=1, kind="stable")[:, : 2 * beams]  # equal sums in the order of rows and tokens
+    broken = np.isnan(sums)  # argsort puts NaN last
+    if broken.any():
+        order[broken.any(1), 0] = broken.argmax(1)[broken.any(1)]
+    parents, places = np.divmod(order, found.shape[2])
+    scores, tokens, log_probs, log_masses = found[:, rows[np.arange(requests)[:, None], parents], places]
+    return Candidates(scores, parents, tokens.astype(np.int64), log_probs, log_masses)
 
 
 def top_of_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,6 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from florence2.config import TextConfig, TokenConfig
-from florence2.engine.backend import Span
-from florence2.engine.beam import Constraint, Hypothesis
 from florence2.engine.cpu.backend import batch_of
 from florence2.engine.cpu.cache import PackedCache
 from florence2.engine.cpu.kernels.attention import attend_to_encoder, attend_to_self
@@ -18,6 +16,8 @@ from florence2.engine.cpu.kernels.layout import LANES, Scratch
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.cuda.step import PaddedStep, Shape
 from tests.tiny_model import tiny_config
+from tests.unit.engine.inputs import Span, step_input
+from tests.unit.engine.python_search import Constraint, Hypothesis
 
 TEXT = TextConfig(40, 16, 1, 2, 2, 4, 24, 32, max_positions=300, scale_embedding=False)
 CONFIG = replace(tiny_config(), text=TEXT, prompt_tokens=200 - 5)  # slots are shorter than rows, as in large
@@ -60,8 +60,7 @@ def padded_attention(cache, spans, queries, keys, values):
     """Return what each live row gets from itself and from the encoder, [R, H, E] each."""
     places = [row for span in spans for row in span.rows]
     step = PaddedStep(cache, 40, TOKENS, Shape(ROWS, ROWS, beams=8, length=300, encoder_length=200, rules=16))
-    searches = [AnyToken([0] * len(span.rows)) for span in spans]
-    step.fill(searches, spans, [rule for search in searches for rule in search.constraints()])
+    step.fill(step_input([AnyToken([0] * len(span.rows)) for span in spans], spans))
     step.inputs.upload()
     step.begin()
     given = torch.randn(3, ROWS, 4, 4)
@@ -71,7 +70,8 @@ def padded_attention(cache, spans, queries, keys, values):
 
 def compiled_attention(cache, spans, queries, keys, values):
     """Return the same from the kernels; three threads share the heads, one after the other."""
-    arrays, batch, rows = cache.arrays(), batch_of([], spans), len(queries)
+    given = step_input([AnyToken([0] * len(span.rows)) for span in spans], spans)
+    arrays, batch, rows = cache.arrays(), batch_of(given), len(queries)
     wide = [torch.nn.functional.pad(part, (0, LANES - 4)).flatten(1).numpy() for part in (queries, keys, values)]
     scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
         projected=np.concatenate(wide, 1),

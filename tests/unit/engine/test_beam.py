@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor
 
-from florence2.engine.beam import Candidate, repeating_tokens, start_search
 from florence2.engine.scoring import top
+from tests.unit.engine.python_search import Candidate, repeating_tokens, start_search
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.integers(1, 6))

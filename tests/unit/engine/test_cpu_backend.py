@@ -10,7 +10,7 @@ import torch
 
 from bench.decode import random_weights
 from florence2.config import ModelConfig, TextConfig
-from florence2.engine.backend import Backend, Span
+from florence2.engine.backend import Backend
 from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.cpu.cache import PackedCache
 from florence2.engine.cuda.backend import CudaBackend
@@ -18,6 +18,7 @@ from florence2.engine.weights import build_language_model
 from florence2_export.language import language_tensors
 from florence2_export.layouts import EMBEDDING, HEAD
 from tests.tiny_model import tiny_config
+from tests.unit.engine.inputs import Span, step_input
 from tests.unit.engine.test_attention import AnyToken
 
 # No size is a multiple of a vector's: 5 heads of 13, an inner width of 51.
@@ -70,12 +71,12 @@ def build(
 @torch.inference_mode()
 def logits(backend: CpuBackend | CudaBackend, spans: list[Span] = SPANS, tokens: list[int] = TOKENS) -> torch.Tensor:
     left = iter(tokens)
-    searches = [AnyToken(list(itertools.islice(left, len(span.rows)))) for span in spans]
+    given = step_input([AnyToken(list(itertools.islice(left, len(span.rows)))) for span in spans], spans)
     if isinstance(backend, CudaBackend):
-        step = backend.filled_step(searches, spans)
+        step = backend.filled_step(given)
         step.inputs.upload()
         return backend.decoder.decode(step)[[row for span in spans for row in span.rows]]
-    backend.step(searches, spans)
+    backend.step(given)
     return torch.from_numpy(backend.scratch.logits[: len(tokens), :75].copy())
 
 

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.profiler import ProfilerActivity, profile
 
 from florence2.config import TextConfig
-from florence2.engine.backend import Span
 from florence2.engine.bart import LanguageModel, Prefill
 from florence2.engine.cuda import backend as cuda_backend
 from florence2.engine.cuda.backend import CudaBackend, _bucket
@@ -23,6 +22,7 @@ from florence2.engine.cuda.memory import memory_of_prefill, memory_of_steps
 from florence2.engine.cuda.step import Shape
 from florence2.engine.weights import rows_within
 from tests.tiny_model import tiny_config
+from tests.unit.engine.inputs import Span, step_input
 from tests.unit.engine.test_attention import AnyToken
 
 
@@ -36,13 +36,13 @@ def backend(config) -> CudaBackend:
 
 
 SPANS = [Span(range(1), 0, 2, 9), Span(range(1, 4), 1, 3, 7, moves=[(2, 1)], kept=1)]
-SEARCHES = [AnyToken([5]), AnyToken([6, 7, 8])]
+STEP = step_input([AnyToken([5]), AnyToken([6, 7, 8])], SPANS)
 
 
 @torch.inference_mode()
 def test_nothing_in_a_step_reads_from_the_device(backend):
     """A capture fails on it. Fake tensors have no numbers to read either."""
-    step = backend.filled_step(SEARCHES, SPANS)
+    step = backend.filled_step(STEP)
     with FakeTensorMode(allow_non_fake_inputs=True):
         step.choose(backend.decoder.decode(step))
         with pytest.raises(DataDependentOutputException):
@@ -52,7 +52,7 @@ def test_nothing_in_a_step_reads_from_the_device(backend):
 @torch.inference_mode()
 def test_a_step_can_be_repeated_without_moves(backend):
     """A capture runs it more than once; with moves, beams would move more than once."""
-    step = backend.filled_step(SEARCHES, SPANS)
+    step = backend.filled_step(STEP)
     backend.cache.self_keys.normal_()
     for _ in range(2):
         step.inputs.upload()
@@ -69,7 +69,7 @@ def test_a_step_can_be_repeated_without_moves(backend):
 def test_beams_that_swap_rows_keep_what_each_has_decoded(backend):
     backend.cache.self_values.normal_()
     before = backend.cache.self_values.clone()
-    backend.step([AnyToken([5, 6, 7])], [Span(range(3), 0, 5, 9, moves=[(0, 1), (1, 0)])])
+    backend.step(step_input([AnyToken([5, 6, 7])], [Span(range(3), 0, 5, 9, moves=[(0, 1), (1, 0)])]))
     after = backend.cache.self_values
     assert torch.equal(after[:, [0, 1], :, :5], before[:, [1, 0], :, :5])
     assert torch.equal(after[:, 2, :, :5], before[:, 2, :, :5])
@@ -183,5 +183,5 @@ def test_a_step_runs_on_the_backends_stream_and_waits_for_prefill(backend, monke
     monkeypatch.setattr(torch.cuda, "stream", current)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the thread's own")
     monkeypatch.setattr(backend, "_capture", lambda step: lambda: events.append("runs"))
-    backend.step(SEARCHES, SPANS)
+    backend.step(STEP)
     assert events == ["on device", "waits for the thread's own", "on Stream", "runs", "off Stream", "off device"]

@@ -10,11 +10,11 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from florence2.config import TokenConfig
-from florence2.engine.beam import Candidate, Constraint, Hypothesis, Sampling, start_search
+from florence2.engine.beam import Search
 from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.cpu.kernels.sampling import draw_token
 from florence2.engine.cuda.backend import CudaBackend
-from florence2.engine.scoring import top
+from tests.unit.engine.python_search import Constraint, Hypothesis, Sampling
 from tests.unit.engine.test_scoring import compiled_candidates, padded_candidates
 
 DISTRIBUTIONS = list(itertools.product((0.3, 1.0, 4.0), (0, 1, 5, 50, 10**9), (0.0, 0.3, 0.9, 1.0)))
@@ -101,9 +101,8 @@ def test_consecutive_seeds_draw_from_transformers_distribution(config):
     logits, weights = np.random.default_rng(1).standard_normal(300).astype(np.float32), np.zeros(300, np.float32)
     expected, found = distribution(logits, 0.8, 20, 1.0), np.zeros(300)
     for seed in range(count):
-        search = start_search(config.generation_options(temperature=0.8, top_k=20, seed=seed), config, top)
-        search.advance([Candidate(0.0, 0, 0, 0.0)])
-        draw = search.constraints()[0].sampling.draw
+        search = Search(config.generation_options(temperature=0.8, top_k=20, seed=seed))
+        _forced, draw = search.draw(), search.draw()
         found[draw_token(logits, logits.max(), weights, draw, np.float32(0.8), options.top_k, np.float32(1))[0]] += 1
     kept = expected > 0
     assert kept.sum() == 20 and found[kept].sum() == count

@@ -8,14 +8,14 @@ import torch
 
 from florence2.config import TokenConfig
 from florence2.engine import scoring
-from florence2.engine.backend import Span
-from florence2.engine.beam import Candidate, Constraint, Hypothesis
 from florence2.engine.cpu.backend import batch_of, vocabulary_of
 from florence2.engine.cpu.kernels.choice import choose
 from florence2.engine.cpu.kernels.layout import Scratch
 from florence2.engine.cuda.cache import PaddedCache
 from florence2.engine.cuda.step import PaddedStep, Shape, top_of_rows
 from tests.unit.engine import torch_choice
+from tests.unit.engine.inputs import Span, lists_of, step_input
+from tests.unit.engine.python_search import Candidate, Constraint, Hypothesis
 from tests.unit.engine.test_attention import CONFIG
 
 
@@ -55,7 +55,7 @@ def compiled_candidates(searches: list[Search], logits: np.ndarray, tokens: Toke
     rows, vocabulary = logits.shape
     starts = itertools.accumulate((len(search.running) for search in searches), initial=0)
     spans = [Span(range(a, b), 0, 0, 1) for a, b in itertools.pairwise(starts)]
-    batch = batch_of(searches, spans)
+    batch = batch_of(step_input(searches, spans))
     scratch = Scratch(*[np.zeros(0)] * len(Scratch._fields))._replace(
         logits=np.pad(logits, ((0, 0), (0, 7)), constant_values=99),  # what follows is not looked at
         largest=np.zeros(rows, np.float32),
@@ -117,12 +117,13 @@ def padded_candidates(searches: list[Search], logits: np.ndarray, tokens: TokenC
     shape = Shape(row, len(searches), max(len(search.running) for search in searches), 1, 1, 20, samples)
     vocabulary = logits.shape[1]
     step = PaddedStep(PaddedCache(CONFIG, row, torch.float32, torch.device("cpu")), vocabulary, tokens, shape)
-    step.fill(searches, spans, [rule for search in searches for rule in search.constraints()])
+    given = step_input(searches, spans)
+    step.fill(given)
     step.inputs.upload()
     padded = torch.zeros(row, vocabulary)
     padded[[row for span in spans for row in span.rows]] = torch.from_numpy(logits.copy())
     step.choose(padded)
-    return step.candidates(searches, spans)
+    return lists_of(searches, given.layout.groups, step.candidates(given.layout.groups))
 
 
 @pytest.mark.parametrize("seed", range(150))

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from florence2.engine.backend import DeviceLost
+from florence2.engine.backend import NO_TOKEN, DeviceLost
 from florence2.engine.beam import Generation
 from florence2.engine.sender import Job
 from florence2.engine.worker import Worker
@@ -82,11 +82,12 @@ def never_end(engine, monkeypatch):
     """Make greedy searches go on until they must stop."""
     find = engine.backend.step
 
-    def go_on(searches, spans):
-        found = find(searches, spans)
-        for search, best in zip(searches, found, strict=True):
-            if len(best) == 1 and search.constraints()[0].forced is None:
-                best[0] = best[0]._replace(token=5)
+    def go_on(step):
+        found = find(step)
+        for group, candidates in zip(step.layout.groups, found, strict=True):
+            if group.beams == 1:
+                free = step.forced[step.layout.starts[group.requests]] == NO_TOKEN
+                candidates.tokens[free] = 5
         return found
 
     monkeypatch.setattr(engine.backend, "step", go_on)

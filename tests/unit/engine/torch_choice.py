@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from florence2.config import TokenConfig
-from florence2.engine.beam import Candidate, Constraint, Search
 from florence2.locations import NEAR
+from tests.unit.engine.python_search import Candidate, Constraint, Search
 
 
 def candidates(searches: Sequence[Search], logits: Tensor, tokens: TokenConfig) -> list[list[Candidate]]:
