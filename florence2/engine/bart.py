@@ -19,7 +19,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from florence2.config import ModelConfig, TextConfig
-from florence2.engine.linear import LayerType, Linear, Projection, Table, layer_type, make_head, pack, table_type
+from florence2.engine.linear import (
+    FloatEmbedding,
+    LayerType,
+    Linear,
+    Projection,
+    Table,
+    has_tiles,
+    layer_type,
+    make_head,
+    pack,
+    table_type,
+)
 
 POSITION_OFFSET = 2  # BART keeps two rows before position 0
 HIGHEST_FLOAT16 = torch.finfo(torch.float16).max - 1000
@@ -63,7 +74,7 @@ class Stack(nn.Module):
 
     def __init__(self, config: TextConfig, layers: Sequence[Layer]) -> None:
         super().__init__()
-        self.embed_positions = nn.Embedding(config.max_positions + POSITION_OFFSET, config.d_model)
+        self.embed_positions = FloatEmbedding(config.max_positions + POSITION_OFFSET, config.d_model)
         self.layernorm_embedding = nn.LayerNorm(config.d_model)
         self.embed_tokens: Table | None = None  # the decoder's own, if it is untied
         self.layers = nn.ModuleList(layers)
@@ -155,12 +166,16 @@ class PackedLayer:
 
 
 class EncoderLayer(PackedLayer):
-    """An encoder layer."""
+    """An encoder layer. `attention_dtype`: what attention computes with."""
+
+    def __init__(self, layer: Layer, attention_dtype: torch.dtype) -> None:
+        super().__init__(layer)
+        self.attention_dtype = attention_dtype
 
     def __call__(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """Return the layer's output: [B, S, D] -> [B, S, D]. seen: bool [B, 1, 1, S], or None for all positions."""
-        queries, keys, values = (part.transpose(1, 2) for part in self.project(x))
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=1.0)
+        queries, keys, values = (part.transpose(1, 2).to(self.attention_dtype) for part in self.project(x))
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=1.0).to(x.dtype)
         x = self.self_norm(x + self.self_out(attended.transpose(1, 2).flatten(2)))
         x = self.feed_forward(x)
         if x.dtype == torch.float16:  # as transformers does
@@ -192,7 +207,10 @@ class TextEncoder:
             attention = cast(DecoderLayer, decoder_layer).encoder_attn
             self._cross.append((attention.heads, pack(attention.k_proj, attention.v_proj)))
             del attention.k_proj, attention.v_proj
-        self._layers = [EncoderLayer(layer) for layer in model.encoder.take_layers()]
+        # Next to int8 products, attention in float32 would take a third of prefill.
+        in_halves = model.precision in ("int8", "int4") and model.device.type == "cpu" and has_tiles()
+        attention_dtype = torch.bfloat16 if in_halves else model.dtype
+        self._layers = [EncoderLayer(layer, attention_dtype) for layer in model.encoder.take_layers()]
 
     def prefill(self, requests: Sequence[Prefill], write: Write) -> Generator[None, None, list[bool]]:
         """Encode images with their prompts as one batch, padded to the longest, and write the slots.
@@ -216,7 +234,8 @@ class TextEncoder:
         finite = torch.ones_like(own[:, 0])
         for index, (heads, project) in enumerate(self._cross):
             found = project(x)
-            finite &= (found.isfinite().all(-1) | ~own).all(-1)
+            extremes = found.amax(-1), found.amin(-1)  # NaN if any number is
+            finite &= (extremes[0].isfinite() & extremes[1].isfinite() | ~own).all(-1)
             # What is not finite must not be written: the slot's next owner reads and masks it, and -inf + NaN is NaN.
             by_head = found.nan_to_num_(0, 0, 0).unflatten(-1, (2, heads, -1)).permute(0, 2, 3, 1, 4)  # [B, 2, H, S, E]
             for request, length, both in zip(requests, lengths, by_head, strict=True):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from florence2.engine import linear
 from florence2.engine.linear import Int8Linear, pack, quantize
 
 
@@ -46,6 +47,18 @@ def test_int8_rounds_weights_and_inputs_and_nothing_else():
     rounded = (x / largest * 127).round().double() * largest / 127
     expected = rounded @ (layer.weight.double() * layer.scale[:, None].double()).T + layer.bias
     torch.testing.assert_close(pack(layer)(x), expected.float(), rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_both_products_of_bytes_give_the_same_numbers():
+    """Except where a number lies so near the middle of two levels that float32 decides."""
+    torch.manual_seed(0)
+    layer, _ = int8_layer(768, 96)
+    x, scale = torch.randn(2, 300, 768), torch.full((2, 300, 1), 6.0)
+    one, other = (make(layer.weight, layer.scale)(x, scale) for make in (linear._fbgemm, linear._onednn))
+    differ = (one - other).abs() > 1e-5
+    assert differ.float().mean() < 0.05
+    torch.testing.assert_close(one, other, rtol=0, atol=3 * float(layer.scale.max()))
 
 
 @torch.inference_mode()
