@@ -16,7 +16,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from florence2 import __version__
 from florence2.errors import Florence2Error, InvalidRequest
@@ -38,6 +38,7 @@ COMMANDS = {  # name -> module:function, and one line of help
     "export": ("florence2_export.cli:add_arguments", "turn a checkpoint into a servable model"),
     "compile": ("florence2_export.compile:add_arguments", "compile the decoder before the first start"),
 }
+OWN_OPTIONS = ("-h", "--help", "--version", "--print-completion")
 SHELLS = ("bash", "zsh", "tcsh")
 EPILOG = """\
 examples:
@@ -52,6 +53,13 @@ Exit codes: 0 success, 1 the server failed or a disk is full, 2 the request is w
 written, 3 the server is absent, overloaded or too slow, 130 interrupted with Ctrl-C.
 Completion: florence2 --print-completion bash > ~/.local/share/bash-completion/completions/florence2
 """
+ARGPARSE_WORDS = (  # its messages, and what they become
+    (r"(?<!\S)(--[\w-]+)/--[\w-]+", r"\1"),  # one of an option's names is enough
+    (r"^argument (\S+): must", r"\1 must"),
+    (r"^argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 must be one of \3, not \2"),
+    (r"^argument (\S+): expected (?:one|at least one) argument", r"\1 needs a value"),
+    (r"^argument (\S+): ignored explicit argument (.+)", r"\1 takes no value, not even \2"),
+)
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # no mistake in the command
@@ -73,10 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 meant = difflib.get_close_matches(given[0], COMMANDS, n=1)
                 remedy = f"did you mean `florence2 {meant[0]}`?" if meant else "`florence2 --help` lists them"
                 raise InvalidRequest(f"there is no command {given[0]!r}; {remedy}")
-            options, unknown = parser().parse_known_args(_for_argparse(given))
-            if unknown:
-                command = f"florence2 {given[0]}" if given[0] in COMMANDS else "florence2"
-                raise InvalidRequest(f"unrecognized arguments: {' '.join(unknown)}; see `{command} --help`")
+            if given[0] not in COMMANDS and given[0].partition("=")[0] not in OWN_OPTIONS:
+                raise InvalidRequest(f"the command comes first, not {given[0]}; `florence2 --help` lists the commands")
+            options = parser().parse_args(_for_argparse(given))
             code: int = options.command(options)
             print(end="", flush=True)
             return code
@@ -93,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if full and not error.filename:  # behind `>`
             _drop_output()
             error.filename = "standard output"
-        complain(f"{error.filename} cannot be written: {error.strerror}" if error.filename else error)
+        reason = "it is a file, not a directory" if isinstance(error, FileExistsError) else error.strerror
+        complain(f"{error.filename} cannot be written: {reason}" if error.filename else error)
         return 2 if error.filename and not full else 1
 
 
@@ -114,8 +122,22 @@ class _Parser(argparse.ArgumentParser):
     """Reports mistakes like all other errors: one sentence, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        sentence = re.sub(r"^argument (\S+): must", r"\1 must", message)
-        raise InvalidRequest(f"{sentence}; see `{self.prog} --help`")
+        for pattern, words in ARGPARSE_WORDS:
+            message = re.sub(pattern, words, message)
+        raise InvalidRequest(f"{message}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments. Raise InvalidRequest if one is unknown, with the option that was probably meant."""
+        known = self._option_string_actions
+        for given in args or () if self._subparsers is None else ():  # argparse first names what is then missing
+            name = given.partition("=")[0]
+            mistaken = name.startswith("--") and not any(option.startswith(name) for option in known)
+            if mistaken and (meant := difflib.get_close_matches(name, known, n=1)):
+                raise InvalidRequest(f"there is no option {name}; did you mean {meant[0]}?")
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            raise InvalidRequest(f"unrecognized arguments: {' '.join(unknown)}; see `{self.prog} --help`")
+        return options, unknown
 
 
 class _PrintCompletion(argparse.Action):

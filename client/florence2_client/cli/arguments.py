@@ -181,14 +181,17 @@ def number(
     """Return a converter for argparse that takes finite numbers from `low` to `high`, or only those above `low`."""
 
     def convert(text: str) -> float:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError as error:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {noun}, not {text!r}") from error
         if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
             least = "a number" if low == -math.inf else f"above {low:g}" if above else f"at least {low:g}"
             most = "" if high == math.inf else f" and at most {high:,}"
             raise argparse.ArgumentTypeError(f"must be {least}{most}, not {text}")
         return value
 
-    convert.__name__ = kind.__name__  # as argparse's `invalid int value` says it
     return convert
 
 

@@ -14,13 +14,14 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from florence2.calibration import FILE_NAME, Calibration, Curve, expected_calibration_error, fit
 from florence2.errors import CheckpointError, Florence2Error, InvalidPrompt, InvalidRequest
-from florence2.tasks import TASKS, Grammar, TaskInput, task_from_name
+from florence2.tasks import TASKS, Grammar, TaskInput
 from florence2_client.calibration import Judged, judge
 from florence2_client.cli.arguments import FILES, MOST_IN_FLIGHT, add_connection, connection, number
 from florence2_client.cli.console import complain, table
 from florence2_client.cli.info import ask_server, read_repository
 from florence2_client.client import Client
 from florence2_client.labeled import LabeledImage, read_coco
+from florence2_client.tasks import parse_task
 from florence2_client.transports import parse_url
 
 EXAMPLES = """\
@@ -191,7 +192,7 @@ def _tasks(names: str) -> list[str]:
     """Return the tokens. Raise InvalidPrompt on a task that does not answer with boxes."""
     tokens = []
     for name in filter(None, (part.strip() for part in names.split(","))):
-        task = task_from_name(name)
+        task = parse_task(name).known
         if task is None or task.grammar not in GRAMMARS:
             known = ", ".join(row.name for row in TASKS.values() if row.grammar in GRAMMARS)
             raise InvalidPrompt(f"{name} does not answer with boxes; the tasks that do are {known}")

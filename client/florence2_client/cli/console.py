@@ -236,4 +236,4 @@ class _RetryLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.created >= self._next:
             self._next = record.created + SECONDS_BETWEEN_RETRY_LINES
-            self._progress.say(record.getMessage())
+            self._progress.say(pasteable(record.getMessage()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ Needs the `gateway` extra: pip install 'florence2-triton[gateway]'
 """
 KEYS_VARIABLE = "FLORENCE2_API_KEYS"
 MOST_BODY_MIB = 1024
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
+IMAGE_HOST = re.compile(r"(\*\.)?(\w[\w.-]*|\[[0-9a-fA-F:.]+\])(:\d+)?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     access = add_access(parser)
     access.add_argument(
-        "--cors-origin", action="append", default=[], metavar="ORIGIN",
+        "--cors-origin", action="append", type=_origin, default=[], metavar="ORIGIN",
         help="let pages of this origin send requests from browsers, such as https://example.com; repeatable",
     )  # fmt: skip
     access.add_argument(
@@ -79,7 +82,7 @@ def add_access(parser: argparse.ArgumentParser) -> Any:
         help="largest request (default: %(default)s)",
     )  # fmt: skip
     access.add_argument(
-        "--allow-images-from", action="append", default=[], metavar="HOST",
+        "--allow-images-from", action="append", type=_image_host, default=[], metavar="HOST",
         help="fetch images from https URLs of this host too, or of all below *.HOST; repeatable\n"
         "(default: only data: URLs)",
     )  # fmt: skip
@@ -118,8 +121,9 @@ def run(options: argparse.Namespace) -> int:
     log = None if options.no_access_log else print_line
 
     def announced(url: str) -> ASGIApp:
+        app = make_app(dataclasses.replace(gateway, url=url), log)
         print(f"The gateway is at {front.url}/v1 until Ctrl-C; its requests go to {url}.", flush=True)
-        return make_app(dataclasses.replace(gateway, url=url), log)
+        return app
 
     if not options.serve:
         return front.run(announced(gateway.url))
@@ -134,10 +138,23 @@ def keys_of(options: argparse.Namespace) -> tuple[str, ...]:
         try:
             keys += options.api_key_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"--api-key-file {options.api_key_file} cannot be read: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else "it is not a text in UTF-8"
+            raise InvalidRequest(f"--api-key-file {options.api_key_file} cannot be read: {reason}") from error
         if not any(key.strip() for key in keys):
             raise InvalidRequest(f"--api-key-file {options.api_key_file} holds no key")
     found = tuple(dict.fromkeys(filter(None, (key.strip() for key in keys))))
     if any(not (key.isascii() and key.isprintable()) or " " in key for key in found):
         raise InvalidRequest("an API key consists of ASCII characters without spaces")
     return found
+
+
+def _origin(text: str) -> str:
+    if not ORIGIN.fullmatch(text):
+        raise InvalidRequest(f"--cors-origin takes an origin such as https://example.com, not {text!r}")
+    return text
+
+
+def _image_host(text: str) -> str:
+    if not IMAGE_HOST.fullmatch(text):
+        raise InvalidRequest(f"--allow-images-from takes a host such as example.com or *.example.com, not {text!r}")
+    return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from florence2.errors import Florence2Error
+from florence2.errors import Florence2Error, InvalidRequest
 from florence2_client.async_client import AsyncClient
 from florence2_client.cli.arguments import FILES, add_connection, add_listening, connection
 from florence2_client.cli.gateway import add_access, keys_of
@@ -47,6 +47,9 @@ def run(options: argparse.Namespace) -> int:
             raise
         raise Florence2Error(f"MCP needs more packages ({error}); run: pip install 'florence2-triton[mcp]'") from error
     files: list[Path] | None = options.allow_files_from or ([] if options.http else None)
+    for folder in files or ():
+        if not folder.is_dir():
+            raise InvalidRequest(f"--allow-files-from {folder} is not a directory")
     toolbox = Toolbox(AsyncClient(**connection(options)), options.allow_images_from, files, options.timeout)
     if not options.http:
         toolbox.server().run("stdio")

@@ -7,6 +7,7 @@ page is private: no analytics, no public link, nothing fetched, no images left b
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import tempfile
@@ -28,9 +29,9 @@ def served_page(client: Client, server_url: str, timeout: float, host: str, port
     with tempfile.TemporaryDirectory(prefix="florence2-ui-", ignore_cleanup_errors=True) as images:
         os.environ["GRADIO_TEMP_DIR"] = images  # visitors' images are deleted with the page
         try:
-            if not port:  # Gradio takes port 0 for its default
-                with socket.create_server((host, 0)) as probe:
-                    port = probe.getsockname()[1]
+            # Gradio takes port 0 for its default, and tells of no other reason than a port in use.
+            with socket.create_server((host, port)) as probe:
+                port = probe.getsockname()[1]
             page = make_page(client, server_url, timeout).queue(default_concurrency_limit=AT_ONCE)
             _app, url, _public = page.launch(
                 server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, theme=theme(),
@@ -38,7 +39,7 @@ def served_page(client: Client, server_url: str, timeout: float, host: str, port
                 enable_monitoring=False, run_history=False, footer_links=[],
             )  # fmt: skip
         except OSError as error:
-            if not error.strerror:  # Gradio has tried the port
+            if error.errno == errno.EADDRINUSE or not error.strerror:  # without: Gradio has tried the port
                 raise InvalidRequest(
                     f"port {port} is already in use; choose another with --port; 0 picks a free one"
                 ) from error

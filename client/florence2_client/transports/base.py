@@ -103,12 +103,16 @@ class Address:
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
     """Return the context for the files. Raise InvalidRequest if one cannot be used."""
+    for file in tls.ca, tls.certificate, tls.key:
+        if file and not Path(file).is_file():
+            raise InvalidRequest(f"the TLS files cannot be used: there is no file {file}")
     try:
         context = ssl.create_default_context(cafile=tls.ca)
         if tls.certificate:
             context.load_cert_chain(tls.certificate, tls.key)
     except (OSError, ValueError) as error:
-        raise InvalidRequest(f"the TLS files cannot be used: {error}") from error
+        reason = (getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)).replace("_", " ")
+        raise InvalidRequest(f"the TLS files cannot be used: {reason.lower()}") from error
     return context
 
 

@@ -219,6 +219,14 @@ def test_warning_is_one_sentence(server, image, tmp_path, capsys, monkeypatch):
     assert error.startswith("florence2: no font here has") and error.count("\n") == 1
 
 
+def test_file_in_place_of_a_folder_is_named_as_one(server, image, tmp_path, capsys):
+    """The system would only say that the file exists."""
+    (tmp_path / "masks").write_text("")
+    assert cli.main(["run", image, "--task", "od", "--masks", str(tmp_path / "masks")]) == 2
+    assert capsys.readouterr().err.endswith("masks cannot be written: it is a file, not a directory\n")
+    assert server.asked == []
+
+
 @pytest.mark.parametrize("name", ["out.txt", "out", "no/such/dir/out.png", "out.pdf.unknown"])
 def test_undrawable_file_is_refused_before_the_request(server, image, tmp_path, capsys, name):
     """A name that cannot be written is found out before the server has worked for nothing."""
@@ -255,7 +263,41 @@ def test_ctrl_c_exits_with_130(server, image, capsys):
         (["run", "x.png", "--task", "odd"], "did you mean od?"),
         (["run", "x.png", "--task", "zzz"], "`florence2 tasks` lists them"),
         (["run", "x.png", "--task", ""], "there is no task ''"),
-        (["run", "x.png", "--task", "od", "--num-beams", "many"], "argument --num-beams: invalid int value"),
+        (
+            ["run", "x.png", "--task", "od", "--num-beams", "many"],
+            "florence2: --num-beams must be a whole number, not 'many'",
+        ),
+        (["run", "x.png", "--task", "od", "--top-p", "many"], "florence2: --top-p must be a number, not 'many'"),
+        (
+            ["run", "x.png", "--task", "od", "--nun-beams", "3"],
+            "there is no option --nun-beams; did you mean --num-beams?",
+        ),
+        (
+            ["run", "x.png", "--task", "od", "--nun-beams=3"],
+            "there is no option --nun-beams; did you mean --num-beams?",
+        ),
+        (["run", "x.png", "--tsak", "od"], "there is no option --tsak; did you mean --task?"),
+        (["run", "x.png", "--task", "od", "--draw"], "florence2: --draw needs a value; see `florence2 run --help`"),
+        (["run", "x.png", "--task"], "florence2: --task needs a value"),
+        (["run", "x.png", "--task", "od", "--stream=3"], "florence2: --stream takes no value, not even '3'"),
+        (["run", "x.png", "--task", "od", "--ca", "no.pem", "--url", "grpcs://x"], "there is no file no.pem"),
+        (
+            ["batch", "x.png", "--tasks", "od", "--out", "-", "--retry-for", "x"],
+            "florence2: --retry-for must be a number",
+        ),
+        (["export", "x", "--target", "tpu"], "florence2: --target must be one of "),
+        (["compile", "--precision"], "florence2: --precision needs a value"),
+        (["--url", "x", "run", "x.png"], "the command comes first, not --url"),
+        (["-"], "the command comes first, not -;"),
+        (["--print-completion", "fish"], "florence2: --print-completion must be one of "),
+        (["calibrate", "x", "--tasks", "odd"], "there is no task 'odd'; did you mean od?"),
+        (["calibrate", "x", "--tasks", "caption"], "caption does not answer with boxes"),
+        (["gateway", "--cors-origin", "example.com"], "--cors-origin takes an origin such as https://"),
+        (["gateway", "--cors-origin", "https://example.com/"], "--cors-origin takes an origin such as https://"),
+        (["gateway", "--allow-images-from", "https://example.com"], "--allow-images-from takes a host such as"),
+        (["gateway", "--api-key-file", "no.txt"], "--api-key-file no.txt cannot be read: No such file or directory\n"),
+        (["mcp", "--allow-files-from", "no-such"], "--allow-files-from no-such is not a directory"),
+        (["ui", "--host", "no-such-host.invalid"], "the page cannot listen on no-such-host.invalid, port 7860: "),
         (["run", "x.png", "--task", "od", "--url", "ftp://x"], "is not the URL of a server"),
         (["fly"], "there is no command 'fly'; `florence2 --help` lists them"),
         (["runn", "x.png"], "there is no command 'runn'; did you mean `florence2 run`?"),
