@@ -27,7 +27,7 @@ Needs the `gateway` extra: pip install 'florence2-triton[gateway]'
 """
 KEYS_VARIABLE = "FLORENCE2_API_KEYS"
 MOST_BODY_MIB = 1024
-ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
 IMAGE_HOST = re.compile(r"(\*\.)?(\w[\w.-]*|\[[0-9a-fA-F:.]+\])(:\d+)?")
 
 

@@ -30,7 +30,9 @@ def served_page(client: Client, server_url: str, timeout: float, host: str, port
         os.environ["GRADIO_TEMP_DIR"] = images  # visitors' images are deleted with the page
         try:
             # Gradio takes port 0 for its default, and tells of no other reason than a port in use.
-            with socket.create_server((host, port)) as probe:
+            name = host.strip("[]")  # Gradio takes an IPv6 address in brackets
+            family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]
+            with socket.create_server((name, port), family=family) as probe:
                 port = probe.getsockname()[1]
             page = make_page(client, server_url, timeout).queue(default_concurrency_limit=AT_ONCE)
             _app, url, _public = page.launch(
