@@ -106,7 +106,7 @@ def closing() -> str:
 
         and send a request from a second terminal, in the same directory:
 
-            {florence2} run {here(IMAGE)} --task od --draw found.png
+            {florence2} run {here(IMAGE)} --task od --draw {here(OUTPUT.parent / "found.png")}
         """)
 
 

@@ -45,7 +45,7 @@ class Compiled:
 
     `generate` itself compiles only greedy search and sampling (its `_beam_search` calls the model as it is), so the
     decoder is compiled here. The cache has one size for all lengths, since each new size compiles again for a minute.
-    Compiling the vision encoder, too, took three minutes on a busy machine and made it no faster.
+    The vision encoder is not compiled.
     """
 
     checkpoint: Path
