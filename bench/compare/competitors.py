@@ -1,4 +1,4 @@
-"""The competitors of bench.compare: each starts in a `with` block and answers from many threads."""
+"""The competitors of bench.compare: each starts in a `with` block and answers many threads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Competitor:
 
 
 def prepare(checkpoint: Path, folder: Path) -> None:
-    """Make what the competitors serve, unless the same sources made it before; some minutes for base geometry."""
+    """Make what the competitors serve, unless the same sources made it before. Base geometry takes some minutes."""
     exports = fingerprint("export") + fingerprint("model_repository")
     for precision, size in (("auto", 0), ("float32", 0), ("auto", ICON_SIDE)):
         with made_by(exports, exported(checkpoint, folder, precision, image_size=size)):
@@ -58,7 +58,7 @@ def prepare(checkpoint: Path, folder: Path) -> None:
 
 @contextmanager
 def made_by(sources: str, made: Path) -> Iterator[None]:
-    """Remove what other sources made, and note which ones make it now."""
+    """Remove what other sources made, and note the sources that make it now."""
     note = Path(f"{made}.sources")
     if made.exists() and not (note.exists() and note.read_text() == sources):
         shutil.rmtree(made)

@@ -1,4 +1,4 @@
-"""What the machine of a comparison is, what it can do per second, and what an answer needs of that."""
+"""Describe the machine of a comparison: what it is, what it can do per second, and how much of that an answer needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.json: what was measured so far, and with which sources, so that a run can go on where it ended."""
+"""docs/benchmarks.json: what was measured so far, and with which sources, so that a run continues where it ended."""
 
 from __future__ import annotations
 

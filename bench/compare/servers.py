@@ -56,7 +56,7 @@ def streaming(repository: Path) -> Iterator[Ask]:
 
 @contextlib.contextmanager
 def replicas(repository: Path, cores: list[list[int]]) -> Iterator[Ask]:
-    """Start a server on each of these groups of cores, and ask them in turn."""
+    """Start a server on each of these groups of cores, and send requests to them in turn."""
     ours = os.sched_getaffinity(0)
     available = sorted(ours)
     with contextlib.ExitStack() as stack:
@@ -74,7 +74,7 @@ def replicas(repository: Path, cores: list[list[int]]) -> Iterator[Ask]:
 
 @contextlib.contextmanager
 def asking(url: str, model: str, shape: list[int], beams: int = BEAMS, **options: int) -> Iterator[Ask]:
-    """Ask a model of a running server over gRPC; its tensors have the shape [1], or [1, 1] for a batch of one.
+    """Send requests to a server's model over gRPC; its tensors have the shape [1], or [1, 1] for a batch of one.
 
     `options` are further INT32 inputs.
     """

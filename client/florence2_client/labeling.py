@@ -1,4 +1,4 @@
-"""label: a folder of images in, a data set of labeled images out, in the forms of supervision, YOLO and COCO."""
+"""Label a folder of images: `label` makes a data set for supervision, YOLO and COCO."""
 
 from __future__ import annotations
 
@@ -58,14 +58,15 @@ def label(
 ) -> supervision.DetectionDataset:
     """Label all images in a folder and below, and return them as a `supervision.DetectionDataset`.
 
-    classes: what to look for; or ontology: phrases, and the class of what each finds. task: by default, open-vocabulary
-    detection of each phrase, or `od` with the model's own classes if there are neither. If a task has labels of its
-    own, only those named are kept, and the rest is of the class `other`, if that is given. nms: of objects of a class
-    whose intersection over union is at least this, keep the surest.
+    classes: what to look for. ontology: phrases, and the class of what each finds; give it instead of classes. task: by
+    default, open-vocabulary detection of each phrase, or `od` with the model's own labels if there are no phrases. If
+    the model chooses the labels, only objects with a named label are kept; the others get the class `other`, if it is
+    given. nms: if objects of a class have an intersection over union of at least this, keep only the one with the
+    highest confidence.
 
-    yolo: write a folder with `data.yaml`, `labels` and copies of the `images`. coco: write a file. out: keep the
-    answers in this file, from which the same call resumes after an interruption. client: in place of `url`, for keys,
-    TLS and other models. options: as for `Client.run`.
+    yolo: write this folder, with `data.yaml`, `labels` and copies of the `images`. coco: write this file. out: keep the
+    answers in this file, from which the same call resumes after an interruption. client: use this client instead of
+    `url`, for API keys, TLS or another model. options: as for `Client.run`.
 
     An image that cannot be read is left out, and the logger `florence2_client.images` warns of it. Raise InvalidRequest
     if the folder has no images, and the server's error if it cannot be reached.
@@ -96,14 +97,14 @@ def label(
 
 @dataclass(frozen=True)
 class _Image:
-    """A labeled image: objects whose labels are classes, in an image of this (width, height)."""
+    """A labeled image: its size (width, height), and its objects, whose labels are classes."""
 
     path: Path
     objects: list[Found]
     size: tuple[int, int]
 
     def without_duplicates(self, threshold: float) -> _Image:
-        """Return the image without objects that overlap a surer one of their class."""
+        """Return the image without objects that overlap one of their class with a higher confidence."""
         kept: list[Found] = []
         for found in sorted(self.objects, key=lambda found: -(found.confidence or 0)):
             if all(found.label != other.label or overlap(found.box, other.box) < threshold for other in kept):
@@ -112,7 +113,7 @@ class _Image:
 
 
 class _Run:
-    """The requests of one call: a key for each image and prompt."""
+    """The requests of one call, with a key for each image and prompt."""
 
     def __init__(self, client: Client, ontology: Ontology, paths: list[str], options: Options) -> None:
         self._client = client
@@ -122,7 +123,7 @@ class _Run:
         self._keys = {(path, *prompt) for path in paths for prompt in ontology.prompts}
 
     def is_stale(self, entry: Entry) -> bool:
-        """Return whether a line of an earlier call is no answer to a request of this one, and must give way to it."""
+        """Return whether a line has a key of this call, but an error or the answer to another request."""
         if entry.key not in self._keys:
             return False
         return entry.error is not None or entry.request != self._request(entry.key[0])
@@ -144,7 +145,7 @@ class _Run:
                     journal.add(Entry(reply.question.key, reply.unwrap(), request=self._request(path)))
 
     def images(self, answers: Path, min_confidence: float) -> Iterator[_Image]:
-        """Yield the images all of whose requests were answered, in order."""
+        """Yield, in order, the images whose requests were all answered."""
         found = {entry.key: entry.result for entry in entries(answers) if entry.key in self._keys and entry.result}
         for path in self._paths:
             keys: list[Key] = [(path, *prompt) for prompt in self._ontology.prompts]
@@ -155,7 +156,7 @@ class _Run:
                 yield _Image(Path(path), named, results[0].image_size)
 
     def _request(self, path: str) -> dict[str, Any]:
-        """Return what an answer depends on besides its key, as JSON has it."""
+        """Return what an answer depends on besides its key, in the form that JSON gives back."""
         file = os.stat(path)
         options = {name: value for name, value in self._options.items() if name != "timeout"}
         request = {"model": self._client.model, "options": options, "file": [file.st_size, file.st_mtime_ns]}
@@ -177,7 +178,7 @@ def _ontology(task: str | None, classes: Any, ontology: Any, other: str | None) 
 
 
 def _images_in(folder: Path, yolo: str | os.PathLike[str] | None) -> list[str]:
-    """Return the images that training programs read: no documents, whose pages are images, and no HEIC photos.
+    """Return the images that training programs can read: no documents and no HEIC photos.
 
     Raise InvalidRequest if there are none, if two would share a label file, or if the copies would be among them.
     """
@@ -203,7 +204,7 @@ def _dataset(images: Sequence[_Image], classes: Mapping[str, int]) -> supervisio
 
 
 def _write_yolo(images: Sequence[_Image], classes: Mapping[str, int], folder: Path, target: Path) -> None:
-    """Write what Ultralytics trains on: `images/a.jpg` belongs to `labels/a.txt`."""
+    """Write the layout of Ultralytics, in which `images/a.jpg` belongs to `labels/a.txt`."""
     for image in images:
         inside = image.path.relative_to(folder)
         lines = yolo_lines(image.objects, classes, image.size)

@@ -1,6 +1,6 @@
 """Ontology: what to look for in many images, and the class of what is found.
 
-Programs that label images share this: `label`, and the functions for CVAT and FiftyOne.
+`label` and the integrations of CVAT and FiftyOne share it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ WITHOUT_CLASSES = frozenset({"<DENSE_REGION_CAPTION>", "<OCR_WITH_REGION>", "<RE
 class Ontology:
     """A task, and the class that each of its phrases or of the model's labels stands for.
 
-    A task that takes a phrase is run once for each, and what it finds is of the phrase's class. Other tasks run once:
-    labels are compared without regard to case, and objects with another label are of the class `other`, or left out if
-    that is None. If there are no classes at all, labels stay as the model gives them. The labels of `WITHOUT_CLASSES`
-    are text, or empty, so what these tasks find is all of one class.
+    A task that takes a phrase runs once per phrase, and everything it finds has the phrase's class. Other tasks run
+    once: labels are compared without regard to case, and objects with another label get the class `other`, or are left
+    out if that is None. Without classes, labels stay as the model gives them. Tasks in `WITHOUT_CLASSES` have labels
+    that are text or empty, so all their objects are of one class.
     """
 
     task: ParsedTask
@@ -49,7 +49,7 @@ class Ontology:
 
     @classmethod
     def of(cls, task: str | None = None, classes: Classes | None = None, other: str | None = None) -> Ontology:
-        """Return the ontology; without a task, classes are looked for by open-vocabulary detection, all else by `od`.
+        """Return the ontology. The default task is open-vocabulary detection if there are classes, and `od` otherwise.
 
         classes: a list, a mapping of phrases to classes, or one of these as text: `a red car=car, person` or JSON.
         Raise InvalidPrompt if the task is about a region, or needs phrases that are not there.
@@ -79,7 +79,7 @@ class Ontology:
         return [(task, phrase) for phrase in self.phrases] if self.task.takes is TaskInput.TEXT else [(task, None)]
 
     def objects(self, results: Results[Any]) -> list[tuple[str, Found]]:
-        """Return what was found and has a class, with that class. Raise the first error."""
+        """Return the objects that have a class, each with its class. Raise the first error."""
         found = []
         for (_, phrase), result in zip(self.prompts, results, strict=True):
             objects = result.objects
@@ -140,13 +140,13 @@ def ask_each(
 
 
 class Tolerance:
-    """Which errors cost only their own image: damaged images, and failures of the server that do not persist."""
+    """Decides which errors cost only their own image: damaged images, and short failures of the server."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
 
     def settle(self, name: object, results: Results[Any]) -> bool:
-        """Return whether there are results; log why not. Raise errors that the next image would have as well."""
+        """Return whether there are results, and log why not. Raise errors that the next image would also have."""
         error = next(iter(results.errors), None)
         if error is None:
             self._in_a_row = 0

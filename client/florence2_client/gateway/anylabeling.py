@@ -1,6 +1,6 @@
 """X-AnyLabeling's remote protocol, under the prefix /x-anylabeling of the gateway.
 
-Its schema is that of X-AnyLabeling-Server: models with tasks, and shapes in pixels of the image.
+The schema is that of X-AnyLabeling-Server: models with tasks, and shapes in pixels of the image.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class XAnyLabeling:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Return what the program needs to know of a model."""
+    """Return what X-AnyLabeling needs to know about a model."""
     tasks = [
         {
             "id": task.name,
@@ -128,7 +128,7 @@ def _thresholds(task: Task) -> dict[str, dict[str, str]]:
 
 
 def texts_of(task: Task, params: Mapping[str, Any]) -> list[Any]:
-    """Return the text of each request: one for each phrase or box. Raise InvalidPrompt without one that is needed."""
+    """Return the text of each request: one per phrase or box. Raise InvalidPrompt if a needed one is missing."""
     if task.input is TaskInput.NONE:
         return [None]
     if task.input is TaskInput.REGION:
@@ -152,7 +152,7 @@ def _is_box(mark: Any) -> bool:
 
 
 def shapes_of(task: Task, answers: list[Result[Any]], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return shapes and the description of the image. Lines of text are called `text`, and described by their words."""
+    """Return the shapes and the image's description. A line of text has the label `text`; its words describe it."""
     if task.input is TaskInput.NONE and all(isinstance(answer.answer, TextAnswer) for answer in answers):
         return {"shapes": [], "description": "\n".join(plain_text(answer.answer.text) for answer in answers)}
     least = params.get("conf_threshold") or 0.0
@@ -167,7 +167,7 @@ def shapes_of(task: Task, answers: list[Result[Any]], params: Mapping[str, Any])
         for shape in _shapes(task, found)
         if not isinstance(wanted, list) or not wanted or shape["label"] in wanted
     ]
-    # What was drawn before stays, where a box was drawn for one more.
+    # A box was drawn for one more shape, so those that were drawn before stay.
     kept = {"replace": False} if task.input is TaskInput.REGION else {}
     return {"shapes": shapes, "description": "", **kept}
 

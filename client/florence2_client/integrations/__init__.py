@@ -1,1 +1,1 @@
-"""Plug-ins for programs of others; each module needs the package of its program."""
+"""Plug-ins for other programs; each module needs the package of its program."""

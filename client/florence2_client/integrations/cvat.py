@@ -1,4 +1,4 @@
-"""An auto-annotation function for CVAT: `cvat-cli` loads this module, and calls `create` with the parameters of `-p`.
+"""An auto-annotation function for CVAT: `cvat-cli` loads this module and calls `create` with the parameters of `-p`.
 
 docs/integrations.md has the commands.
 """
@@ -44,11 +44,11 @@ def create(
 ) -> Florence2Function:
     """Return the function. `cvat-cli` passes each `-p NAME=TYPE:VALUE` as an argument.
 
-    labels: labels of the CVAT task, with commas between them; `a red car=car` looks for a phrase, or takes a label of
-    the model, and annotates it as `car`. shape: rectangle, polygon or mask; by default, what the task answers with.
-    unknown: the label of what `labels` does not name; by default it is left out. min_confidence: the threshold where
-    CVAT gives none. attribute: the text attribute for captions and OCR. options: generation options, such as
-    `num_beams`, `timeout` and `tiles`.
+    labels: labels of the CVAT task, separated by commas; `a red car=car` looks for a phrase, or takes objects with that
+    label of the model, and annotates them as `car`. shape: rectangle, polygon or mask; by default, what the task
+    answers with. unknown: the label for objects that `labels` does not name; by default they are left out.
+    min_confidence: the threshold if CVAT gives none. attribute: the text attribute for captions and OCR. options:
+    generation options such as `num_beams`, and `timeout` and `tiles`.
     """
     ontology = Ontology.of(task, labels, unknown or None)
     if not ontology.classes:
@@ -92,7 +92,7 @@ class Florence2Function:
     def detect(
         self, context: cvataa.DetectionFunctionContext, image: PIL.Image.Image
     ) -> list[models.LabeledImageRequest | models.LabeledShapeRequest]:
-        """Return the annotations of an image; none, and a warning in the log, if its requests failed."""
+        """Return the annotations of an image. If its requests failed, return none and log a warning."""
         [results] = ask_each(self._client, [image], self._ontology.prompts, **self._options)
         if not self._tolerance.settle(context.frame_name, results):
             return []

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 class Florence2Model(fom.Model):
     """One task of a Florence-2 server, as a model of FiftyOne.
 
-    Boxes become Detections; lines of text, and the outlines of segmentation, Polylines; text a Classification. What
-    open-vocabulary detection outlines is a Detection with a mask. All have confidences, which `confidence_thresh` of
-    `apply_model` goes by. `classes` are as in `Ontology.of`: phrases to look for, or labels to keep; `other` is the
-    label of what has none. With `batch_size` in `apply_model`, the requests of a batch are in flight together, at most
-    `concurrency`. `options` are generation options, such as `num_beams`, `timeout` and `tiles`.
+    Boxes become Detections; lines of text and the outlines of segmentation become Polylines; text becomes a
+    Classification. An outline of open-vocabulary detection becomes a Detection with a mask. All have confidences, which
+    `confidence_thresh` of `apply_model` compares. `classes` are as in `Ontology.of`: phrases to look for, or labels to
+    keep; objects with another label get the label `other`. With `batch_size` in `apply_model`, the requests of a batch
+    are in flight together, at most `concurrency`. `options` are generation options such as `num_beams`, and `timeout`
+    and `tiles`.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Florence2Model(fom.Model):
 
     @property
     def ragged_batches(self) -> bool:
-        """Return False: FiftyOne may make batches, of images of any sizes, as nothing is stacked."""
+        """Return False: nothing is stacked, so FiftyOne may make batches of images of different sizes."""
         return False
 
     @property
@@ -95,9 +96,9 @@ class Florence2Model(fom.Model):
         return self._label(results)
 
     def predict_all(self, args: Iterable[ImageLike]) -> list[fo.Label | None]:
-        """Return the labels of images, in order; None, which changes no sample, for each whose requests failed.
+        """Return the labels of images, in order; None, which changes no sample, for an image whose requests failed.
 
-        The logger `florence2_client.images` says why. Raise errors that the other images would have as well.
+        The logger `florence2_client.images` says why. Raise errors that the other images would also have.
         """
         return list(self._labels(args, (f"image {number} of a batch" for number in itertools.count())))
 
@@ -108,10 +109,10 @@ class Florence2Model(fom.Model):
         confidence_thresh: float | None = None,
         classes: Iterable[str] | None = None,
     ) -> None:
-        """Do what `samples.apply_model` does, with the files of the images sent as they are.
+        """Do what `samples.apply_model` does, but send the image files as they are.
 
-        `apply_model` reads the images of a batch itself, and leaves out all of them if one is damaged. Here each image
-        fails for itself, and requests are in flight all the time, not batch by batch.
+        `apply_model` reads the images of a batch itself, and skips the whole batch if one is damaged. Here each image
+        fails by itself, and requests are in flight all the time, not batch by batch.
         """
         paths = samples.values("filepath")
         labels = self._labels(map(Path, paths), paths)

@@ -1,7 +1,8 @@
-"""Label Studio's run-length encoding of masks: bits, of an image's rows with four equal channels.
+"""Label Studio's run-length encoding of masks: a bit stream over an image's rows, with four equal channels.
 
-The header holds the number of values (32 bits), the bits of a value less one (5), and the widths that the length of a
-run may have, less one (4 bits each). A run is a 1, the index of its width (2 bits), its length less one, and its value.
+The header holds the number of values (32 bits), the number of bits of a value minus one (5 bits), and the four widths
+that the length of a run may have, each minus one (4 bits each). A run is a 1, the index of its width (2 bits), its
+length minus one, and its value.
 The format is that of thi.ng's rle-pack, which Label Studio's editor reads.
 """
 

@@ -18,7 +18,7 @@ CONTROLS = {*LABELS_OF, "rectangle", "polygon", "brush", "textarea"}
 
 @dataclass(frozen=True)
 class Label:
-    """A label or choice. `phrases`: what the model is asked for, and what it may answer."""
+    """A label or choice. `phrases`: what to request from the model, and what the model may answer."""
 
     value: str  # in results
     phrases: tuple[str, ...]
@@ -88,7 +88,7 @@ class LabelingConfig:
 def read_config(text: str) -> LabelingConfig:
     """Return what a configuration describes. Raise InvalidRequest if it is not one.
 
-    It comes from other people, so declarations of entities and document types are refused.
+    Configurations come from users, so document types, which could declare entities, are refused.
     """
     reader = _Reader()
     parser = expat.ParserCreate()
@@ -107,7 +107,7 @@ def _refuse(*_declaration: Any) -> None:
 
 
 class _Reader:
-    """Collects images, and controls with the labels inside them, in whatever layout they stand."""
+    """Collects images, and controls with the labels inside them, in any layout."""
 
     def __init__(self) -> None:
         self._images: dict[str, str] = {}

@@ -1,6 +1,7 @@
 """Read the images of Label Studio's tasks: uploaded files, local files and cloud storage, through its own API.
 
-Its operator names Label Studio, so it may be in a private network; all other addresses keep the gateway's rules.
+The gateway's operator names Label Studio's address, so it may be in a private network. The gateway's rules apply to all
+other addresses.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ ACCESS_SECONDS = 120.0  # that an access token is used; it is valid for five min
 
 
 def require_address(url: str) -> None:
-    """Raise InvalidRequest if this cannot be the address of Label Studio; an empty one says that there is none."""
+    """Raise InvalidRequest if this cannot be the address of Label Studio. An empty text means that there is none."""
     if url and not ADDRESS.fullmatch(url):
         raise InvalidRequest(f"the address of Label Studio must begin with http:// or https://, not {url[:80]!r}")
 
 
 class ProjectFiles:
-    """Read images as `ImageSource` does, and those of Label Studio. Open it in the event loop that uses it."""
+    """Reads images like `ImageSource`, and those of Label Studio. Open it in the event loop that uses it."""
 
     def __init__(self, images: ImageSource, url: str = "", api_key: str = "") -> None:
-        """`url`: of Label Studio. `api_key`: a token of one of its users, of either kind."""
+        """Take the URL of Label Studio and, as `api_key`, a legacy or personal access token of one of its users."""
         self._images = images
         self._base = url.rstrip("/")
         self._api_key = api_key
@@ -70,7 +71,7 @@ class ProjectFiles:
         raise InvalidImage(f"{shortened(url)} redirects too often")
 
     def _place(self, url: str, task_id: Any) -> URL | None:
-        """Return where in Label Studio an image is, None if it is somewhere else."""
+        """Return the URL of an image in Label Studio, or None if the image is somewhere else."""
         path = f"/data/{url}" if url.startswith("upload/") else url
         if url.startswith(CLOUD):
             encoded = base64.urlsafe_b64encode(url.encode("utf-8", "replace")).decode()
@@ -100,7 +101,7 @@ class ProjectFiles:
         return place
 
     async def _credentials(self) -> dict[str, str]:
-        """Return the header with the token. A personal access token is a refresh token, good for access tokens."""
+        """Return the header with the token. Exchange a personal access token, which is a refresh token, first."""
         if self._api_key.count(".") != 2:
             return {"Authorization": f"Token {self._api_key}"} if self._api_key else {}
         if self._access is None or time.monotonic() - self._access[0] > ACCESS_SECONDS:

@@ -1,4 +1,4 @@
-"""The work on one task of Label Studio: read its images, ask the model step by step, and collect the results."""
+"""The work on one task of Label Studio: read its images, send the requests of each step, and collect the results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ UNDEFINED = "$undefined$"  # Label Studio's name for the field of tasks that wer
 
 
 class LabelingTask(BaseModel):
-    """A task: an image, or several, that are to be labeled."""
+    """A task: one or several images to label."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -95,7 +95,7 @@ async def label(
 
 
 class _Job:
-    """The work on one page. Each image is read once; `state` is that of the request, for its log."""
+    """The work on one page. Each image is read once. `state` is the request's, for the access log."""
 
     def __init__(self, backend: Backend, files: ProjectFiles, page: Page, task_id: Any, state: dict[str, Any]) -> None:
         self._client: AsyncClient = next(iter(backend.clients.values()))
@@ -121,7 +121,7 @@ class _Job:
         return self._page.numbered(results + await self._about(list(shapes.values()), described))
 
     async def complete(self, region: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return what a region that a user drew becomes: outlines, and what the controls for regions say about it."""
+        """Return results for a region that a user drew: outlines, and what the controls for regions say about it."""
         names = list(self._config.images)
         if region.get("to_name") not in names:
             if len(names) != 1:

@@ -1,4 +1,4 @@
-"""Say what to ask the model for a task of Label Studio: from the controls, or from a region that a user drew."""
+"""Plan the requests for a task of Label Studio, from its controls or from a region that a user drew."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BINS = 1000  # of a location token
 
 @dataclass(frozen=True)
 class Ask:
-    """A request: the text of its task, and the label of what it finds, if that is known before."""
+    """A request: the text of its task, and the label of what it finds, if that is known beforehand."""
 
     text: str | None = None
     label: str | None = None
@@ -33,7 +33,7 @@ class Ask:
 class Step:
     """Requests with one task, whose answers become results of a control.
 
-    `controls`: tools of which each object takes the one that fits it. `names`: the <Labels> of tools without labels.
+    `controls`: tools, of which each object uses the one that fits it. `names`: the <Labels> of tools without labels.
     """
 
     controls: tuple[Control, ...]
@@ -76,7 +76,7 @@ def _steps(config: LabelingConfig, image: str, data: Mapping[str, Any]) -> Itera
 def plan_drawn(config: LabelingConfig, data: Mapping[str, Any], drawn: Mapping[str, Any]) -> list[Step]:
     """Return the steps that outline what a user drew a box around, or that fit the box to it.
 
-    With a transcription there is nothing to outline: `plan_regions` says what to ask.
+    If the project transcribes text, there is nothing to outline: `plan_regions` has the requests.
     """
     image, region = drawn["to_name"], region_of(drawn)
     controls = [each for each in _used(config, image) if each.tag in GEOMETRY and not each.is_per_region]
@@ -102,7 +102,7 @@ def plan_drawn(config: LabelingConfig, data: Mapping[str, Any], drawn: Mapping[s
 def plan_regions(
     config: LabelingConfig, data: Mapping[str, Any], regions: Sequence[Mapping[str, Any]], described: Sequence[str]
 ) -> list[Step]:
-    """Return the steps that describe regions, for the controls that do. `described`: those that are done already."""
+    """Return the steps of the controls that describe regions. `described`: names of controls that are done already."""
     steps = []
     for region in regions:
         for control in _used(config, region["to_name"]):
@@ -173,7 +173,7 @@ def _chosen(control: Control) -> ParsedTask | None:
 
 
 def _default(control: Control, labels: Sequence[Label]) -> ParsedTask | None:
-    """Return the task of a control for which the configuration names none. What looks for labels needs some."""
+    """Return the default task of a control; None if the control needs labels and has none."""
     if control.tag == "textarea":
         return parse_task(CAPTION)
     if not labels:
@@ -182,7 +182,7 @@ def _default(control: Control, labels: Sequence[Label]) -> ParsedTask | None:
 
 
 def _asks(task: ParsedTask, control: Control, labels: Sequence[Label]) -> tuple[Ask, ...]:
-    """Return the requests of a task: one, or one for each phrase of each label. None for one that needs a region."""
+    """Return the requests of a task: one, or one per phrase of each label. A task that needs a region has none."""
     text = control.attributes.get("model_text")
     if task.takes is TaskInput.REGION and not task.text:
         return ()

@@ -57,7 +57,7 @@ def score_of(results: Iterable[Mapping[str, Any]]) -> float:
 
 
 def words_of(answer: Result[Any]) -> str:
-    """Return an answer as the text of a text area: words without locations, lines of text as lines, or JSON."""
+    """Return an answer as text for a text area: words without locations, lines of text, or JSON."""
     if isinstance(answer.answer, TextAnswer):
         return plain_text(answer.answer.text)
     return "\n".join(answer.labels) if answer.task in DESCRIBED else content_of(answer)
@@ -97,7 +97,7 @@ def _about_region(step: Step, region: Mapping[str, Any], answer: Result[Any]) ->
 
 
 def _choices(step: Step, answers: Sequence[Result[Any]]) -> list[dict[str, Any]]:
-    """Return the choices that are in the image, or in what the model says about it: the surest, or all if permitted."""
+    """Return the choices that are found in the image or named in its text: the surest one, or all if permitted."""
     sure: dict[str, float] = {}
     for ask, answer in zip(step.asks, answers, strict=True):
         if isinstance(answer.answer, TextAnswer):
@@ -146,7 +146,7 @@ def _result(control: Control, region_id: str, value: dict[str, Any], confidences
 def _shapes(
     found: Found, controls: Sequence[Control], size: tuple[int, int]
 ) -> Iterator[tuple[Control, dict[str, Any]]]:
-    """Yield the shapes of an object for the tool that fits it: a box is a rectangle, and so is a tilted line."""
+    """Yield the shapes of an object, with the tool that fits it: boxes and tilted lines of text are rectangles."""
     tools = {control.tag.removesuffix("labels"): control for control in reversed(controls)}
     tilted = _tilted(found, size)
     if "rectangle" in tools and (tilted or "polygon" not in tools or found.shape is Shape.BOX):
@@ -166,9 +166,9 @@ def _rectangle(box: tuple[float, float, float, float], size: tuple[int, int]) ->
 
 
 def _tilted(found: Found, size: tuple[int, int]) -> dict[str, Any] | None:
-    """Return the rectangle that a line of text fills: turned around its upper left corner, clockwise, in degrees.
+    """Return the rectangle that a line of text fills, rotated clockwise about its upper left corner, in degrees.
 
-    None if the object is no line, or its corners are not nearly those of a rectangle in the image.
+    Return None if the object is not a line of text, or its corners are not nearly those of a rectangle.
     """
     if found.shape is not Shape.QUAD:
         return None

@@ -22,7 +22,7 @@ TASKS_AT_ONCE = 4  # of a request: their images are in memory
 
 
 class Params(BaseModel):
-    """What comes with a request for predictions."""
+    """The parameters of a request for predictions."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -102,9 +102,9 @@ class LabelStudio:
         return next(iter(self._backend().clients))
 
     async def predict(self, request: Request, body: PredictRequest) -> Any:
-        """Return predictions for tasks. A task that fails leaves the others.
+        """Return predictions for tasks. A task that fails does not affect the others.
 
-        A failure is the response if there is nothing else to return: while a user draws, and if the server failed on
+        The response is an error if there is nothing else to return: while a user draws, or if the server failed on
         every task.
         """
         state = request.scope["state"]
@@ -130,7 +130,7 @@ class LabelStudio:
         return AsciiJson({"results": [self._prediction(each) for each in found], "model_version": self._version()})
 
     def _prediction(self, found: list[dict[str, Any]] | Florence2Error) -> dict[str, Any]:
-        """Return a prediction. One that failed has a name of its own, so that Label Studio asks again."""
+        """Return a prediction. The model version names the error, if any, so that Label Studio tries again."""
         if isinstance(found, Florence2Error):
             version = f"{self._version()} ({found.code})"
             return {"result": [], "score": 0.0, "model_version": version, **error_body(found)}
