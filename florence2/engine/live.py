@@ -1,6 +1,6 @@
-"""The live requests, and what stays the same from step to step until one of them comes or goes.
+"""The live requests, and the arrays that stay the same from step to step until a request comes or goes.
 
-N live requests and their R rows.
+Shapes: N live requests, R rows of theirs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from florence2.engine.backend import NO_DRAW, NO_TOKEN, Group, Layout, TokenLists
 from florence2.engine.beam import Search
 
-LEAST_TEMPERATURE = 1e-6  # below, numbers would leave the range of float32, and the most likely token is drawn anyway
+LEAST_TEMPERATURE = 1e-6  # below it, numbers leave float32's range, and the most likely token is drawn anyway
 
 
 class Live:
@@ -23,8 +23,8 @@ class Live:
     Attributes:
         beams, max_lengths, first_rows: of each search, [N].
         ngram_size, min_new_tokens, suppresses_bos: options by row, [R].
-        layout: where they are, and further options by row, for backends.
-        no_tokens, none_forced, none_drawn: what a step without such rules has.
+        layout: where the searches are, and further options by row, for backends.
+        no_tokens, none_forced, none_drawn: the values for a step without such rules.
     """
 
     def __init__(self, searches: Sequence[Search]) -> None:

@@ -1,6 +1,6 @@
-"""Which tokens must not follow, or are penalized, in the rows of all live requests: transformers' logits processors.
+"""Transformers' logits processors for the rows of all live requests: the tokens that are banned or penalized.
 
-R rows of the live requests, counted from 0; T positions, of which a row has NO_TOKEN from its length on.
+Shapes: R rows of the live requests, counted from 0; T positions, where a row has NO_TOKEN from its length on.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Tokens = NDArray[np.int32]
 
 
 def banned_tokens(live: Live, ids: TokenConfig, history: Tokens, lengths: Integers, last: Tokens) -> TokenLists:
-    """Return the tokens that must not follow: history [R, T], lengths [R], last tokens [R]."""
+    """Return the tokens that must not follow, given history [R, T], lengths [R] and last tokens [R]."""
     return _token_lists(live, list(_banned(live, ids, history, lengths, last)))
 
 
 def penalized_tokens(live: Live, history: Tokens, lengths: Integers) -> TokenLists:
-    """Return each token of the rows that have a penalty, once."""
+    """Return, once each, the tokens of the rows that have a penalty."""
     if not live.penalizes:
         return live.no_tokens
     found = []
@@ -36,7 +36,7 @@ def penalized_tokens(live: Live, history: Tokens, lengths: Integers) -> TokenLis
 def _banned(
     live: Live, ids: TokenConfig, history: Tokens, lengths: Integers, last: Tokens
 ) -> Iterator[tuple[Integers, Tokens]]:
-    """Yield rows, in order, and a token for each, for one rule after the other."""
+    """Yield, for one rule after the other, rows in order and a banned token for each."""
     for size in live.ngram_sizes:
         if len(live.ngram_sizes) == 1 and live.ngram_size.all():
             yield from _repeating(history, lengths, last, size)
@@ -53,7 +53,7 @@ def _banned(
 
 
 def _repeating(history: Tokens, lengths: Integers, last: Tokens, size: int) -> Iterator[tuple[Integers, Tokens]]:
-    """Yield rows, and for each a token that would make an n-gram of `size` occur twice; nothing if there are none."""
+    """Yield rows, and for each a token that would make an n-gram of `size` occur twice. Yield nothing if none would."""
     if size == 1:
         rows, positions = (history >= 0).nonzero()
         yield rows, history[rows, positions]

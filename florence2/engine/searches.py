@@ -1,12 +1,12 @@
-"""Greedy search, beam search and sampling as transformers' `generate`, for all live requests at once, in numpy.
+"""Greedy search, beam search and sampling as in transformers' `generate`, for all live requests at once, in numpy.
 
 `step_input` says what a step decodes and which tokens may follow, a backend scores them, and `advance` takes the
-candidates. Python looks at one request after the other only where a hypothesis finishes or scores are equal.
-tests/unit/engine/python_search.py is the same search of one request in plain Python.
+candidates. A Python loop over requests runs only where a hypothesis finishes or scores are equal.
+tests/unit/engine/python_search.py is the same search for a single request in plain Python.
 Sources: transformers `generation/utils.py` `_sample` and `_beam_search`.
 
-N live requests and their R rows; n requests of K beams, each with 2K candidates. `rows` and `parents` are the
-backend's rows; a place is one among the candidates or the requests of a group.
+Shapes: N live requests, R rows of theirs; a group has n requests of K beams, each with 2K candidates. `rows` and
+`parents` are the backend's rows; a place is an index into the candidates or the requests of a group.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Searches:
     """The hypotheses of all live requests, in arrays by the backend's rows.
 
     `top` picks the places of the highest scores. Long hypotheses do tie in float32, and transformers breaks ties as
-    torch.topk happens to, so the engine passes that in; it gets lists of the length and order of transformers'.
+    torch.topk does, so the engine passes that in. It gets lists of the same length and order as in transformers.
     """
 
     def __init__(self, config: ModelConfig, rows: int, top: Top) -> None:
@@ -88,7 +88,7 @@ class Searches:
         )
 
     def advance(self, found: Sequence[Candidates]) -> list[Ended]:
-        """Take the step's candidates of each group; return the searches that are over, and their answers."""
+        """Take the step's candidates of each group. Return the searches that are over, with their answers."""
         ended: list[Ended] = []
         for group, candidates in zip(self._live.layout.groups, found, strict=True):
             lengths, last = self._lengths[group.requests, None], self._are_last[group.requests, None]
@@ -101,7 +101,7 @@ class Searches:
         return ended
 
     def so_far(self, search: Search) -> Generation:
-        """Return the answer of a search of one beam as if it ended with the newest token; there must be one."""
+        """Return the answer of a search of one beam as if it ended with the newest token, which must exist."""
         return replace(self._answer(search, search.length), finish_reason="")
 
     def _forced(self) -> Integers:
@@ -167,7 +167,7 @@ class Searches:
         return searches, order[:, :beams]
 
     def _move(self, rows: Integers, parents: Integers) -> None:
-        """Let each row continue what its parent has decoded: [n, K] both."""
+        """Let each row continue what its parent row has decoded; both are [n, K]."""
         self._parents[rows] = parents
         moved = parents != rows
         if not moved.any():
@@ -225,5 +225,5 @@ def _generation(search: Search, tokens: NDArray[np.int32], numbers: Floats, scor
 
 
 def _final_score(search: Search, score: float, tokens: int) -> float:
-    """Return the score in float32, so that ties are those of transformers. Never -inf, which means no score."""
+    """Return the score in float32, so that ties are those of transformers. It is never -inf, which means no score."""
     return max(float(np.float32(score / float(np.float32(tokens**search.options.length_penalty)))), LOWEST)

@@ -1,10 +1,13 @@
-"""Keep compiled functions on disk, and compile them in a process of their own.
+"""Keep compiled functions on disk, and compile them in a separate process.
 
-LLVM leaves some 160 MB in the process that it compiled in, so another one compiles, and all processes load the result.
+LLVM leaves some 160 MB in the process in which it compiles, so a separate one compiles, and all processes load the
+result.
 
-The first of these folders that can be written gets the result, and all of them are read: NUMBA_CACHE_DIR, __pycache__
-next to the function's file, which `florence2 compile` fills in an installation that servers cannot write, and the
-user's cache folder.
+Results are looked for in these folders, and written to the first that can be written:
+
+- NUMBA_CACHE_DIR;
+- __pycache__ next to the function's file, which `florence2 compile` fills if servers cannot write there;
+- the user's cache folder.
 """
 
 from __future__ import annotations
@@ -35,9 +38,9 @@ log = logging.getLogger(__name__)
 
 
 class Disk(caching.NullCache):
-    """What numba asks for a function's results. If no folder has one, another process compiles it.
+    """The cache in which numba looks for a function's results. If no folder has one, another process compiles it.
 
-    That process imports the function by its name from its module.
+    That process imports the function from its module by name.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -48,7 +51,7 @@ class Disk(caching.NullCache):
     def load_overload(self, signature: Any, target: Any) -> Any:
         """Return the function for these types, or None if numba must compile it here.
 
-        Raises ServerError if it cannot be compiled.
+        Raise ServerError if it cannot be compiled.
         """
         if found := self._find(self._folders, signature, target):
             return found
@@ -128,7 +131,7 @@ def _can_be_written(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Wait for other processes that compile into the same folder; not all file systems can."""
+    """Wait for other processes that compile into the same folder, if the file system supports locks."""
     with path.open("w") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -136,7 +139,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _compile_elsewhere(folder: Path, function: Callable[..., None], signature: Any) -> None:
-    """Compile in another process, into the folder. Raises ServerError."""
+    """Compile into the folder in another process. Raise ServerError if that fails."""
     task = dumps((str(folder), function.__module__, function.__name__, signature))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -154,7 +157,7 @@ def _compile_elsewhere(folder: Path, function: Callable[..., None], signature: A
 
 
 def compile_task() -> None:
-    """Compile what standard input asks for: the program of the other process. Its last line says what went wrong."""
+    """Compile what standard input names: the other process's program. Its last line of output says what went wrong."""
     try:
         folder, module, name, signature = pickle.load(sys.stdin.buffer)
         dispatcher = getattr(import_module(module), name)
