@@ -50,7 +50,10 @@ LABELS = {  # of the generation options; the names that requests use stand in th
     "top_p": "Probability of the tokens to draw from",
     "seed": "Seed",
 }
-CSS = "#task input { text-overflow: ellipsis; padding-right: 2em; } .toast-close { opacity: 1 !important; }"
+CSS = """
+#task input { text-overflow: ellipsis; padding-right: 2em; } .toast-close { opacity: 1 !important; }
+input[type="range"]::-webkit-slider-thumb { outline: 1px solid var(--neutral-400); }
+"""
 TEMPLATE = """\
 ${image ? `<div class="stage ${drawable ? "drawable" : ""}"><img src="${image}" alt="your image" draggable="false">
 <div class="box" hidden></div></div>` : ""}
@@ -249,7 +252,7 @@ def make_page(client: Client, url: str, timeout: float) -> gr.Blocks:
     """Return the page for the client's server; each request may take `timeout` seconds."""
     gr.set_static_paths([EXAMPLE])
     with gr.Blocks(title="Florence-2", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(f"# Florence-2\nChoose an image and a task, or try an example. The server is `{url}`.")
+        gr.Markdown(f"# Florence-2\nChoose an image and a task, or try an example. Server: `{url}`")
         with gr.Row():
             examples = [gr.Button(label, size="sm", min_width=120) for label in EXAMPLES]
         answers = Answers(client, timeout)
