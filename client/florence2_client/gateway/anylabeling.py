@@ -35,6 +35,7 @@ WIDGETS: dict[TaskInput, dict[str, dict[str, str]]] = {  # what the window shows
 }
 BATCH_MODES = {TaskInput.NONE: "default", TaskInput.TEXT: "text_prompt", TaskInput.REGION: None}
 SEVERAL = re.compile(r"[,.;]")  # between the phrases of a prompt
+MOST_TEXTS = 100  # phrases or boxes: each is a request
 
 
 class ShapesRequest(BaseModel):
@@ -87,6 +88,8 @@ class XAnyLabeling:
             raise InvalidPrompt(f"there is no task {str(body.params['current_task'])[:80]!r}")
         state["model"], state["task"] = client.model, task.token
         texts = texts_of(task, body.params)
+        if len(texts) > MOST_TEXTS:
+            raise InvalidPrompt(f"{len(texts)} phrases or rectangles are more than the {MOST_TEXTS} of a request")
         options: Any = {each.keyword: body.params[each.keyword] for each in OPTIONS if each.keyword in body.params}
 
         async def answers() -> list[Result[Any]]:

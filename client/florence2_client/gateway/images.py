@@ -105,7 +105,7 @@ class ImageSource:
                 found = await fetch(self._session, url)
             if isinstance(found, bytes):
                 return found
-            url = urljoin(url, found)
+            url = found
         raise InvalidImage(f"{shortened(url)} redirects too often")
 
     def _require_allowed(self, url: str) -> None:
@@ -131,12 +131,12 @@ class ImageSource:
 
 
 async def fetch(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str] | None = None) -> bytes | str:
-    """Return the content, or where it redirects to. Raise InvalidImage if it is too large, or cannot be fetched."""
+    """Return the content, or the URL that it redirects to. Raise InvalidImage if it is too large, or not fetched."""
     name = shortened(url)
     try:
         async with session.get(url, headers=headers, allow_redirects=False) as response:
             if response.status in REDIRECTS:
-                return response.headers.get("Location", "")
+                return urljoin(url, response.headers.get("Location", ""))
             if response.status != 200:
                 raise InvalidImage(f"{name} was answered with HTTP status {response.status}")
             data = bytearray()

@@ -14,6 +14,8 @@ LABELS_OF = {  # the controls with labels, and the tag of each label
     "choices": "choice",
 }  # fmt: skip
 CONTROLS = {*LABELS_OF, "rectangle", "polygon", "brush", "textarea"}
+MOST_IMAGES = 20  # of a configuration: those of a page are in memory
+MOST_CONTROLS = 100
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ class _Reader:
         self._open.pop()
 
     def config(self) -> LabelingConfig:
+        if len(self._images) > MOST_IMAGES or len(self._controls) > MOST_CONTROLS:
+            raise InvalidRequest(f"label_config has more than {MOST_IMAGES} images or {MOST_CONTROLS} controls")
         controls = []
         for tag, attributes, labels in self._controls:
             objects: Sequence[str] = [name.strip() for name in attributes["toname"].split(",")]

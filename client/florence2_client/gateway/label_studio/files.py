@@ -12,7 +12,7 @@ import re
 import time
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
@@ -64,10 +64,9 @@ class ProjectFiles:
             found = await fetch(self._session, str(place), await self._credentials())
             if isinstance(found, bytes):
                 return found
-            moved = urljoin(str(place), found)
-            if not self._is_below(moved):  # such as a signed URL of the cloud
-                return await self._images.read(moved)
-            place = self._permitted(moved)
+            if not self._is_below(found):  # such as a signed URL of the cloud
+                return await self._images.read(found)
+            place = self._permitted(found)
         raise InvalidImage(f"{shortened(url)} redirects too often")
 
     def _place(self, url: str, task_id: Any) -> URL | None:
@@ -75,7 +74,7 @@ class ProjectFiles:
         path = f"/data/{url}" if url.startswith("upload/") else url
         if url.startswith(CLOUD):
             encoded = base64.urlsafe_b64encode(url.encode("utf-8", "replace")).decode()
-            path = f"/tasks/{quote(str(task_id), safe='')}/presign/?fileuri={quote(encoded)}"
+            path = f"/tasks/{quote(str(task_id), safe='', errors='replace')}/presign/?fileuri={quote(encoded)}"
         elif self._is_below(url):
             path = url[len(self._base) :]
         elif not path.startswith("/") or path.startswith("//"):
@@ -93,10 +92,10 @@ class ProjectFiles:
     def _permitted(self, url: str) -> URL:
         try:
             place = URL(url)
-            below = place.path.removeprefix(URL(self._base).path.rstrip("/"))
+            own = URL(self._base).path.rstrip("/")
         except ValueError as error:
             raise InvalidImage(f"{shortened(url)} is not the URL of an image") from error
-        if not below.startswith(FILES) or ".." in below.split("/"):
+        if not place.path.startswith(tuple(own + path for path in FILES)) or ".." in place.path.split("/"):
             raise InvalidImage("the image is not among the files of Label Studio's tasks")
         return place
 

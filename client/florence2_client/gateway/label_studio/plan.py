@@ -123,8 +123,9 @@ def region_of(result: Mapping[str, Any]) -> str | None:
     '<loc_100><loc_200><loc_400><loc_600>'
     """
     value = result.get("value")
+    if not isinstance(value, Mapping):
+        return None
     try:
-        assert isinstance(value, Mapping)
         if "points" in value:
             xs, ys = zip(*((float(x), float(y)) for x, y in value["points"]), strict=True)
         elif "radiusX" in value:
@@ -135,7 +136,7 @@ def region_of(result: Mapping[str, Any]) -> str | None:
             xs, ys = (x, x + width), (y, y + height)
         corners = (min(xs), min(ys), max(xs), max(ys))
         return "".join(f"<loc_{min(max(int(percent * BINS / 100), 0), BINS - 1)}>" for percent in corners)
-    except (AssertionError, KeyError, TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

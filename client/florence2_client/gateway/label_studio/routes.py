@@ -18,6 +18,7 @@ from florence2_client.gateway.label_studio.job import LabelingTask, label
 from florence2_client.gateway.label_studio.regions import score_of
 
 PREFIX = "/label-studio"
+MOST_TASKS = 1000  # of a request
 TASKS_AT_ONCE = 4  # of a request: their images are in memory
 
 
@@ -34,7 +35,7 @@ class PredictRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    tasks: list[LabelingTask]
+    tasks: list[LabelingTask] = Field(max_length=MOST_TASKS)
     label_config: str = Field(description="the project's labeling configuration, in XML")
     params: Params | None = None
 
@@ -60,9 +61,10 @@ class Status(BaseModel):
 
 
 class LabelStudio:
-    """The routes. `files` and `client` are known once the gateway runs."""
+    """The routes."""
 
     def __init__(self, backend: Callable[[], Backend], files: Callable[[], ProjectFiles]) -> None:
+        """`backend` and `files` are known once the gateway runs."""
         self._backend = backend
         self._files = files
 

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from florence2.errors import QueueFull
 from florence2.tasks import TASKS
 
+MARK = {"type": "rectangle", "label": 1, "data": [0, 0, 9, 9]}
+
 
 class PublishedShape(BaseModel):
     """What X-AnyLabeling-Server says of a shape; its client adds the points to a shape of this type."""
@@ -142,7 +144,9 @@ def test_the_image_may_be_base64(predict, model, image_url):
         ({"current_task": ["od"]}, {}, 400, "INVALID_PROMPT"),
         ({"current_task": "find"}, {}, 400, "INVALID_PROMPT"),
         ({"current_task": "find", "text_prompt": " , "}, {}, 400, "INVALID_PROMPT"),
+        ({"current_task": "find", "text_prompt": "car," * 101}, {}, 400, "INVALID_PROMPT"),
         ({"current_task": "ocr_region"}, {}, 400, "INVALID_PROMPT"),
+        ({"current_task": "ocr_region", "marks": [MARK] * 101}, {}, 400, "INVALID_PROMPT"),
         ({"current_task": "ocr_region", "marks": [{"type": "rectangle", "data": "abcd"}]}, {}, 400, "INVALID_PROMPT"),
         ({"conf_threshold": "high"}, {}, 400, "INVALID_REQUEST"),
         ({"num_beams": "x"}, {}, 400, "INVALID_OPTION"),

@@ -123,6 +123,8 @@ def ask(certificate):
         places = {"/away": "https://evil.test/a.png", "/plain": "http://localhost/a.png", "/loop": "/loop"}
         if request.path in places:
             raise web.HTTPFound(places[request.path])
+        if request.path == "/nowhere":
+            return web.Response(status=302, headers={"Location": "https://[::1"})
         if request.path == "/near":
             raise web.HTTPTemporaryRedirect("image")
         if request.path == "/image":
@@ -162,6 +164,7 @@ def test_an_image_is_fetched_also_where_the_host_redirects_to_itself(ask):
     ("path", "words"),
     [
         ("/away", "not fetched from evil.test"), ("/plain", "https"), ("/loop", "too often"),
+        ("/nowhere", "cannot be fetched"),
         ("/none", "HTTP status 404"), ("/large", "larger than"),
     ],
 )  # fmt: skip

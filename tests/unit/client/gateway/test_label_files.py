@@ -10,7 +10,6 @@ from aiohttp import web
 
 from florence2.errors import InvalidImage
 from florence2_client.gateway.images import ImageSource
-from florence2_client.gateway.label_studio import files
 from florence2_client.gateway.label_studio.files import ProjectFiles
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -27,7 +26,7 @@ class Studio:
     async def file(self, request):
         self.asked.append((request.path_qs, request.headers.get("Authorization")))
         if request.path.startswith("/tasks/") or "moved" in request.path:
-            raise web.HTTPFound(self.moved_to)
+            return web.Response(status=302, headers={"Location": self.moved_to})  # aiohttp's own checks the URL
         return web.Response(body=PNG)
 
     async def refresh(self, request):
@@ -48,13 +47,13 @@ class Studio:
         await runner.cleanup()
 
 
-def read(studio, *urls, key=LEGACY, known=True):
+def read(studio, *urls, key=LEGACY, known=True, base="/", task=7):
     async def run():
         async with (
             studio.running() as address, ImageSource() as images,
-            ProjectFiles(images, f"{address}/" if known else "", key) as project,
+            ProjectFiles(images, f"{address}{base}" if known else "", key) as project,
         ):  # fmt: skip
-            return [await project.read(url.replace("STUDIO", address), 7) for url in urls]
+            return [await project.read(url.replace("STUDIO", address), task) for url in urls]
 
     return asyncio.run(run())
 
@@ -111,13 +110,30 @@ def test_nothing_else_is_asked_of_label_studio_or_with_its_token(url):
     assert studio.asked == []
 
 
-def test_redirects_end_and_stay_among_the_files(monkeypatch):
+def test_redirects_end_and_stay_among_the_files():
     studio = Studio()
     for place in "/api/projects", "/data/moved/b.png", "", "http://[::1":
         studio.moved_to = place
         with pytest.raises(InvalidImage):
             read(studio, "/data/moved/a.png")
     assert not any(path.startswith("/api") for path, _ in studio.asked)
+
+
+@pytest.mark.parametrize("url", ["STUDIO/ls/../data/a.png", "/../data/a.png", "/%2e%2e/data/a.png"])
+def test_the_token_stays_below_label_studios_own_path(url):
+    studio = Studio()
+    assert read(studio, "/data/a.png", "STUDIO/ls/data/a.png", base="/ls") == [PNG, PNG]
+    with pytest.raises(InvalidImage):
+        read(studio, url, base="/ls")
+    assert {path for path, _ in studio.asked} == {"/ls/data/a.png"}
+
+
+@pytest.mark.parametrize("task", [None, "..", "a/b", "\ud800", {"id": 1}])
+def test_a_task_with_another_id_leads_nowhere_else(task):
+    studio = Studio()
+    with pytest.raises(InvalidImage):
+        read(studio, "s3://bucket/a.png", task=task)
+    assert all(path.startswith("/tasks/") for path, _ in studio.asked)
 
 
 def test_without_an_address_there_are_no_files():
@@ -131,4 +147,3 @@ def test_a_file_has_the_limits_of_every_image(monkeypatch):
     monkeypatch.setattr("florence2_client.gateway.images.MOST_BYTES", 50)
     with pytest.raises(InvalidImage, match="larger"):
         read(Studio(), "/data/upload/1/a.png")
-    assert files.MOST_REDIRECTS == 3

@@ -239,6 +239,7 @@ def test_a_server_that_is_not_there_is_no_prediction(label_studio, model):
     [
         "", "<View", "<View/><View/>", "\ud800", "\0", "<View>&a;</View>",
         '<!DOCTYPE v [<!ENTITY a "b">]><View>&a;</View>', '<!DOCTYPE v SYSTEM "file:///etc/passwd"><View/>',
+        view(*(f'<Image name="{number}" value="$image"/>' for number in range(20))), view(*[BOXES] * 101),
     ],
 )  # fmt: skip
 def test_other_text_is_no_configuration(config):

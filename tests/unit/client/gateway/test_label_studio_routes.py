@@ -7,7 +7,7 @@ import json
 import pytest
 
 from florence2.errors import InvalidRequest
-from tests.unit.client.gateway.labeling import view
+from tests.unit.client.gateway.labeling import BOXES, view
 
 
 def test_the_log_has_the_tokens_of_all_tasks(labeling, model, image_url):
@@ -24,6 +24,12 @@ def test_the_log_has_the_tokens_of_all_tasks(labeling, model, image_url):
     first, second = map(json.loads, lines)
     assert (first["task"], first["prompt"], first["completion"]) == ("label-studio", 3 * 590, 3 * 7)
     assert (second["task"], second["prompt"], second["completion"]) == ("<CAPTION>", 590, 7)
+
+
+def test_a_request_has_an_end(labeling, model, image_url):
+    body = {"tasks": [{"data": {"image": image_url}}] * 1001, "label_config": view(BOXES)}
+    answer = labeling().post("/label-studio/predict", json=body)
+    assert answer.status_code == 400 and "1000" in answer.json()["error"]["message"] and not model.asked
 
 
 def test_label_studio_connects_with_a_key_as_password(labeling):
