@@ -92,6 +92,20 @@ def test_openai_s_api_comes_through_with_the_key(proxy: str):
     assert status(proxy, "GET", "/v1/models", {}) == 401
 
 
+def test_labeling_tools_come_through_with_the_key_in_their_forms(proxy: str):
+    """Label Studio sends it as a password, X-AnyLabeling in a header; the gateway refuses all others."""
+    basic = {"Authorization": "Basic " + base64.b64encode(b"me:a-key").decode()}
+    assert status(proxy, "POST", "/label-studio/setup", basic, b"{}") == 200
+    assert status(proxy, "GET", "/x-anylabeling/v1/models", {"Token": "a-key"}) == 200
+    for path in "/label-studio/versions", "/x-anylabeling/v1/models":
+        assert status(proxy, "GET", path, {}) == status(proxy, "GET", path, {"Token": "wrong"}) == 401
+    for path in "/label-studio/../metrics", "/label-studio/%2e%2e/v2/models/stats", "/x-anylabeling/../docs":
+        assert status(proxy, "GET", path, basic) in (401, 404)
+    image = {"model": "florence2", "image": "data:," + "x" * 25 * 10**6}
+    large = status(proxy, "POST", "/x-anylabeling/v1/predict", {"Token": "a-key"}, json.dumps(image).encode())
+    assert large in (413, 502)
+
+
 def test_answers_come_through_with_the_key(proxy: str):
     """The client library gets answers through the proxy, complete and streamed."""
     with Client(f"http://{proxy}", headers=KEY) as client:

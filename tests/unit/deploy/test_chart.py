@@ -218,6 +218,18 @@ def test_the_gateway_is_the_way_in(render):
     assert len(render("gpu")["Deployment"]) == 1
 
 
+def test_the_gateway_reads_label_studio_s_images(render):
+    """The address is in the arguments, the token in a secret; without them there is neither."""
+    given = ("gateway.labelStudio.url=http://studio:8080", "gateway.labelStudio.secret=studio")
+    (gateway,) = pod_of(the(render("cpu", *given), "Deployment", "gateway"))["containers"]
+    assert options_of(gateway).label_studio == "http://studio:8080"
+    *_, token = gateway["env"]
+    assert token["valueFrom"]["secretKeyRef"] == {"name": "studio", "key": token["name"]}
+    assert token["name"] == "LABEL_STUDIO_API_KEY" and len(gateway["env"]) == 2
+    (open_to_all,) = pod_of(the(render("cpu", "gateway.keysSecret="), "Deployment", "gateway"))["containers"]
+    assert "env" not in open_to_all and options_of(open_to_all).label_studio == ""
+
+
 def test_scaling_looks_at_metrics_that_exist(render):
     """All requests from preprocess to the answer; the autoscaler's metric is the one that the adapter's rule makes."""
     adapter = yaml.safe_load((CHART.parent / "prometheus-adapter.yaml").read_text())["rules"]["custom"][0]

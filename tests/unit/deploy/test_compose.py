@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from florence2_client import cli
+from florence2_client.cli.gateway import KEYS_VARIABLE
 
 ROOT = Path(__file__).parents[3]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -122,3 +123,10 @@ def test_the_servers_can_start_and_the_page_finds_them():
         assert service["depends_on"]["export"]["condition"] == "service_completed_successfully"
     options = cli.parser().parse_args(services()["ui"]["command"][1:])
     assert (options.url, options.host) == ("grpc://triton:8001", "0.0.0.0")
+
+
+def test_the_gateway_gets_its_keys_and_those_of_label_studio():
+    """By variables, which other users of the machine cannot see."""
+    given = {"LABEL_STUDIO_URL": "http://studio:8080", "LABEL_STUDIO_API_KEY": "a-token"}
+    assert services(**given)["gateway"]["environment"] == {KEYS_VARIABLE: "secret", **given}
+    assert not any(services()["gateway"]["environment"][name] for name in given)
