@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -111,7 +112,7 @@ class _Job:
         texts = [each for each in self._config.controls if each.tag == "textarea" and each.is_per_region]
         for step, answers in await self._answered(plan(self._config, self._data)):
             area = next((each for each in texts if each.to_name == step.control.to_name), None)
-            results += results_of(step, answers, area)
+            results += await asyncio.to_thread(results_of, step, answers, area)  # masks of large images take long
             if step.task in DESCRIBED and area:
                 described.append(area.name)
         shapes: dict[str, dict[str, Any]] = {}  # of each region: the first of its results
@@ -132,7 +133,7 @@ class _Job:
             region = await self._classified(region)
         results = []
         for step, answers in await self._answered(plan_drawn(self._config, self._data, region)):
-            results += results_of(step, answers)
+            results += await asyncio.to_thread(results_of, step, answers)
         about = await self._about([region], [])
         return self._page.numbered(results + ([region, *about] if about else []))
 
