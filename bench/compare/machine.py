@@ -34,7 +34,7 @@ def conditions() -> dict[str, Any]:
 
 
 def rates() -> dict[str, float]:
-    """Measure what this machine does per second at this moment: `bench.compare.figures.Limit` reads it."""
+    """Measure what this machine does per second at this moment: `bench.compare.figures.limits` reads it."""
     float32, bfloat16 = (PROBE_FLOPS / seconds()[0] for seconds in matrix_products(PROBE_FLOPS).values())
     return {"bfloat16_flops": bfloat16, "float32_flops": float32, "bytes_read": PROBE_BYTES / read_seconds(PROBE_BYTES)}
 
