@@ -140,8 +140,8 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
-def compare_answers(count: int, threads: int) -> Iterator[str]:
-    """Let transformers answer with the features of each candidate in turn."""
+def compare_answers(count: int, encoders: dict[str, Encode]) -> Iterator[str]:
+    """Let transformers answer with the features of each encoder in turn. Answers are compared with the first one's."""
     checkpoint = read_checkpoint(str(evaluate.CHECKPOINT))
     model, processor = architecture.load(evaluate.CHECKPOINT)
     drawn = [scenes.make_scene(seed).draw(SIZE) for seed in range(count)]
@@ -152,13 +152,10 @@ def compare_answers(count: int, threads: int) -> Iterator[str]:
     ]
     image = checkpoint.config.image
     pixels = np.stack([np.asarray(one.resize((image.width, image.height), image.resample)) for one in drawn])
-    with tempfile.TemporaryDirectory() as folder:
-        write_files(checkpoint, Path(folder))
-        ways = {REFERENCE: transformers_encoder(checkpoint), **candidates(Path(folder), threads)}
-        features = {
-            name: torch.from_numpy(np.concatenate([encode(one[None]) for one in pixels]))
-            for name, encode in ways.items()
-        }
+    features = {
+        name: torch.from_numpy(np.concatenate([encode(one[None]) for one in pixels]))
+        for name, encode in encoders.items()
+    }
     scores = {name: defaultdict(evaluate.Scores) for name in features}
     yield f"{len(examples)} answers about {count} scenes"
     seeds = [seed for seed, _, _ in examples]
@@ -200,13 +197,13 @@ def main() -> None:
     if options.answers and options.checkpoint != str(evaluate.CHECKPOINT):
         parser.error("--answers needs the bundled checkpoint, because its scenes have known answers")
     torch.set_num_threads(options.threads)
-    if options.answers:
-        print(*compare_answers(options.answers, options.threads), sep="\n")
-        return
     checkpoint = read_checkpoint(options.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         write_files(checkpoint, Path(folder))
         encoders = {REFERENCE: transformers_encoder(checkpoint), **candidates(Path(folder), options.threads)}
+        if options.answers:
+            print(*compare_answers(options.answers, encoders), sep="\n")
+            return
         images = draw_images(checkpoint.config.image, max(options.batches))
         pixels = np.stack([np.asarray(image) for image in images])
         flops = count_flops(encoders[REFERENCE], pixels[:1])
