@@ -13,16 +13,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.harness import usage_of
 from florence2.triton.admission import Tickets
+from florence2_client.transports import open_async_transport, parse_url
 from tests.stress.clients import KINDS, Misbehave
 from tests.stress.conftest import Sizes
-from tests.stress.images import encoded, noise
-from tests.stress.serving import BACK, Load, Serving, under_load, until
+from tests.stress.images import ENSEMBLE, encoded, noise, request
+from tests.stress.serving import BACK, SILENCE, Load, Serving, under_load, until
 
 LARGE = encoded(noise(random.Random(0), 2000, 1500), "BMP")  # 9 MB
 STAGES = ("decoder", "preprocess", "vision", "postprocess", "tritonserver")
@@ -50,31 +52,39 @@ async def kill(serving: Serving, stage: str, clients: int = 8) -> tuple[Load, fl
 
 @dataclass(frozen=True)
 class Stop:
-    """What SIGTERM under load led to.
+    """What SIGTERM led to."""
 
-    A request that was sent but had not reached the server before the signal may be refused; those `inside` may not.
-    """
-
-    load: Load
-    inside: int  # requests that the server had accepted and not answered when the signal was sent
-    answered: int  # answers that came after the signal
+    inside: list[Any]  # of the requests that the server had accepted: the outputs, or an error
+    later: Load  # the requests that were sent after the signal
     seconds: float  # until the server ended
     exit_code: int
 
 
 async def stop(serving: Serving, clients: int = 16) -> Stop:
-    """Send SIGTERM under load, which goes on for a second."""
-    async with under_load(serving, clients, warm_up=1.0) as load:
-        tickets = Tickets(serving.server_folder() / "tickets", 0)
-        await until(lambda: tickets.look().tickets, BACK)
-        before, inside = load.outcomes()["answered"], len(tickets.look().tickets)
+    """Send SIGTERM while the server generates long answers, and requests of other clients for a second after it."""
+    tickets = Tickets(serving.server_folder() / "tickets", 0)
+    later = Load([serving.grpc_url, serving.http_url], clients)
+    tokens = {name: np.array([200], np.int32) for name in ("MIN_NEW_TOKENS", "MAX_NEW_TOKENS")}
+    image = encoded(noise(random.Random(0), 200, 150))
+    transports = [open_async_transport(parse_url(serving.grpc_url)) for _ in range(clients)]
+    try:
+        inside = [
+            asyncio.create_task(each.infer(ENSEMBLE, request(image, "<CAPTION>", **tokens), SILENCE))
+            for each in transports
+        ]
+        assert await until(lambda: len(tickets.look().tickets) == clients, BACK)
         signaled = time.monotonic()
         serving.process.terminate()
+        sending = asyncio.create_task(later.run())
         await asyncio.sleep(1.0)
-        load.stopping = True
+        later.stopping = True
+        outcomes = await asyncio.gather(*inside, return_exceptions=True)
+        await sending
         await until(lambda: serving.process.poll() is not None, BACK)
-        took = time.monotonic() - signaled
-    return Stop(load, inside, load.outcomes()["answered"] - before, took, serving.process.wait())
+    finally:
+        for each in transports:
+            await each.close()
+    return Stop(outcomes, later, time.monotonic() - signaled, serving.process.wait())
 
 
 async def fill_shared_memory(
@@ -125,8 +135,9 @@ def test_a_killed_process_comes_back(serving: Serving, stage: str) -> None:
 
 def test_sigterm_answers_the_requests_in_flight(serving: Serving) -> None:
     stopped = asyncio.run(stop(serving))
-    print(f"\nexit code {stopped.exit_code} after {stopped.seconds:.1f} s; {dict(stopped.load.outcomes())}")
-    assert stopped.exit_code == 0 and stopped.load.clear and stopped.answered >= stopped.inside
+    print(f"\nexit code {stopped.exit_code} after {stopped.seconds:.1f} s; {dict(stopped.later.outcomes())}")
+    assert [each for each in stopped.inside if isinstance(each, BaseException)] == []
+    assert stopped.exit_code == 0 and stopped.later.clear
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a /dev/shm of its own")
