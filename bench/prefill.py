@@ -68,8 +68,9 @@ def row(precision: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    precisions = parser.parse_args().precisions
     print("| weights | prefill | its products | ratio |\n|---|---|---|---|")
-    for precision in parser.parse_args().precisions:
+    for precision in precisions:
         print(row(precision), flush=True)
 
 

@@ -24,7 +24,11 @@ def checked(tmp_path_factory) -> str:
         "    print(client.find('street.jpg', ['a dog']).answer)\n"
     )
     settings = folder / "mypy.ini"
-    settings.write_text(f"[mypy]\nstrict = True\nmypy_path = {ROOT}:{ROOT / 'client'}\nfollow_imports = silent\n")
+    settings.write_text(
+        f"[mypy]\nstrict = True\nmypy_path = {ROOT}:{ROOT / 'client'}\nfollow_imports = silent\n"
+        # tritonclient brings no types; the others need not be installed.
+        "[mypy-tritonclient.*,fiftyone.*,kserve.*]\nignore_missing_imports = True\n"
+    )
     command = [sys.executable, "-m", "mypy", "--config-file", settings, *PROGRAMS, folder / "wrong.py"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
 
@@ -33,8 +37,7 @@ def checked(tmp_path_factory) -> str:
 def test_a_users_program_is_clean(program, checked):
     """Sync, async, many images, options and errors, all with types that mypy knows."""
     assert "wrong.py" in checked
-    # tritonclient brings no types.
-    wrong = [line for line in checked.splitlines() if program.name in line and "tritonclient" not in line]
+    wrong = [line for line in checked.splitlines() if program.name in line]
     assert not [line for line in wrong if "error:" in line], checked
 
 
