@@ -487,7 +487,7 @@ def test_bad_header_is_an_invalid_request(headers):
 
 def test_tls_files_are_checked_at_once(tmp_path):
     """A missing file is named when the client is made, and TLS for a URL without it is a mistake too."""
-    with pytest.raises(InvalidRequest, match="there is no file .*missing.pem"):
+    with pytest.raises(InvalidRequest, match=r"there is no file .*missing.pem"):
         Client("https://box", tls=Tls(ca=tmp_path / "missing.pem"))
     with pytest.raises(InvalidRequest, match="use grpcs://"):
         Client("grpc://box", tls=Tls(ca=tmp_path / "missing.pem"))
