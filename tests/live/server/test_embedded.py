@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -48,7 +48,11 @@ output [ {{ name: "Y" data_type: TYPE_FP32 dims: [ -1 ] }} ]
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 {more}
 """
-SLEEP = "import time; time.sleep(float(pb_utils.get_input_tensor_by_name(requests[0], 'X').as_numpy()[0]))"
+RUNNING = "a-request-runs"  # a file that appears when a request reaches the model
+SLEEP = (
+    f"import os, time; open(os.path.join(os.environ['TMPDIR'], '{RUNNING}'), 'w').close(); "
+    "time.sleep(float(pb_utils.get_input_tensor_by_name(requests[0], 'X').as_numpy()[0]))"
+)
 SERVE = """
 import sys
 from pathlib import Path
@@ -163,6 +167,14 @@ def grpc_address(temporary: Path) -> str:
     return "127.0.0.1:" + command.partition("--grpc-port=")[2].split()[0]
 
 
+def wait_until_running(temporary: Path, seconds: float = 60) -> None:
+    """Wait until a request has reached the model of the `serving` process."""
+    end = time.monotonic() + seconds
+    while not (temporary / RUNNING).exists():
+        assert time.monotonic() < end, "the request did not reach the model"
+        time.sleep(0.02)
+
+
 def child_of(process: int, name: str) -> int:
     """Return the process id of the child whose command line contains `name`."""
     return next(child.pid for child in psutil.Process(process).children() if name in " ".join(child.cmdline()))
@@ -243,9 +255,14 @@ def test_taken_port_is_reported_before_anything_starts(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_it_when_running_requests_are_answered(serving, temporary, number):
     """After Ctrl-C or SIGTERM the request in flight is answered, the exit code is 0, and nothing is left."""
-    threading.Timer(1, lambda: serving.send_signal(number)).start()
+    outcome: queue.SimpleQueue = queue.SimpleQueue()
     with triton.InferenceServerClient(grpc_address(temporary)) as client:
-        assert client.infer("double", [tensor(np.full(1, 3, np.float32))]).as_numpy("Y").tolist() == [6]
+        client.async_infer(
+            "double", [tensor(np.ones(1, np.float32))], lambda result, error: outcome.put(error or result)
+        )
+        wait_until_running(temporary)
+        serving.send_signal(number)
+        assert outcome.get(timeout=30).as_numpy("Y").tolist() == [2]
     output, _ = serving.communicate(timeout=30)
     assert serving.returncode == 0
     assert "Stopping when running requests are answered" in output
@@ -256,7 +273,7 @@ def test_a_second_signal_stops_it_at_once(serving, temporary):
     """Running requests are not waited for, and still nothing is left."""
     with triton.InferenceServerClient(grpc_address(temporary)) as client:
         client.async_infer("double", [tensor(np.full(1, 60, np.float32))], lambda result, error: None)
-        time.sleep(0.3)
+        wait_until_running(temporary)
         for _ in range(2):
             serving.send_signal(signal.SIGINT)
             time.sleep(0.3)
