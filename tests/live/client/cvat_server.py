@@ -15,6 +15,43 @@ from urllib.parse import urlsplit
 VERSION = "2.80.0"
 
 
+def responses(images: list[Path], labels: dict[int, str]) -> dict[str, Any]:
+    """Return the response for each path, JSON or the bytes of a file, for a task with these images and labels."""
+    chunk = io.BytesIO()
+    with zipfile.ZipFile(chunk, "w") as archive:
+        for number, path in enumerate(images):
+            archive.write(path, f"{number:06}{path.suffix}")
+    task = {
+        "id": 7, "name": "street", "url": "", "project_id": None, "organization": None, "size": len(images),
+        "data_chunk_size": len(images), "data_original_chunk_type": "imageset", "dimension": "2d",
+        "data_compressed_chunk_type": "imageset", "updated_date": "2026-01-01T00:00:00Z", "mode": "annotation",
+        "jobs": {"url": "", "count": 1, "completed": 0, "validation": 0}, "labels": {"url": ""},
+    }  # fmt: skip
+    described = [
+        {"id": number, "name": name, "type": "any", "attributes": [], "sublabels": [], "has_parent": False}
+        for number, name in labels.items()
+    ]
+    frames = [{"name": path.name, "width": 640, "height": 640, "related_files": 0} for path in images]
+    return {
+        "/api/server/about": {
+            "name": "CVAT",
+            "description": "",
+            "version": VERSION,
+            "logo_url": "",
+            "subtitle": "",
+        },
+        "/api/users/self": {"id": 1, "username": "user"},
+        "/api/tasks/7": task,
+        "/api/labels": {"count": len(labels), "next": None, "previous": None, "results": described},
+        "/api/tasks/7/data/meta": {
+            "chunks_updated_date": task["updated_date"],
+            "deleted_frames": [],
+            "frames": frames,
+        },
+        "/api/tasks/7/data": chunk.getvalue(),
+    }
+
+
 class CvatServer:
     """Task 7, whose labels are of any type, and one request to annotate it for an agent of function 1.
 
@@ -24,39 +61,7 @@ class CvatServer:
     def __init__(self, images: list[Path], labels: list[str]) -> None:
         self.uploads: list[dict[str, Any]] = []
         self.label_ids = [100 + number for number in range(len(labels))]
-        chunk = io.BytesIO()
-        with zipfile.ZipFile(chunk, "w") as archive:
-            for number, path in enumerate(images):
-                archive.write(path, f"{number:06}{path.suffix}")
-        task = {
-            "id": 7, "name": "street", "url": "", "project_id": None, "organization": None, "size": len(images),
-            "data_chunk_size": len(images), "data_original_chunk_type": "imageset", "dimension": "2d",
-            "data_compressed_chunk_type": "imageset", "updated_date": "2026-01-01T00:00:00Z", "mode": "annotation",
-            "jobs": {"url": "", "count": 1, "completed": 0, "validation": 0}, "labels": {"url": ""},
-        }  # fmt: skip
-        described = [
-            {"id": number, "name": name, "type": "any", "attributes": [], "sublabels": [], "has_parent": False}
-            for number, name in zip(self.label_ids, labels, strict=True)
-        ]
-        frames = [{"name": path.name, "width": 640, "height": 640, "related_files": 0} for path in images]
-        answers: dict[str, Any] = {
-            "/api/server/about": {
-                "name": "CVAT",
-                "description": "",
-                "version": VERSION,
-                "logo_url": "",
-                "subtitle": "",
-            },
-            "/api/users/self": {"id": 1, "username": "user"},
-            "/api/tasks/7": task,
-            "/api/labels": {"count": len(labels), "next": None, "previous": None, "results": described},
-            "/api/tasks/7/data/meta": {
-                "chunks_updated_date": task["updated_date"],
-                "deleted_frames": [],
-                "frames": frames,
-            },
-            "/api/tasks/7/data": chunk.getvalue(),
-        }
+        answers = responses(images, dict(zip(self.label_ids, labels, strict=True)))
         waiting = [
             {
                 "type": "annotate_task", "task": 7, "threshold": 0.5, "conv_mask_to_poly": False,
