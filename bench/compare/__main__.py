@@ -2,7 +2,7 @@
 
     python -m bench.compare --list               the parts, and how long each takes
     python -m bench.compare --parts prepare      only make the checkpoints, exports and conversions
-    python -m bench.compare --minutes 35         all parts; what does not fit in the time is left for the next run
+    python -m bench.compare --minutes 60         all parts; what does not fit in the time is left for the next run
     python -m bench.compare --parts main long    only these
     python -m bench.compare --report             only write the tables and the plot again
     python -m bench.compare --quick              the bundled checkpoint and few tokens, only printed
@@ -52,7 +52,9 @@ def quick(parts: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=["prepare", *PARTS], default=list(PARTS), metavar="PART")
-    parser.add_argument("--rounds", type=int, default=2, help="of the parts that are repeated (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often each part but quality is measured (default: %(default)s)"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing that would end later")
     parser.add_argument("--price", type=float, help=f"dollars an hour of this machine (default: {DOLLARS_AN_HOUR})")
     parser.add_argument("--again", action="store_true", help="measure these parts again")

@@ -29,7 +29,6 @@ class Competitor:
     parts: tuple[str, ...] = ()
     one_client: bool = False  # a script
     sweep: tuple[int, ...] = SWEEP
-    rounds: int = 9  # at most
     cost: tuple[float, float, float] = (20, 1.2, 0.01)
 
     def takes(self, load: Load) -> bool:
@@ -80,12 +79,10 @@ def line_up(checkpoint: Path, folder: Path) -> list[Competitor]:
     return [
         script("transformers float32", float32, ("main", "quality"), (15, 4.2, 0.1)),
         script("transformers bfloat16", bfloat16, (*SCRIPTED, "icons", "stream"), (15, 2.2, 0.055)),
-        script("transformers compiled, bfloat16", compiled, ("main",), (180, 2.4, 0.06), rounds=1),
+        script("transformers compiled, bfloat16", compiled, ("main",), (180, 2.4, 0.06)),
         script("OpenVINO port", openvino, (*SCRIPTED, "stream"), (20, 2.0, 0.05)),
         static_batch(checkpoint, "bfloat16"),
-        Competitor(
-            "this server, float32", partial(servers.served, exact), ("main", "quality"), rounds=1, cost=(25, 2.8, 0.03)
-        ),
+        Competitor("this server, float32", partial(servers.served, exact), ("main", "quality"), cost=(25, 2.8, 0.03)),
         Competitor("this server, default", partial(servers.served, auto), (*SERVED, "images")),
         Competitor("this server, streaming", partial(servers.streaming, auto), ("stream",), cost=(25, 1, 0)),
         Competitor("this server, for 64 x 64", partial(servers.served, small), ("icons",), cost=(20, 0.05, 0.003)),
@@ -99,13 +96,9 @@ def line_up(checkpoint: Path, folder: Path) -> list[Competitor]:
 
 
 def script(
-    name: str,
-    load: Callable[[], Generator],
-    parts: tuple[str, ...],
-    cost: tuple[float, float, float],
-    rounds: int = 9,
+    name: str, load: Callable[[], Generator], parts: tuple[str, ...], cost: tuple[float, float, float]
 ) -> Competitor:
-    return Competitor(name, partial(in_a_process, load), parts, one_client=True, rounds=rounds, cost=cost)
+    return Competitor(name, partial(in_a_process, load), parts, one_client=True, cost=cost)
 
 
 def static_batch(checkpoint: Path, precision: str) -> Competitor:

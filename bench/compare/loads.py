@@ -96,7 +96,6 @@ PARTS: dict[str, tuple[Load, ...]] = {
     "stream": (FIRST_TOKEN,),
     "images": (of(CAPTION, MANY, 6 * MANY, "images"),),
 }
-REPEATED = ("main",)  # in every round
 
 
 @functools.cache

@@ -30,9 +30,8 @@ def captions_per_second(axes: Axes, figures: Figures) -> None:
     names = [name for name in tables.headliners(figures) if read.rate(figures, name, CAPTION.task, MANY)]
     spreads = [spread for name in names if (spread := read.rate(figures, name, CAPTION.task, MANY))]
     medians = [spread.median for spread in spreads]
-    errors = [[one.median - one.low for one in spreads], [one.high - one.median for one in spreads]]
     colors = [OURS if tables.is_ours(name) else OTHERS for name in names]
-    axes.barh(names, medians, color=colors, xerr=errors, capsize=3)
+    axes.barh(names, medians, color=colors, xerr=ranges(spreads), capsize=3)
     for row, spread in enumerate(spreads):
         axes.text(spread.high, row, f"  {spread.median:.2f}", va="center")
     limit = read.limits(figures)(MANY, CAPTION.tokens)
@@ -44,7 +43,7 @@ def captions_per_second(axes: Axes, figures: Figures) -> None:
 
 
 def captions_by_clients(axes: Axes, figures: Figures) -> None:
-    """Draw a line per competitor with its name at the end."""
+    """Draw a line per competitor, with its name at the end and the ranges of repeated runs."""
     shown: list[int] = []
     for name in read.competitors(figures):
         spreads = [(clients, found) for clients in tables.CLIENTS if (found := tables.growth(figures, name, clients))]
@@ -52,7 +51,7 @@ def captions_by_clients(axes: Axes, figures: Figures) -> None:
             continue
         clients, medians = [number for number, _ in spreads], [spread.median for _, spread in spreads]
         color = OURS if tables.is_ours(name) else OTHERS
-        axes.plot(clients, medians, color=color, marker="o")
+        axes.errorbar(clients, medians, ranges([spread for _, spread in spreads]), color=color, marker="o", capsize=3)
         axes.annotate(name, (clients[-1], medians[-1]), (0, -16), textcoords="offset points", ha="right", color=color)
         shown = sorted({*shown, *clients})
     limit = read.limits(figures)
@@ -64,3 +63,8 @@ def captions_by_clients(axes: Axes, figures: Figures) -> None:
              ylabel="captions/s", title="Captions per second by clients")  # fmt: skip
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def ranges(spreads: list[read.Spread]) -> list[list[float]]:
+    """Return how far the ranges reach below and above the medians, as matplotlib takes error bars."""
+    return [[one.median - one.low for one in spreads], [one.high - one.median for one in spreads]]

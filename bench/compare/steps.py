@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bench.compare import machine
 from bench.compare.competitors import Competitor
-from bench.compare.loads import MANY, PARTS, REPEATED, Load, image, run
+from bench.compare.loads import MANY, PARTS, Load, image, run
 from bench.compare.quality import measure_quality
 from bench.compare.record import Figures, Key, Record, stamp
 from bench.harness import Peak, descendants, proportional_memory
@@ -42,9 +42,9 @@ def plan(fast: list[Competitor], good: list[Competitor], parts: Iterable[str], r
         Step(part, competitor, turn, [*filter(competitor.takes, PARTS[part])], 0 if PARTS[part] else scenes)
         for turn in range(1, rounds + 1)
         for part in parts
-        if turn == 1 or part in REPEATED
+        if turn == 1 or PARTS[part]  # quality is the same in every round
         for competitor in (fast if PARTS[part] else good)
-        if part in competitor.parts and turn <= competitor.rounds
+        if part in competitor.parts
     ]
 
 
