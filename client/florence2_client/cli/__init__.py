@@ -25,7 +25,7 @@ from florence2_client.cli.console import complain
 
 COMMANDS = {  # name -> module:function, and one line of help
     "run": ("florence2_client.cli.run:add_arguments", "run tasks on one image"),
-    "batch": ("florence2_client.cli.batch:add_arguments", "run tasks on many images, and resume where it stopped"),
+    "batch": ("florence2_client.cli.batch:add_arguments", "run tasks on many images; run it again to resume"),
     "ui": ("florence2_client.cli.serve:add_ui", "serve a web page for a running server"),
     "health": ("florence2_client.cli.health:add_arguments", "check that a server is alive, with a real inference"),
     "info": ("florence2_client.cli.info:add_info", "show which checkpoints a server holds"),
@@ -34,7 +34,7 @@ COMMANDS = {  # name -> module:function, and one line of help
     "serve": ("florence2_client.cli.serve:add_serve", "serve an exported model"),
     "gateway": ("florence2_client.cli.gateway:add_arguments", "serve OpenAI's API in front of a server"),
     "mcp": ("florence2_client.cli.mcp:add_arguments", "offer the tasks to agents as MCP tools"),
-    "calibrate": ("florence2_client.cli.calibrate:add_arguments", "make confidences true, by labeled images"),
+    "calibrate": ("florence2_client.cli.calibrate:add_arguments", "calibrate confidences with labeled images"),
     "export": ("florence2_export.cli:add_arguments", "turn a checkpoint into a servable model"),
     "compile": ("florence2_export.compile:add_arguments", "compile the decoder before the first start"),
 }

@@ -132,7 +132,7 @@ def add_confidence(parser: argparse.ArgumentParser, where: str) -> None:
     """Add `--min-confidence`; `where` says what it leaves objects out of."""
     parser.add_argument(
         "--min-confidence", type=number(float, 0, 1), default=0.0, metavar="P",
-        help=f"leave objects of which the model is less sure out of {where} (0 to 1, default: %(default)g)",
+        help=f"leave objects with a lower confidence out of {where} (0 to 1, default: %(default)g)",
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ LONGEST_RETRY = 30 * 24 * 60 * 60  # seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Run tasks on many images. Bad files, server restarts and Ctrl-C lose no answers."
+    parser.description = "Run tasks on many images. No answer is lost to bad files, server restarts or Ctrl-C."
     parser.epilog = EXAMPLES
     parser.set_defaults(command=run)
     sources = parser.add_argument(
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> int:
     if options.rle and not options.coco:
-        raise InvalidRequest("--rle is about --coco, which was not given")
+        raise InvalidRequest("--rle needs --coco")
     sources = ImagePaths(options.sources)
     batch = Batch(options, sources.paths, _with_texts(options.tasks, options.text or []))
     classes = options.yolo / "classes.txt" if options.yolo else None

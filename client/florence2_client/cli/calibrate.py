@@ -28,9 +28,9 @@ EXAMPLES = """\
 examples:
   florence2 calibrate labeled/                          images and annotations.json, in COCO's format
   florence2 calibrate labeled/ --tasks od,open_vocabulary_detection --repository models
-  florence2 calibrate valid/ --url http://gpu-box:8000 --repository /srv/models     a server that runs already
+  florence2 calibrate valid/ --url http://gpu-box:8000 --repository /srv/models     a server that is already running
 
-Start the server again afterwards: it reads the calibration when it starts. --reset removes it.
+Restart the server afterwards: it reads the calibration when it starts. --reset removes the calibration.
 """
 CALIBRATED = "calibrated"  # the parameter of the ensemble that names the calibrated tasks
 LEAST_OBJECTS = 100
@@ -41,7 +41,7 @@ GRAMMARS = (Grammar.LABELED_BOXES, Grammar.BARE_BOXES, Grammar.GROUNDING, Gramma
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Make confidences true: run labeled images through the model, and fit a monotone map for each task from the\n"
+        "Calibrate confidences: run labeled images through the model, and fit a monotone map for each task from the\n"
         "model's confidence to the share of objects that are right (same label, overlap of at least 0.5)."
     )
     parser.epilog = EXAMPLES
@@ -71,7 +71,7 @@ def calibrate(options: argparse.Namespace) -> int:
         raise InvalidRequest(f"{options.repository} cannot be written: permission denied")
     if options.reset:
         _store(folder, ensemble, Calibration())
-        print(f"{options.repository} is no longer calibrated; start its server again")
+        print(f"{options.repository} is no longer calibrated; restart its server")
         return 0
     if options.folder is None:
         raise InvalidRequest("LABELED_DIR is missing; see `florence2 calibrate --help`")
@@ -83,7 +83,7 @@ def calibrate(options: argparse.Namespace) -> int:
     calibration = Calibration({**Calibration.load(folder).curves, **curves})
     _store(folder, ensemble, calibration)
     print(*_report(judged), sep="\n")
-    print(f"{folder / FILE_NAME} is written; start the server again to use it")
+    print(f"wrote {folder / FILE_NAME}; restart the server to use it")
     return 0
 
 
@@ -112,8 +112,8 @@ def _client(options: argparse.Namespace, folder: Path) -> Iterator[Client]:
         for model in ask_server(parse_url(to["url"], to["headers"], to["tls"]), options.model):
             if model.name == options.model and CALIBRATED in model.description:
                 raise InvalidRequest(
-                    f"the server at {options.url} is calibrated already; remove that with --reset and start it again, "
-                    "or leave out --url"
+                    f"the server at {options.url} is calibrated already; remove its calibration with --reset and "
+                    "restart it, or leave out --url"
                 )
         with Client(**to) as client:
             yield client
@@ -157,7 +157,7 @@ def _require_known_labels(images: Sequence[LabeledImage], judged: Mapping[str, J
             if len(never) == len(labels):
                 raise InvalidRequest(
                     f"{TASKS[task].name} never names a label of the images ({', '.join(never[:5])}); it names "
-                    f"{', '.join(sorted(set(found.labels))[:5]) or 'nothing'}: name the categories as the model does"
+                    f"{', '.join(sorted(set(found.labels))[:5]) or 'nothing'}: use the names that the model uses"
                 )
             if never:
                 complain(f"note: {TASKS[task].name} never names {', '.join(never[:10])}")

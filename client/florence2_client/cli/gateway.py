@@ -66,16 +66,17 @@ def add_access(parser: argparse.ArgumentParser) -> Any:
     access = parser.add_argument_group("access")
     access.add_argument(
         "--api-key", action="append", default=[], metavar="KEY",
-        help="a key that clients must send; repeatable. Other users of this machine can see it: the variable\n"
-        f"{KEYS_VARIABLE} (keys separated by commas) and --api-key-file keep it to yourself",
+        help="a key that clients must send; repeatable. Other users of this machine can see it, but not keys in the\n"
+        f"variable {KEYS_VARIABLE} (separated by commas) or in --api-key-file",
     )  # fmt: skip
     keys = access.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file with a key on each line")
     keys.complete = FILES  # type: ignore[attr-defined]
     access.add_argument(
-        "--requests-per-minute", type=number(float, 0, above=True), metavar="N", help="of each key (default: no limit)"
-    )
+        "--requests-per-minute", type=number(float, 0, above=True), metavar="N",
+        help="limit for each key (default: no limit)",
+    )  # fmt: skip
     access.add_argument(
-        "--concurrency", type=number(int, 1), metavar="N", help="running requests of each key (default: no limit)"
+        "--concurrency", type=number(int, 1), metavar="N", help="running requests for each key (default: no limit)"
     )
     access.add_argument(
         "--max-body-mib", type=number(int, 1, MOST_BODY_MIB), default=64, metavar="MIB",
@@ -83,7 +84,7 @@ def add_access(parser: argparse.ArgumentParser) -> Any:
     )  # fmt: skip
     access.add_argument(
         "--allow-images-from", action="append", type=_image_host, default=[], metavar="HOST",
-        help="fetch images from https URLs of this host too, or of all below *.HOST; repeatable\n"
+        help="also fetch images from https URLs of this host, or with *.HOST of all hosts below it; repeatable\n"
         "(default: only data: URLs)",
     )  # fmt: skip
     return access
@@ -138,13 +139,13 @@ def keys_of(options: argparse.Namespace) -> tuple[str, ...]:
         try:
             keys += options.api_key_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not a text in UTF-8"
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise InvalidRequest(f"--api-key-file {options.api_key_file} cannot be read: {reason}") from error
         if not any(key.strip() for key in keys):
             raise InvalidRequest(f"--api-key-file {options.api_key_file} holds no key")
     found = tuple(dict.fromkeys(filter(None, (key.strip() for key in keys))))
     if any(not (key.isascii() and key.isprintable()) or " " in key for key in found):
-        raise InvalidRequest("an API key consists of ASCII characters without spaces")
+        raise InvalidRequest("an API key must consist of printable ASCII characters without spaces")
     return found
 
 

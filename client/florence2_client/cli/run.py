@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     draw.complete = FILES  # type: ignore[attr-defined]
     parser.add_argument(
-        "--masks", type=Path, metavar="DIR", help="write a black and white mask of each object: DIR/LABEL.png"
+        "--masks", type=Path, metavar="DIR", help="write a black-and-white mask of each object: DIR/LABEL.png"
     )
     add_confidence(parser, "the answer")
     add_generation(parser)

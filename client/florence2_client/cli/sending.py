@@ -264,7 +264,7 @@ class Batch:
         if failed := self._failed():
             parts += [f"{failed} with an error" + "; --retry-errors tries again" * (not self._mistakes)]
         if absent:
-            parts += [f"{len({path for path, *_ in absent})} missing or not readable"]
+            parts += [f"{len({path for path, *_ in absent})} missing or unreadable"]
         if left:
             parts += [f"{left} left" + "; run the same command again to resume" * (name == self._options.out)]
         print(f"{name}: {', '.join(parts)}", file=sys.stderr)

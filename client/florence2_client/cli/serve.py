@@ -49,13 +49,13 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--cache-mib", type=number(int, 0, MOST_CACHE_MIB), metavar="MIB",
-        help="memory to keep the features of images, so that none is encoded twice; 0 is none\n"
+        help="memory for the features of recent images, which are not encoded again; 0 turns this off\n"
         "(default: %(default)s, 145 images with Florence-2-base)",
     )  # fmt: skip
     parser.add_argument(
         "--cache-answers", nargs="?", const=ANSWERS_MIB, type=number(int, 0, MOST_CACHE_MIB), metavar="MIB",
-        help="keep answers too, in so much memory (64 if no number follows), for requests with the same image, prompt\n"
-        "and options (default: keep none)",
+        help="keep answers too, in this much memory (64 if no number follows), for requests with the same image,\n"
+        "prompt and options (default: keep none)",
     )  # fmt: skip
     parser.add_argument(
         "--stream",
@@ -73,11 +73,11 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--connection-age", type=number(int, 1, LONGEST_TIMEOUT), metavar="S",
-        help="make gRPC clients reconnect after so many seconds, to find new replicas (default: never)",
+        help="make gRPC clients reconnect after S seconds, so that they find new replicas (default: never)",
     )  # fmt: skip
     parser.add_argument(
         "--traces", metavar="URL",
-        help="send OpenTelemetry traces there (OTLP over HTTP), such as http://127.0.0.1:4318/v1/traces",
+        help="send OpenTelemetry traces to this address (OTLP over HTTP), such as http://127.0.0.1:4318/v1/traces",
     )  # fmt: skip
     parser.add_argument(
         "--tritonserver", type=Path, metavar="DIR",

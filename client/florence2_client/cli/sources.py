@@ -221,7 +221,7 @@ def require_own_folder(folder: Path, paths: Iterable[str], flag: str = "--draw")
 def require_writable(path: Path, inputs: Iterable[str]) -> None:
     """Make the folder of a file that will be written. Raise an error if it cannot be, or if it is one of the inputs."""
     if path.suffix.lower() in SUFFIXES:
-        raise InvalidRequest(f"{path} has the name of an image; it would not be one")
+        raise InvalidRequest(f"{path} has the suffix of an image, but would not be one; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

@@ -89,7 +89,7 @@ class XAnyLabeling:
         state["model"], state["task"] = client.model, task.token
         texts = texts_of(task, body.params)
         if len(texts) > MOST_TEXTS:
-            raise InvalidPrompt(f"{len(texts)} phrases or rectangles are more than the {MOST_TEXTS} of a request")
+            raise InvalidPrompt(f"a request takes at most {MOST_TEXTS} phrases or rectangles, not {len(texts)}")
         options: Any = {each.keyword: body.params[each.keyword] for each in OPTIONS if each.keyword in body.params}
 
         async def answers() -> list[Result[Any]]:

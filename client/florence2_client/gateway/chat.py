@@ -33,10 +33,10 @@ def read_messages(messages: Sequence[Message]) -> Asked:
     """
     users = [_parts(message) for message in messages if message.role == "user"]
     if not users:
-        raise InvalidPrompt("messages must end with a message of the user")
+        raise InvalidPrompt("there must be a message with the role user")
     for part in users[-1]:
         if part.type not in ("text", "image_url"):
-            raise InvalidRequest(f"content of type {part.type[:40]!r} is not supported; there are text and image_url")
+            raise InvalidRequest(f"content of type {part.type[:40]!r} is not supported; send text or image_url")
     task, *rest = [text for part in users[-1] if (text := (part.text or "").strip())] or [""]
     if not task:
         raise InvalidPrompt("the user's message has no text: name a task, such as <OD> or caption")

@@ -120,7 +120,7 @@ class ImageSource:
         parents = [f"*.{host.split('.', count)[-1]}" for count in range(1, host.count(".") + 1)]
         allowed = {f"{pattern}:443": pattern for pattern in self._hosts if ":" not in pattern}
         if not any(f"{pattern}:{port}" in {*allowed, *self._hosts} for pattern in (host, *parents)):
-            remedy = f"allowed are {', '.join(sorted(self._hosts))}" if self._hosts else "send it as a data: URL"
+            remedy = f"allowed hosts: {', '.join(sorted(self._hosts))}" if self._hosts else "send it as a data: URL"
             raise InvalidImage(f"images are not fetched from {host}; {remedy}")
         try:
             literal = self._permitted(host)  # an IP address is not resolved, so nothing else would check it

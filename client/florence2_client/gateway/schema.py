@@ -74,7 +74,7 @@ class ChatRequest(_Options):  # type: ignore[valid-type,misc]
     messages: list[Message] = Field(
         min_length=1,
         description="The last user message holds the task as its text (`<OD>`, `caption`, `<TASK>text`, or a prompt of "
-        "a fine-tune), and the image. Without an image of its own it is about the image before it",
+        "a fine-tune), and the image. A message without an image refers to the latest image before it",
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None

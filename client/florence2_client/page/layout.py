@@ -124,7 +124,7 @@ class Form:
         self.another = gr.Button("Another image", size="sm", visible="hidden", elem_id="another")
         tasks = [(heading(task.name), task.name) for task in TASKS.values()]
         self.task = gr.Dropdown(
-            tasks, value="od", label="Task", info="Choose one, or type a prompt of your own model.",
+            tasks, value="od", label="Task", info="Choose a task, or type a prompt for your own model.",
             allow_custom_value=True, elem_id="task",
         )  # fmt: skip
         self.others = gr.Dropdown(
@@ -132,11 +132,11 @@ class Form:
             info="More tasks on the same image; the answers are shown side by side.", elem_id="others",
         )  # fmt: skip
         self.text = gr.Textbox(label="Phrase, caption or question", visible="hidden", elem_id="text",
-                               info="Several phrases: one a line (Shift+Enter).")  # fmt: skip
+                               info="For several phrases, enter one per line (Shift+Enter).")  # fmt: skip
         self.region = gr.Textbox(
             label="Box", placeholder="x1,y1,x2,y2 in pixels, or draw it", visible="hidden", elem_id="region"
         )
-        info = "Leaves out objects of which the model is less sure."
+        info = "Leaves out objects with a lower confidence."
         self.confidence = gr.Slider(0, 1, 0, step=0.01, label="Minimum confidence", info=info, elem_id="confidence")
         with gr.Accordion("Options", open=False):
             self.options = [option_field(option) for option in OPTIONS]
