@@ -40,8 +40,8 @@ examples:
   florence2 batch photos/ --tasks open_vocabulary_detection --text "a traffic sign" --out signs.jsonl --yolo labels/
 
 Each line of the output is an answer, with `image` and `task`. Run the same command again to resume where the last run
-stopped, for whatever reason; answers in the output are not requested again, unless the image has changed. An image
-that cannot be read gets one line with `error`, which stays until --retry-errors; a missing one is looked for again.
+stopped, whatever stopped it. Answers in the output are not requested again, unless the image has changed. An image that
+cannot be read gets one line with `error`, which stays until --retry-errors; a missing image is looked for in each run.
 COCO, YOLO and CSV files are written from all lines at the end of each run.
 Exit codes: 0 success, 1 the server failed or a disk is full, 2 some images or the request are wrong, or a file cannot
 be written, 3 the server is absent or overloaded, 130 interrupted with Ctrl-C.
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="all text answers")
     parser.add_argument("--draw", type=Path, metavar="DIR", help="images with the answers drawn on them")
     add_confidence(parser, "--coco, --yolo\nand --draw; --out has all")
-    parser.add_argument("--retry-errors", action="store_true", help="send again what had an error in an earlier run")
+    parser.add_argument("--retry-errors", action="store_true", help="repeat requests that failed in an earlier run")
     parser.add_argument(
         "--concurrency",
         type=number(int, 1, MOST_IN_FLIGHT),

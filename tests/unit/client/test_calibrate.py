@@ -83,7 +83,7 @@ def test_it_stores_the_maps_and_says_so(repository, labeled, answers, capsys):
     assert run(repository, labeled, "--tasks", "od") == 0
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines()]
-    assert ["od", "120", "50%", "0.300", "0.000"] in rows and "start the server again" in out
+    assert ["od", "120", "50%", "0.300", "0.000"] in rows and "restart the server" in out
     curve = Calibration.load(repository / POSTPROCESS).curves["<OD>"]
     assert curve.objects == 120 and curve([0.4, 0.8]) == pytest.approx([0, 1])
     [model] = info.read_repository(repository)
