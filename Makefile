@@ -52,8 +52,8 @@ test-live: install
 stress: install
 	$(BIN)/python -m pytest -s tests/stress
 
-# Takes about forty-five minutes on two cores, and goes on where it was interrupted. It writes the tables and the plot in
-# README and docs/benchmarks.md.
+# Takes more than an hour on two cores, and goes on where it was interrupted. It writes the tables and the plot in README
+# and docs/benchmarks.md.
 bench: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.compare
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.decode
