@@ -35,7 +35,7 @@ NOT_HEALTHY = re.compile(r"Stub process '(?P<model>.+?)_\d+_\d+' is not healthy"
 PROBES = 4  # more than there are processes of preprocess, all at once: the others would hide a dead one
 METRICS_PORT = 8002
 METRICS_SECONDS = 2.0
-# The decoder publishes its counters every two seconds, so until then they may grow by work done before a stage hung.
+# The decoder publishes its counters once a second, so until then they may grow by work done before a stage hung.
 SETTLING_SECONDS = 3.0
 POLL_SECONDS = 0.5
 
