@@ -1,4 +1,4 @@
-"""docs/client.md stays true: its table is the code's, and its scores are the demo's. test_docs_commands.py runs it."""
+"""The pages of the Python client stay true: the table of methods is the code's, and the scores are the demo's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 
 from florence2_client import Client
 
-PAGE = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def test_table_lists_every_method():
     """Method, task, further argument and kind of answer match the signatures."""
-    rows = re.findall(r"^\| `(\w+)` \| `(<\w+>)` \| (\w*) ?\| `(\w+)` \|$", PAGE, re.MULTILINE)
+    page = (DOCS / "client.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(<\w+>)` \| (\w*) ?\| `(\w+)` \|$", page, re.MULTILINE)
     kinds = {"TextT": "TextAnswer", "BoxesT": "Boxes", "QuadsT": "Quads", "PolygonsT": "Polygons"}
     methods = []
     for name, method in inspect.getmembers(Client, inspect.isfunction):
@@ -35,6 +36,6 @@ def test_correct_boxes_have_the_scores_that_are_explained(server):
     shapes = json.loads((demo / "scene.json").read_text())["scene"]["shapes"]
     with Client(server.grpc_url) as client:
         answer = client.detect(demo / "scene.png").answer
-    assert "their scores are 0.04" in PAGE
+    assert "their scores are 0.04" in (DOCS / "answers.md").read_text(encoding="utf-8")
     assert [round(score, 2) for score in answer.scores] == [0.04, 0.04]
     assert answer.bboxes == [pytest.approx([768 * edge for edge in shape["box"]], abs=0.02 * 768) for shape in shapes]

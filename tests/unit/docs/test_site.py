@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import florence2_client
+from florence2_client import cli
 
 pytest.importorskip("material", reason="the site needs Python 3.11")
+yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).parents[3]
 LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?((?:https?:)?//[^\"'\s>]+)")
@@ -64,3 +66,24 @@ def test_the_reference_has_every_public_name(site):
     assert all(f'id="florence2_client.{name}"' in reference for name in florence2_client.__all__)
     assert "Result[TextAnswer]" in text and "TextT" not in text
     assert '>>> client.caption("scene.png")' in text
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_reference_has_every_option_of_the_commands(site, capsys, command):
+    """That is, what `--help` prints before the examples, and a section for nothing else."""
+    page = (site / "docs" / "commands.html").read_text(encoding="utf-8")
+    _, *sections = re.split(r'<h2 id="florence2-(\w+)">', page)
+    described = dict(zip(sections[::2], sections[1::2], strict=True))
+    assert list(described) == list(cli.COMMANDS)
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", capsys.readouterr().out.partition("examples:")[0]))
+    assert {option for option in options - {"--help"} if option not in described[command]} == set()
+
+
+def test_the_http_api_is_rendered(site):
+    """With every path and every field of docs/openapi.yaml."""
+    api = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text(encoding="utf-8"))
+    page = (site / "docs" / "http.html").read_text(encoding="utf-8")
+    fields = [field for schema in api["components"]["schemas"].values() for field in schema["properties"]]
+    assert fields and [name for name in [*api["paths"], *fields] if f"<code>{name}</code>" not in page] == []
