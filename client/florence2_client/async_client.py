@@ -9,16 +9,27 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2.errors import Florence2Error
+from florence2.errors import Florence2Error, Unavailable
 from florence2_client.crops import CROPS_IN_FLIGHT, Crops
-from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply, questions_about
+from florence2_client.description import DESCRIBE_SECONDS, Description, image_side
+from florence2_client.exchange import (
+    Asked,
+    Exchange,
+    InFlight,
+    Question,
+    Reply,
+    Retry,
+    questions_about,
+    require_retry_for,
+)
 from florence2_client.images import ImageLike, encode_image
 from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, TaskMethods
 from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result
 from florence2_client.results import Results, failure
 from florence2_client.tasks import Prompted
-from florence2_client.tiles import TILES_IN_FLIGHT, Tiled
+from florence2_client.tiles import TILES_IN_FLIGHT, Tiled, require_tiles
+from florence2_client.tiling import MODEL_SIDE
 from florence2_client.transports import DEFAULT_URL, AsyncTransport, Tls, open_async_transport, parse_url
 
 if TYPE_CHECKING:
@@ -68,10 +79,12 @@ class AsyncClient(
         transport: AsyncTransport | None = None,
     ) -> None:
         """Check the URL, headers and TLS files; raise InvalidRequest if they cannot be used."""
+        require_retry_for(retry_for)
         self.model = model
         self.retry_for = retry_for
         self._address = parse_url(url, headers, tls)
         self._transport = transport
+        self._model_side: int | None = None  # once the server has told it
         self._closed = False
 
     async def run_many(
@@ -170,19 +183,36 @@ class AsyncClient(
 
     async def _infer(self, image: ImageLike, task: str, text: Region | None, options: Options) -> Any:
         transport = self._opened()
-        if options.get("tiles") is not None:
-            tiled = await asyncio.to_thread(Tiled.plan, image, task, text, options)
-            if tiled:
-                replies = self.run_many(tiled.questions(), concurrency=TILES_IN_FLIGHT, ordered=False)
-                async with contextlib.aclosing(replies):
-                    taken = [reply async for reply in replies if reply.unwrap()]
-                return await asyncio.to_thread(tiled.merged, taken)
+        if options.get("tiles") is not None and (tiled := await self._tiled(image, task, text, options)):
+            replies = self.run_many(tiled.questions(), concurrency=TILES_IN_FLIGHT, ordered=False)
+            async with contextlib.aclosing(replies):
+                taken = [reply async for reply in replies if reply.unwrap()]
+            return await asyncio.to_thread(tiled.merged, taken)
         exchange = await self._exchange(image, task, text, {**options, "tiles": None})
         while True:
             try:
                 return exchange.read(await transport.infer(*exchange.attempt()))
             except Florence2Error as error:
                 await asyncio.sleep(exchange.wait_after(error))
+
+    async def _tiled(self, image: ImageLike, task: str, text: Region | None, options: Options) -> Tiled | None:
+        side = MODEL_SIDE
+        if require_tiles(image, task, options)[0] == "auto":
+            retry = Retry(options.get("timeout"), self.retry_for)
+            while self._model_side is None:
+                try:
+                    self._model_side = image_side(await self._description(retry.remaining())) or MODEL_SIDE
+                except Unavailable as error:
+                    await asyncio.sleep(retry.wait_after(error))
+                except Florence2Error:  # a proxy may hide configurations
+                    self._model_side = MODEL_SIDE
+            side = self._model_side
+        return await asyncio.to_thread(Tiled.plan, image, task, text, options, side)
+
+    async def _description(self, seconds: float | None = None) -> Description:
+        """Return what the server shows of its model; nothing if the transport is the user's own and cannot tell."""
+        describe = getattr(self._opened(), "describe", None)
+        return await describe(self.model, min(DESCRIBE_SECONDS, seconds or DESCRIBE_SECONDS)) if describe else {}
 
     async def _infer_all(self, image: ImageLike, prompts: Sequence[Prompted], options: Options) -> Results[Any]:
         try:

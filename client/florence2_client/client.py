@@ -10,16 +10,27 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from florence2.answers import Answer, Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2.errors import Cancelled, Florence2Error
+from florence2.errors import Cancelled, Florence2Error, Unavailable
 from florence2_client.crops import CROPS_IN_FLIGHT, Crops
-from florence2_client.exchange import Asked, Exchange, InFlight, Question, Reply, questions_about
+from florence2_client.description import DESCRIBE_SECONDS, Description, image_side
+from florence2_client.exchange import (
+    Asked,
+    Exchange,
+    InFlight,
+    Question,
+    Reply,
+    Retry,
+    questions_about,
+    require_retry_for,
+)
 from florence2_client.images import ImageLike, encode_image
 from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS, TaskMethods
 from florence2_client.request import Options, Region, build_request
 from florence2_client.result import Result
 from florence2_client.results import Results, failure
 from florence2_client.tasks import Prompted
-from florence2_client.tiles import TILES_IN_FLIGHT, Tiled
+from florence2_client.tiles import TILES_IN_FLIGHT, Tiled, require_tiles
+from florence2_client.tiling import MODEL_SIDE
 from florence2_client.transports import DEFAULT_URL, Tls, Transport, open_transport, parse_url
 
 if TYPE_CHECKING:
@@ -64,9 +75,11 @@ class Client(
         transport: Transport | None = None,
     ) -> None:
         """Check the URL, headers and TLS files; raise InvalidRequest if they cannot be used."""
+        require_retry_for(retry_for)
         self.model = model
         self.retry_for = retry_for
         self._transport = transport or open_transport(parse_url(url, headers, tls))
+        self._model_side: int | None = None  # once the server has told it
         self._closed = threading.Event()
 
     def run_many(
@@ -84,12 +97,12 @@ class Client(
         ocr -> HELLO TRITON
         caption -> a purple star and a green triangle with the text HELLO and TRITON
         """
-        pool = ThreadPoolExecutor(max(1, concurrency), thread_name_prefix="florence2")  # InFlight refuses less than 1
 
         def start(question: Question) -> Future[Reply]:
             return pool.submit(self._reply, question, options)
 
         flight = InFlight(asked, start, concurrency, ordered)
+        pool = ThreadPoolExecutor(concurrency, thread_name_prefix="florence2")
         try:
             for job in flight:
                 if job is None:
@@ -155,7 +168,7 @@ class Client(
         return Exchange(self.model, build_request(image, task, text, **options), self.retry_for, stream=stream)
 
     def _infer(self, image: ImageLike, task: str, text: Region | None, options: Options) -> Any:
-        if options.get("tiles") is not None and (tiled := Tiled.plan(image, task, text, options)):
+        if options.get("tiles") is not None and (tiled := self._tiled(image, task, text, options)):
             replies = self.run_many(tiled.questions(), concurrency=TILES_IN_FLIGHT, ordered=False)
             with contextlib.closing(replies):
                 return tiled.merged(replies)
@@ -165,6 +178,25 @@ class Client(
                 return exchange.read(self._transport.infer(*exchange.attempt()))
             except Florence2Error as error:
                 self._wait(exchange.wait_after(error), error)
+
+    def _tiled(self, image: ImageLike, task: str, text: Region | None, options: Options) -> Tiled | None:
+        side = MODEL_SIDE
+        if require_tiles(image, task, options)[0] == "auto":
+            retry = Retry(options.get("timeout"), self.retry_for)
+            while self._model_side is None:
+                try:
+                    self._model_side = image_side(self._description(retry.remaining())) or MODEL_SIDE
+                except Unavailable as error:
+                    self._wait(retry.wait_after(error), error)
+                except Florence2Error:  # a proxy may hide configurations
+                    self._model_side = MODEL_SIDE
+            side = self._model_side
+        return Tiled.plan(image, task, text, options, side)
+
+    def _description(self, seconds: float | None = None) -> Description:
+        """Return what the server shows of its model; nothing if the transport is the user's own and cannot tell."""
+        describe = getattr(self._transport, "describe", None)
+        return describe(self.model, min(DESCRIBE_SECONDS, seconds or DESCRIBE_SECONDS)) if describe else {}
 
     def _infer_all(self, image: ImageLike, prompts: Sequence[Prompted], options: Options) -> Results[Any]:
         try:

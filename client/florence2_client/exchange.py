@@ -66,6 +66,12 @@ class Retry:
         return wait
 
 
+def require_retry_for(seconds: float) -> None:
+    """Raise InvalidOption if this is no time to retry for. Infinity retries without end, and NaN would do so too."""
+    if not (isinstance(seconds, (int, float, np.number)) and seconds >= 0):
+        raise InvalidOption(f"retry_for must be a number of seconds, at least 0, not {seconds!r}")
+
+
 class Exchange:
     """One request from its first attempt to its result.
 
@@ -199,8 +205,8 @@ class InFlight(Generic[JobT]):
     def __init__(
         self, asked: Iterable[Asked], start: Callable[[Question], JobT], concurrency: int, ordered: bool
     ) -> None:
-        if concurrency < 1:
-            raise InvalidOption(f"concurrency must be at least 1, not {concurrency}")
+        if isinstance(concurrency, bool) or not isinstance(concurrency, (int, np.integer)) or concurrency < 1:
+            raise InvalidOption(f"concurrency must be at least 1, a whole number, not {concurrency!r}")
         self._waiting = (item if isinstance(item, Question) else Question(*item) for item in asked)
         self._start = start
         self._concurrency = concurrency

@@ -59,6 +59,7 @@ PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,19})://")
 BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
 LONGER_THAN_ANY_PATH = 4096
+MOST_BYTES = 1 << 30  # a message of gRPC must be smaller than 2 GiB
 
 _open_files = threading.Lock()  # an open file has one position, which threads would move under each other
 
@@ -107,7 +108,13 @@ def read_bytes(source: ImageLike) -> bytes:
         )
     if not data:
         raise InvalidImage("the image is empty (0 bytes)")
+    _require_sendable(len(data))
     return data
+
+
+def _require_sendable(size: int) -> None:
+    if size > MOST_BYTES:
+        raise InvalidImage(f"the image has {size:,} bytes; at most {MOST_BYTES:,} can be sent")
 
 
 def decoded_image(image: ImageLike, frame: int = 0) -> Image.Image:
@@ -166,6 +173,7 @@ def _from_text(text: str) -> bytes:
 def _from_path(path: str | os.PathLike[str]) -> bytes:
     name = shortened(os.fspath(path))
     try:
+        _require_sendable(os.stat(path).st_size)
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InvalidImage(f"there is no file {name}") from error
@@ -242,7 +250,7 @@ def _encode(image: Image.Image) -> bytes:
         else:
             kept = image if image.mode in PNG_MODES else image.convert("RGB")
             kept.save(buffer, "PNG", compress_level=1, exif=b"")
-    except (OSError, SyntaxError, ValueError) as error:  # a lazily opened file is decoded only here
+    except Exception as error:  # a lazily opened file is decoded only here, which may raise nearly anything
         raise InvalidImage(f"the image cannot be read: {error}") from error
     return buffer.getvalue()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ def read_coco(folder: Path, annotations: Path | None = None) -> list[LabeledImag
         objects: dict[Any, list[tuple[str, Box]]] = {number: [] for number in files}
         for each in values["annotations"]:
             x, y, width, height = map(float, each["bbox"])
+            if not math.isfinite(x + y + width + height) or width < 0 or height < 0:
+                raise ValueError("no box")
             if not each.get("iscrowd"):
                 objects[each["image_id"]].append((names[each["category_id"]], (x, y, x + width, y + height)))
     except OSError as error:

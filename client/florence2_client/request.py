@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import reprlib
 import warnings
@@ -25,6 +26,7 @@ Regions: TypeAlias = "list[str] | tuple[str, ...] | Sequence[Sequence[float]] | 
 OPTIONS_BY_KEYWORD = {option.keyword: option for option in OPTIONS}
 INTEGERS: dict[str, Any] = {"INT32": np.iinfo(np.int32), "INT64": np.iinfo(np.int64)}
 LONGEST_TIMEOUT = 24 * 60 * 60  # seconds
+KINDS = {"BOOL": "true or false", "FP32": "a number"}  # what a value must be
 
 
 class Options(TypedDict, total=False):
@@ -112,6 +114,12 @@ def require_timeout(timeout: float | None) -> None:
         raise InvalidOption(f"timeout must be {limits}, not {reprlib.repr(timeout)}")
 
 
+def require_share(name: str, value: float) -> None:
+    """Raise InvalidOption if a threshold is not a number from 0 to 1. NaN would leave out everything."""
+    if isinstance(value, bool) or not (isinstance(value, (int, float, np.number)) and 0 <= value <= 1):
+        raise InvalidOption(f"{name} must be a number from 0 to 1, not {reprlib.repr(value)}")
+
+
 def listed(text: Any) -> list[Any] | None:
     """Return the texts if there are several: a list of phrases or regions, or an array [n, 4]. None for a single one.
 
@@ -133,7 +141,9 @@ def _region_text(region: Sequence[float] | np.ndarray[Any, Any]) -> str:
     try:
         if isinstance(region, (bytes, Mapping)):
             raise TypeError("a sequence, but not of numbers")
-        x1, y1, x2, y2 = (float(number) for number in region)
+        x1, y1, x2, y2 = numbers = [float(number) for number in region]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("NaN or infinity")
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidPrompt(f"a region is four numbers x1, y1, x2, y2, not {reprlib.repr(region)}") from error
     return f"{x1!r},{y1!r},{x2!r},{y2!r}"
@@ -162,9 +172,11 @@ def _text_tensor(what: str, value: str) -> np.ndarray[Any, Any]:
 
 
 def _option_tensor(option: Option, value: Any) -> np.ndarray[Any, Any]:
-    if option.type == "BOOL":
-        return np.array([bool(value)], dtype=np.bool_)
     try:
+        if option.type == "BOOL":
+            if not isinstance(value, (bool, np.bool_)) and value not in (0, 1):
+                raise ValueError("neither true nor false")
+            return np.array([bool(value)], dtype=np.bool_)
         if option.type == "FP32":
             with np.errstate(over="ignore"):  # a number that is too large becomes infinity, which the server rejects
                 return np.array([float(value)], dtype=np.float32)
@@ -173,5 +185,5 @@ def _option_tensor(option: Option, value: Any) -> np.ndarray[Any, Any]:
             raise OverflowError(number)
         return np.array([number], dtype=limits.dtype)
     except (TypeError, ValueError, OverflowError) as error:
-        kind = "a number" if option.type == "FP32" else f"a {option.type[3:]}-bit integer"
+        kind = KINDS.get(option.type) or f"a {option.type[3:]}-bit integer"
         raise InvalidOption(f"{option.keyword} must be {kind}, not {reprlib.repr(value)}") from error

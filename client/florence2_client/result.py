@@ -20,6 +20,7 @@ from florence2_client.drawing import draw
 from florence2_client.images import ImageLike
 from florence2_client.located import Located
 from florence2_client.objects import LOCATIONS, Found, found_in, parsed
+from florence2_client.request import require_share
 
 AnswerT = TypeVar("AnswerT", bound=Answer, covariant=True)
 
@@ -120,9 +121,12 @@ class Result(Located, Generic[AnswerT]):
     def at_least(self, confidence: float) -> Result[AnswerT]:
         """Return the result without the objects of which the model is less sure; text stays as it is.
 
+        Raise InvalidOption if the confidence is not a number from 0 to 1.
+
         >>> client.detect("scene.png").at_least(0.99).labels
         []
         """
+        require_share("the confidence", confidence)
         return replace(self, answer=at_least(self.answer, confidence))
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Tiles: send a large image in overlapping parts and as a whole, and merge the answers into one.
 
-Florence-2 sees 768 x 768 pixels of any image, so what is small in a large image is lost unless a part of the image is
-sent by itself. Both clients make a `Tiled` of a request with `tiles`, send its questions in flight together, and return
-what it merges.
+A model sees a fixed number of pixels of any image, 768 x 768 if it is one of those published, so what is small in a
+large image is lost unless a part of the image is sent by itself. Both clients make a `Tiled` of a request with `tiles`,
+send its questions in flight together, and return what it merges.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from florence2.tasks import TASKS, TaskInput
 from florence2_client.exchange import Question, Reply, shared_timeout
 from florence2_client.images import EncodedImage, ImageLike, decoded_image, encoded_bytes
 from florence2_client.merging import View, generated_text, merge
-from florence2_client.request import Options, Region
+from florence2_client.request import Options, Region, require_timeout
 from florence2_client.result import Result
 from florence2_client.tasks import ParsedTask, Prompt, parse_task
-from florence2_client.tiling import parse_tiles, tile_boxes
+from florence2_client.tiling import MODEL_SIDE, parse_tiles, tile_boxes
 
 TILES_IN_FLIGHT = 8  # requests of one image: the decoder has room for as many of three beams
 
@@ -55,18 +55,18 @@ class Tiled:
         self._boxes = [(0, 0, *upright.size), *boxes]
 
     @classmethod
-    def plan(cls, image: ImageLike, task: str, text: Region | None, options: Options) -> Tiled | None:
+    def plan(
+        cls, image: ImageLike, task: str, text: Region | None, options: Options, model_side: int = MODEL_SIDE
+    ) -> Tiled | None:
         """Read the image and choose its tiles; return None if the whole image is enough.
 
-        Raise InvalidOption if the task cannot be answered in tiles, and InvalidImage if the image cannot be decoded.
+        `model_side`: what the model sees, in pixels. Raise what `require_tiles` raises, and InvalidImage if the image
+        cannot be decoded.
         """
-        tiles = parse_tiles(options["tiles"])
-        parsed = require_tileable(task)
-        if options.get("max_side") is not None or (isinstance(image, EncodedImage) and image.original_size):
-            raise InvalidOption("tiles and max_side exclude each other: tiles show the model every pixel")
+        tiles, parsed = require_tiles(image, task, options)
         encoded = encoded_bytes(image)
         upright = decoded_image(encoded)
-        boxes = tile_boxes(upright.size, tiles)
+        boxes = tile_boxes(upright.size, tiles, model_side)
         given: Options = {**options, "tiles": None}
         return cls(encoded, upright, boxes, parsed, text, given) if boxes else None
 
@@ -96,6 +96,19 @@ class Tiled:
             size,
             results[0].prompt_text,
         )
+
+
+def require_tiles(image: ImageLike, task: str, options: Options) -> tuple[Any, ParsedTask]:
+    """Return the tiles that a request asks for, and its task.
+
+    Raise InvalidOption if they have no known form, the task cannot be answered in tiles, or an option excludes them.
+    """
+    tiles = parse_tiles(options["tiles"])
+    parsed = require_tileable(task)
+    require_timeout(options.get("timeout"))
+    if options.get("max_side") is not None or (isinstance(image, EncodedImage) and image.original_size):
+        raise InvalidOption("tiles and max_side exclude each other: tiles show the model every pixel")
+    return tiles, parsed
 
 
 def require_tileable(task: str) -> ParsedTask:

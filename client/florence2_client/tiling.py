@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from florence2.errors import InvalidOption
 
 MODEL_SIDE = 768  # pixels that the published checkpoints see
-WHOLE_IS_ENOUGH = MODEL_SIDE * 3 // 2  # "auto" makes no tiles of images whose sides are at most this long
+WHOLE_IS_ENOUGH = 1.5  # "auto" makes no tiles of images whose sides are at most this many times what the model sees
 OVERLAP = 0.2  # of a tile's side
 MOST_AUTO = 48  # tiles that "auto" makes; of a larger image it makes larger tiles
 MOST_TILES = 4096
@@ -61,18 +61,19 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def tile_boxes(size: tuple[int, int], tiles: Any) -> list[tuple[int, int, int, int]]:
+def tile_boxes(size: tuple[int, int], tiles: Any, model_side: int = MODEL_SIDE) -> list[tuple[int, int, int, int]]:
     """Return the tiles of an image of `size` (width, height) as x1, y1, x2, y2, row by row.
 
-    They cover every pixel. The list is empty if the whole image is enough. Raise InvalidOption if there are too many.
+    They cover every pixel. "auto" makes them `model_side` pixels large, which is what the model sees. The list is empty
+    if the whole image is enough. Raise InvalidOption if there are too many.
     """
     tiles = parse_tiles(tiles)
     if tiles == "auto":
-        if max(size) <= WHOLE_IS_ENOUGH:
+        if max(size) <= model_side * WHOLE_IS_ENOUGH:
             return []
-        tiles = Tiles(MODEL_SIDE)
+        tiles = Tiles(model_side)
         while math.prod(_count(side, tiles) for side in size) > MOST_AUTO:
-            tiles = Tiles(tiles.size + MODEL_SIDE // 12)
+            tiles = Tiles(tiles.size + max(1, model_side // 12))
     if isinstance(tiles, Tiles):
         counts = tuple(_count(side, tiles) for side in size)
         lengths = tuple(min(tiles.size, side) for side in size)

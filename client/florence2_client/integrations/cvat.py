@@ -22,6 +22,7 @@ from florence2_client.masks import mask_of
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.objects import Found, plain_text
 from florence2_client.ontology import WITHOUT_CLASSES, Ontology, Tolerance, ask_each
+from florence2_client.request import Options, require_share
 from florence2_client.transports import DEFAULT_URL
 
 SHAPES = ("rectangle", "polygon", "mask")
@@ -50,11 +51,16 @@ def create(
     min_confidence: the threshold if CVAT gives none. attribute: the text attribute for captions and OCR. options:
     generation options such as `num_beams`, and `timeout` and `tiles`.
     """
+    require_share("min_confidence", min_confidence)
     ontology = Ontology.of(task, labels, unknown or None)
     if not ontology.classes:
         raise InvalidPrompt("labels of the CVAT task are needed: -p labels=str:car,person")
     if shape and shape not in SHAPES:
         raise InvalidOption(f"there is no shape {shape!r}; the shapes are {', '.join(SHAPES)}")
+    if misspelled := sorted(options.keys() - Options.__annotations__.keys()):
+        raise InvalidOption(
+            f"there is no parameter {misspelled[0]!r}; options are {', '.join(Options.__annotations__)}"
+        )
     client = Client(url, model, retry_for=retry_for)
     return Florence2Function(client, ontology, shape, min_confidence, attribute, options)
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from florence2.errors import InvalidRequest
+from florence2_client.description import Description
 from florence2_client.request import Tensors
 
 Outputs: TypeAlias = "Mapping[str, np.ndarray[Any, Any] | None]"
@@ -26,6 +27,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # Headers for the requests of the current task or thread, besides the address's own: those that trace a request.
 REQUEST_HEADERS: ContextVar[Mapping[str, str]] = ContextVar("REQUEST_HEADERS", default=NO_HEADERS)
 HEADER = re.compile(r"[A-Za-z0-9_.-]+: ?[\x20-\x7e]*")
+OWN_HEADERS = frozenset({"content-length", "transfer-encoding"})  # which say where a request ends
 
 
 class Transport(Protocol):
@@ -36,6 +38,9 @@ class Transport(Protocol):
 
     def stream(self, model: str, tensors: Tensors, timeout: float | None) -> Generator[Outputs, None, None]:
         """Yield the outputs of each response of a model that streams. Closing the generator cancels the request."""
+
+    def describe(self, model: str, timeout: float) -> Description:
+        """Return what `florence2 export` recorded about a model; empty if that made another one."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -49,6 +54,9 @@ class AsyncTransport(Protocol):
 
     def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
         """Do what `Transport.stream` does."""
+
+    async def describe(self, model: str, timeout: float) -> Description:
+        """Do what `Transport.describe` does."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -121,14 +129,17 @@ def parse_url(url: str, headers: Mapping[str, str] | None = None, tls: Tls | Non
 
     gRPC also takes several servers by address: `grpc://10.0.0.1:8001,10.0.0.2:8001`.
     """
-    url, *others = url.split(",")
+    url, *others = map(str.strip, url.split(","))
     try:
         parts = urlsplit(url if "://" in url else f"grpc://{url}")
-        host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
+        default = DEFAULT_PORTS[parts.scheme]
+        host, port = parts.hostname or "", default if parts.port is None else parts.port
+        host.encode("idna")  # or looking it up would fail, with an error that is no OSError
     except (ValueError, KeyError) as error:
         raise InvalidRequest(f"{url!r} is not the URL of a server; use a form such as {DEFAULT_URL}") from error
     path = parts.path.rstrip("/")
-    if not host or parts.query or parts.username or (path and parts.scheme.startswith("grpc")):
+    extras = parts.query or parts.fragment or "@" in parts.netloc or re.search(r"\s", url)
+    if not host or not port or extras or (path and parts.scheme.startswith("grpc")):
         raise InvalidRequest(f"{url!r} is not the URL of a server; use a form such as {DEFAULT_URL}")
     if others and (parts.scheme != "grpc" or not all(map(_is_ipv4, (f"{host}:{port}", *others)))):
         raise InvalidRequest(
@@ -136,6 +147,8 @@ def parse_url(url: str, headers: Mapping[str, str] | None = None, tls: Tls | Non
             f"{','.join((url, *others))!r}; a single host name may also resolve to several servers"
         )
     for name, value in (headers or {}).items():
+        if name.lower() in OWN_HEADERS:
+            raise InvalidRequest(f"the header {name} is set for each request; leave it out")
         if not HEADER.fullmatch(f"{name}: {value}"):
             raise InvalidRequest(
                 f"{name!r} with value {value!r} is not a header: only letters, digits and dashes, and an ASCII value"

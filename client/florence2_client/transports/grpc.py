@@ -19,6 +19,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from florence2.errors import Cancelled, ConnectionFailed, Florence2Error
+from florence2_client.description import Description, description_of
 from florence2_client.request import Tensors
 from florence2_client.transports.base import Address, Outputs, triton_timeout
 from florence2_client.transports.errors import (
@@ -79,6 +80,17 @@ class GrpcTransport:
             client.stop_stream(cancel_requests=True)
             client.close()
 
+    def describe(self, model: str, timeout: float) -> Description:
+        """Return what the export recorded about a model."""
+        headers = self._address.request_headers
+        try:
+            told = self._client.get_model_config(model, as_json=True, client_timeout=timeout, headers=headers)
+        except InferenceServerException as error:
+            raise translated(self._address, error, timeout) from error
+        except ValueError as error:  # as in `infer`
+            raise Cancelled("the client was closed") from error
+        return description_of(told.get("config"))
+
     def close(self) -> None:
         """Cancel streams and close the channel."""
         for client in list(self._streams):
@@ -122,6 +134,15 @@ class AsyncGrpcTransport:
             raise await asyncio.to_thread(translated, self._address, named, timeout) from error
         finally:
             arrivals.cancel()
+
+    async def describe(self, model: str, timeout: float) -> Description:
+        """Return what the export recorded about a model."""
+        headers = self._address.request_headers
+        try:
+            told = await self._client.get_model_config(model, as_json=True, client_timeout=timeout, headers=headers)
+        except InferenceServerException as error:
+            raise await asyncio.to_thread(translated, self._address, error, timeout) from error
+        return description_of(told.get("config"))
 
     async def close(self) -> None:
         """Close the channel."""

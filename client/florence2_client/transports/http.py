@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import ssl
+import struct
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import CancelledError, Future
@@ -28,6 +29,7 @@ from tritonclient.utils import (
 )
 
 from florence2.errors import Cancelled, ConnectionFailed, Florence2Error, InternalError, InvalidOption
+from florence2_client.description import Description, description_of
 from florence2_client.request import Tensors
 from florence2_client.transports.base import REQUEST_HEADERS, Address, Outputs, tls_context, triton_timeout
 from florence2_client.transports.errors import (
@@ -44,6 +46,7 @@ EVENT = b"data:"
 NOT_A_ROUTE = (404, 405, 501)  # statuses of servers that know no such path or method
 NO_REASONS = ("", "Not Found", "Method Not Allowed")  # the last two are Triton's words where it has no route
 LONGEST_EVENT = 1 << 22  # bytes of an answer so far
+NOT_TRITONS = "the server's response is not one of Triton's"
 
 T = TypeVar("T")
 
@@ -61,7 +64,7 @@ class AsyncHttpTransport:
         """Send the tensors as binary data; Triton learns the time limit."""
         body, json_length = encode_request(tensors, timeout)
         path, headers = f"models/{quote(model)}/infer", {JSON_LENGTH: str(json_length)}
-        async with self._post(path, body, headers, timeout) as response:
+        async with self._sent(path, body, headers, timeout) as response:
             content = await response.read()
             if response.status != 200:
                 raise await asyncio.to_thread(refusal, self._address, response.status, content)
@@ -70,13 +73,24 @@ class AsyncHttpTransport:
     async def stream(self, model: str, tensors: Tensors, timeout: float | None) -> AsyncGenerator[Outputs, None]:
         """Send the tensors as JSON and read events. Triton takes no time limit here, so only the client keeps it."""
         path = f"models/{quote(model)}/generate_stream"
-        async with self._post(path, generate_body(tensors), {}, timeout) as response:
+        async with self._sent(path, generate_body(tensors), {}, timeout) as response:
             if response.content_type != "text/event-stream":
                 raise await asyncio.to_thread(refusal, self._address, response.status, await response.read())
             async for line in response.content:
                 outputs = event_outputs(line)
                 if outputs is not None:
                     yield outputs
+
+    async def describe(self, model: str, timeout: float) -> Description:
+        """Return what the export recorded about a model."""
+        async with self._sent(f"models/{quote(model)}/config", None, {}, timeout) as response:
+            content = await response.read()
+            if response.status != 200:
+                raise await asyncio.to_thread(refusal, self._address, response.status, content)
+        try:
+            return description_of(json.loads(content))
+        except ValueError as error:
+            raise InternalError(NOT_TRITONS) from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -85,19 +99,20 @@ class AsyncHttpTransport:
             await self._session.close()
 
     @contextlib.asynccontextmanager
-    async def _post(
-        self, path: str, body: bytes, headers: dict[str, str], timeout: float | None
+    async def _sent(
+        self, path: str, body: bytes | None, headers: dict[str, str], timeout: float | None
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """Yield the response; raise failures between client and server as our errors."""
+        """Yield the response, to a GET if there is no body; raise failures between client and server as our errors."""
         if self._closed:
             raise Cancelled("the client was closed")
         if self._session is None:
             self._session = open_session(self._address)
         limit = aiohttp.ClientTimeout(total=timeout, connect=None, sock_connect=CONNECT_SECONDS)
         try:
-            async with self._session.post(
-                f"{self._address}/v2/{path}", data=body, headers={**REQUEST_HEADERS.get(), **headers}, timeout=limit
-            ) as response:
+            async with self._session.request(
+                "GET" if body is None else "POST", f"{self._address}/v2/{path}", data=body,
+                headers={**REQUEST_HEADERS.get(), **headers}, timeout=limit,
+            ) as response:  # fmt: skip
                 yield response
         except asyncio.TimeoutError as error:
             if timeout is None or isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -131,6 +146,10 @@ class HttpTransport:
         finally:
             with contextlib.suppress(Cancelled):
                 self._call(responses.aclose)
+
+    def describe(self, model: str, timeout: float) -> Description:
+        """Return what the export recorded about a model."""
+        return self._call(self._transport.describe, model, timeout)
 
     def close(self) -> None:
         """Cancel requests in progress, close the connections and stop the event loop."""
@@ -214,8 +233,8 @@ def encode_request(tensors: Tensors, timeout: float | None) -> tuple[bytes, int]
 
 def decode_response(body: bytes, json_length: str | None) -> Outputs:
     """Return the outputs in an infer response. Raise InternalError if it is not Triton's."""
-    length = int(json_length) if json_length else len(body)
     try:
+        length = int(json_length) if json_length else len(body)
         outputs, place = {}, length
         for output in json.loads(body[:length])["outputs"]:
             size = output.get("parameters", {}).get("binary_data_size")
@@ -229,8 +248,8 @@ def decode_response(body: bytes, json_length: str | None) -> Outputs:
             outputs[output["name"]] = array.reshape(output["shape"])
             place += size or 0
         return outputs
-    except (ValueError, KeyError, TypeError) as error:
-        raise InternalError("the server's response is not one of Triton's") from error
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise InternalError(NOT_TRITONS) from error
 
 
 def generate_body(tensors: Tensors) -> bytes:
@@ -254,11 +273,12 @@ def event_outputs(line: bytes) -> Outputs | None:
     try:
         event = json.loads(line[len(EVENT) :])
         values = {name: value.encode() if isinstance(value, str) else value for name, value in event.items()}
+        arrays = {name: np.array(value, object if isinstance(value, bytes) else None) for name, value in values.items()}
     except (ValueError, AttributeError) as error:
-        raise InternalError("the server's response is not one of Triton's") from error
+        raise InternalError(NOT_TRITONS) from error
     if "error" in event:
         raise server_error(None, str(event["error"]))
-    return {name: np.array(value, dtype=object if isinstance(value, bytes) else None) for name, value in values.items()}
+    return arrays
 
 
 def refusal(address: Address, status: int, content: bytes) -> Florence2Error:

@@ -163,3 +163,13 @@ def test_a_repository_that_cannot_be_written_is_refused_first(repository, labele
     assert run(repository, labeled) == 2
     assert "cannot be written: permission denied" in capsys.readouterr().err
     assert len(read_coco(labeled)) == 60
+
+
+@pytest.mark.parametrize("box", [[1, 1, -9, 9], [1, 1, 9, float("nan")], [float("inf"), 1, 9, 9], [1, 1, 9, 1e999]])
+def test_a_box_that_is_none_is_refused(repository, labeled, answers, capsys, box):
+    """It would only make the model look worse."""
+    coco = json.loads((labeled / "annotations.json").read_text())
+    coco["annotations"][3]["bbox"] = box
+    (labeled / "annotations.json").write_text(json.dumps(coco))
+    assert run(repository, labeled) == 2
+    assert "is not a COCO file of boxes" in capsys.readouterr().err

@@ -311,6 +311,10 @@ def test_unusable_image_is_refused_before_anything_is_sent(image):
         ({"length_penalty": "long"}, InvalidOption),
         ({"timeout": 0}, InvalidOption),
         ({"timeout": float("nan")}, InvalidOption),
+        ({"early_stopping": "false"}, InvalidOption),
+        ({"early_stopping": 2}, InvalidOption),
+        ({"text": (0, 0, float("inf"), 9)}, InvalidPrompt),
+        ({"text": (0, 0, float("nan"), 9)}, InvalidPrompt),
         ({"text": "\ud800"}, InvalidPrompt),
     ],
 )
@@ -448,6 +452,7 @@ def test_client_closes_its_transport_once():
         ("grpc://127.0.0.1:9001", Address("grpc", "127.0.0.1", 9001, "")),
         ("gpu-box:9001", Address("grpc", "gpu-box", 9001, "")),
         ("gpu-box", Address("grpc", "gpu-box", 8001, "")),
+        (" grpc://gpu-box:9001\n", Address("grpc", "gpu-box", 9001, "")),
         ("http://gpu-box", Address("http", "gpu-box", 8000, "")),
         ("https://vision.example/triton/", Address("https", "vision.example", 443, "/triton")),
         ("GRPCS://Box:1", Address("grpcs", "box", 1, "")),
@@ -461,7 +466,27 @@ def test_url_says_protocol_host_and_port(url, address):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "ftp://x", "grpc://", "grpc://x:99999", "http://x:port", "grpc://x/path", "http://x?y=1", "http://[::1"]
+    "url",
+    [
+        "",
+        " ",
+        "ftp://x",
+        "grpc://",
+        "http://",
+        "http://:8000",
+        "grpc://x:99999",
+        "grpc://x:0",
+        "http://x:port",
+        "grpc://x/path",
+        "http://x?y=1",
+        "http://x#y",
+        "http://[::1",
+        "http://me:secret@x",
+        "http://:secret@x",
+        "grpc://a b",
+        "grpc://a..b",
+        "http://" + "a" * 64,
+    ],
 )
 def test_bad_url_is_an_invalid_request(url):
     """An address that cannot be meant is refused with an example of a good one."""
@@ -483,6 +508,21 @@ def test_bad_header_is_an_invalid_request(headers):
     """What no header can hold, such as a line break, is refused before anything is sent."""
     with pytest.raises(InvalidRequest, match="is not a header"):
         Client(headers=headers)
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding"])
+def test_a_header_that_would_cut_requests_is_refused(name):
+    with pytest.raises(InvalidRequest, match="is set for each request"):
+        Client(headers={name: "5"})
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), -1, "5", None])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_time_to_retry_for_is_a_number(kind, seconds):
+    """NaN would retry without end."""
+    with pytest.raises(InvalidOption, match="retry_for must be a number of seconds"):
+        kind(retry_for=seconds)
+    kind(retry_for=float("inf"), transport=FakeTransport())
 
 
 def test_tls_files_are_checked_at_once(tmp_path):

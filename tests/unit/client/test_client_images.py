@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import io
+import struct
 import threading
 
 import numpy as np
@@ -367,3 +368,21 @@ def test_any_other_image_is_one_page():
         assert len(list(pages(image))) == 1
     with pytest.raises(InvalidImage):
         list(pages(b"nothing"))
+
+
+def test_a_file_that_no_request_can_hold_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("florence2_client.images.MOST_BYTES", 100)
+    path = tmp_path / "large.png"
+    path.write_bytes(bytes(101))
+    for image in (path, str(path), bytes(101), io.BytesIO(bytes(101))):
+        with pytest.raises(InvalidImage, match="the image has 101 bytes; at most 100 can be sent"):
+            encoded_bytes(image)
+
+
+@pytest.mark.parametrize("error", [IndexError("x"), TypeError("x"), KeyError("x"), struct.error("x")])
+def test_an_image_that_pillow_cannot_read_is_refused(error, monkeypatch):
+    """It decodes a file that is open only when it must, and raises nearly anything."""
+    image = Image.new("RGB", (9, 9))
+    monkeypatch.setattr(image, "save", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(InvalidImage, match="the image cannot be read"):
+        encoded_bytes(image)

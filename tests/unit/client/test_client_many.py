@@ -149,6 +149,9 @@ def test_nothing_asked_is_nothing_answered(ask_many):
     assert ask_many([])[0] == []
     with pytest.raises(InvalidOption):
         ask_many([(IMAGE, "od")], concurrency=0)
+    for concurrency in (float("nan"), 2.5, True, None):  # NaN would send nothing, and say nothing
+        with pytest.raises(InvalidOption, match="a whole number"):
+            ask_many([(IMAGE, "od")], concurrency=concurrency)
 
 
 def test_a_bug_in_the_supply_is_not_hidden(ask_many):

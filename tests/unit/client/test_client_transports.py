@@ -31,6 +31,7 @@ from florence2.errors import (
 )
 from florence2_client import Tls
 from florence2_client.transports import open_async_transport, open_transport, parse_url
+from florence2_client.transports.http import decode_response, event_outputs
 
 CODES = {  # of gRPC and of Triton's HTTP
     "INVALID_ARGUMENT": (grpc.StatusCode.INVALID_ARGUMENT, 400),
@@ -72,6 +73,15 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
         answer.raw_output_contents.append((7).to_bytes(4, "little"))
         return answer
 
+    def ModelConfig(self, request, context):
+        script_says = self.script.play(request.name, 0)
+        if script_says:
+            context.abort(CODES[script_says][0], "the reason")
+        answer = service_pb2.ModelConfigResponse()
+        answer.config.name, answer.config.platform = request.name, "ensemble"
+        answer.config.parameters["image_size"].string_value = "64x64"
+        return answer
+
 
 def http_handler(script):
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -90,6 +100,14 @@ def http_handler(script):
                 self.reply(502, b"<html>")
             else:
                 self.reply(CODES[status][1] if status else 200, json.dumps(answer).encode())
+
+        def do_GET(self):
+            model = self.path.split("/")[3]
+            status = script.play(model, 0)
+            config = {"platform": "ensemble", "parameters": {"image_size": {"string_value": "64x64"}}}
+            answer = {"error": "the reason"} if status else config
+            body = b"<p>" if model == "foreign" else json.dumps(answer).encode()
+            self.reply(CODES[status][1] if status else 200, body)
 
         def reply(self, code, body):
             self.send_response(code)
@@ -122,6 +140,9 @@ class FromThreads:
 
     def infer(self, *arguments):
         return self.call(self.transport.infer, *arguments)
+
+    def describe(self, *arguments):
+        return self.call(self.transport.describe, *arguments)
 
     def close(self):
         self.call(self.transport.close)
@@ -191,6 +212,41 @@ def test_answer_comes_by_name(served):
     """Output tensors arrive under their names."""
     transport, *_ = served
     assert transport.infer("fine", TENSORS, None)["NUM_TOKENS"].tolist() == [7]
+
+
+def test_what_a_model_is_comes_over_both_protocols(served):
+    transport, _, url = served
+    assert transport.describe("fine", 10.0) == {"image_size": "64x64"}
+    with pytest.raises(InvalidRequest, match=r"^the reason$"):
+        transport.describe("INVALID_ARGUMENT", 10.0)
+    with pytest.raises(DeadlineExceeded):
+        transport.describe("slow", 0.2)
+    if url.startswith("http"):
+        with pytest.raises(InternalError, match="not one of Triton's"):
+            transport.describe("foreign", 10.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "length"),
+    [
+        (b"{}", "many"), (b"{}", "9" * 5000), (b"[]", None), (b'{"outputs": ["a"]}', None),
+        (b'{"outputs": {"a": 1}}', None),
+        (b'{"outputs": [{"name": "A", "datatype": "INT32", "shape": [1]}]}', None),
+        (b'{"outputs": [{"name": "A", "datatype": "INT32", "shape": [2], "data": [1]}]}', None),
+        (b'{"outputs": [{"name": "A", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 3}}]}abc',
+         "102"),
+    ],
+)  # fmt: skip
+def test_a_damaged_response_is_an_internal_error(body, length):
+    """Whatever a proxy makes of it."""
+    with pytest.raises(InternalError, match="not one of Triton's"):
+        decode_response(body, length)
+
+
+@pytest.mark.parametrize("event", [b"data: [", b"data: []", b'data: {"RESULT": [[1], [1, 2]]}'])
+def test_a_damaged_event_is_an_internal_error(event):
+    with pytest.raises(InternalError, match="not one of Triton's"):
+        event_outputs(event)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def test_objects_of_low_confidence_can_be_left_out():
         result(Boxes([box], ["a"], [0.9])).at_least(0.5)
 
 
+@pytest.mark.parametrize("confidence", [float("nan"), -0.1, 1.5, float("inf"), "0.5", True, None])
+def test_a_confidence_is_a_share(confidence):
+    """NaN would leave out everything."""
+    with pytest.raises(InvalidOption, match="the confidence must be a number from 0 to 1"):
+        result(TextAnswer("a dog")).at_least(confidence)
+
+
 def test_results_know_the_confidences_of_objects_and_of_text():
     """A text has the probability of its words, without the region that it repeats; so has the region's object."""
     both = BoxesAndPolygons([[1.0, 2.0, 3.0, 4.0]], ["a"], [[SQUARE]], ["b"], [0.9], [0.4], [0.6])

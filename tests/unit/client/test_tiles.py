@@ -15,7 +15,14 @@ from PIL import Image, ImageDraw
 
 from florence2.answers import TextAnswer
 from florence2.config import ImageConfig
-from florence2.errors import DeadlineExceeded, InvalidImage, InvalidOption, Unavailable
+from florence2.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidImage,
+    InvalidOption,
+    InvalidRequest,
+    Unavailable,
+)
 from florence2.images import decode_image
 from florence2_client import AsyncClient, Client, Prompt, Tiles
 from florence2_client.tiles import TILED, TILES_IN_FLIGHT
@@ -32,6 +39,15 @@ class Finder(CountingTransport):
     def __init__(self, fails=lambda size: None):
         super().__init__()
         self.fails, self.sizes, self.tasks, self.timeouts = fails, [], [], []
+        self.descriptions, self.described = [{}], []
+
+    def describe(self, model, timeout):
+        """Tell the next description, or raise it; the last one again and again."""
+        self.described.append((model, timeout))
+        told = self.descriptions[0] if len(self.descriptions) == 1 else self.descriptions.pop(0)
+        if isinstance(told, Exception):
+            raise told
+        return told
 
     def answer(self, tensors, timeout):
         image = decode_image(tensors["IMAGE"][0], ImageConfig.max_pixels)
@@ -67,6 +83,9 @@ class Finder(CountingTransport):
 
 
 class AsyncFinder(Finder):
+    async def describe(self, model, timeout):
+        return super().describe(model, timeout)
+
     async def infer(self, model, tensors, timeout):
         self.now += 1
         self.most = max(self.most, self.now)
@@ -82,17 +101,17 @@ class AsyncFinder(Finder):
 def run(request):
     """Runs a task with either client; returns the result and the server."""
 
-    def ask(*args, fails=lambda size: None, **options):
+    def ask(*args, fails=lambda size: None, descriptions=({},), retry_for=0, **options):
+        finder = (Finder if request.param == "threads" else AsyncFinder)(fails)
+        finder.descriptions = list(descriptions)
         if request.param == "threads":
-            finder = Finder(fails)
-            with Client(transport=finder, retry_for=0) as client:
+            with Client(transport=finder, retry_for=retry_for) as client:
                 return client.run(*args, **options), finder
 
         async def answer():
-            async with AsyncClient(transport=finder, retry_for=0) as client:
+            async with AsyncClient(transport=finder, retry_for=retry_for) as client:
                 return await client.run(*args, **options)
 
-        finder = AsyncFinder(fails)
         return asyncio.run(answer()), finder
 
     return ask
@@ -198,6 +217,52 @@ def test_what_tiles_exclude(run):
         next(client.stream(drawn((9, 9)), "od", tiles="auto"))
 
 
+@pytest.mark.parametrize(
+    ("described", "size", "tiles"),
+    [
+        ("64x64", (200, 130), [(64, 64)] * 12),
+        ("64x64", (96, 90), []),  # the whole image shows enough
+        ("1024x1024", (1500, 1100), []),
+        ("1024x1024", (1600, 1000), [(1024, 1000)] * 2),
+        ("64x128", (200, 64), [(64, 64)] * 4),  # of both sides, the smaller one
+        *((other, (1600, 700), [(768, 700)] * 3) for other in ("768x768", "0x0", "nan", "64", "-1x-1", "999999x1")),
+    ],
+)
+def test_automatic_tiles_are_what_the_model_sees(run, described, size, tiles):
+    """Or 768 pixels, which the published checkpoints see, if the server does not tell."""
+    _, finder = run(drawn(size), "od", tiles="auto", descriptions=[{"image_size": described}])
+    assert sorted(finder.sizes) == sorted([size, *tiles])
+    assert [model for model, _ in finder.described] == ["florence2_ensemble"]
+
+
+def test_a_server_that_hides_its_models_has_published_ones(run):
+    _, finder = run(drawn((1600, 700)), "od", tiles="auto", descriptions=[InvalidRequest("it is not shown")])
+    assert len(finder.sizes) == 4
+
+
+def test_a_server_that_comes_back_is_asked_again(run):
+    """Within `retry_for`, and within the timeout of the request."""
+    absent = [ConnectionFailed("absent")] * 2
+    _, finder = run(drawn((96, 90)), "od", tiles="auto", retry_for=60, descriptions=[*absent, {"image_size": "32x32"}])
+    assert len(finder.described) == 3 and len(finder.sizes) > 1
+    with pytest.raises(ConnectionFailed):
+        run(drawn((96, 90)), "od", tiles="auto", descriptions=absent)
+
+
+def test_only_automatic_tiles_need_to_know_what_the_model_sees(run):
+    """And once is enough."""
+    assert run(drawn((300, 300)), "od", tiles=(2, 2))[1].described == []
+    finder = Finder()
+    with Client(transport=finder) as client:
+        for _ in range(3):
+            client.detect(drawn((90, 90)), tiles="auto", timeout=5)
+    [(_, timeout)] = finder.described
+    assert timeout == pytest.approx(5, abs=1)
+    for mistake in ({"max_side": 5}, {"timeout": -1}):
+        with pytest.raises(InvalidOption):
+            run(drawn((90, 90)), "od", tiles="auto", descriptions=[ConnectionFailed("absent")], **mistake)
+
+
 def test_a_rotated_photo_is_cut_as_it_is_displayed(run):
     """The camera stored it lying on its side; boxes refer to the upright image."""
     upright = drawn((1000, 1500), red=(900, 1400, 912, 1412))
@@ -259,10 +324,10 @@ TILINGS = st.one_of(
 )
 
 
-@given(SIZES, TILINGS)
-def test_tiles_cover_every_pixel_and_overlap(size, tiles):
+@given(SIZES, TILINGS, st.sampled_from([1, 8, 64, 192, 768, 1024]))
+def test_tiles_cover_every_pixel_and_overlap(size, tiles, model_side):
     """In each direction they follow each other, share what they should, and end with the image."""
-    boxes = tile_boxes(size, tiles) or [(0, 0, *size)]
+    boxes = tile_boxes(size, tiles, model_side) or [(0, 0, *size)]
     overlap = tiles.overlap if isinstance(tiles, Tiles) else 0.2
     for axis in (0, 1):
         spans = sorted({(box[axis], box[axis + 2]) for box in boxes})

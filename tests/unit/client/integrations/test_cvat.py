@@ -191,6 +191,8 @@ def test_failures_of_all_images_end_it(load, annotate, error):
         (["labels=str:star", "shape=str:cuboid"], InvalidOption),
         (["labels=str:star", "task=str:region_to_category"], InvalidPrompt),
         (["labels=str:star", "url=str:ftp://x"], InvalidRequest),
+        (["labels=str:star", "min_confidence=float:nan"], InvalidOption),
+        (["labels=str:star", "num_beam=int:1"], InvalidOption),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_when_it_is_loaded(load, parameters, error):
