@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -13,12 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from florence2.errors import InvalidPrompt, InvalidRequest
+from florence2.errors import Florence2Error, InvalidImage, InvalidOption, InvalidPrompt, InvalidRequest
 from florence2.tasks import Grammar
 from florence2_client.cli.journal import Entry, Journal, Key, entries
-from florence2_client.cli.sources import EXTRAS, ImagePaths, require_distinct
+from florence2_client.cli.sources import (
+    EXTRAS,
+    ImagePaths,
+    require_distinct,
+    require_writable,
+    stamp_of,
+    why_absent,
+)
 from florence2_client.client import Client
+from florence2_client.description import identity_of
 from florence2_client.exchange import Question
+from florence2_client.images import read_bytes
 from florence2_client.labeled import overlap
 from florence2_client.objects import (
     Found,
@@ -29,8 +37,8 @@ from florence2_client.objects import (
     supervision_detections,
     yolo_lines,
 )
-from florence2_client.ontology import WITHOUT_CLASSES, Ontology, Tolerance
-from florence2_client.request import Options
+from florence2_client.ontology import LOG, WITHOUT_CLASSES, Ontology, Tolerance
+from florence2_client.request import Options, require_share
 from florence2_client.results import Results
 from florence2_client.transports import DEFAULT_URL
 
@@ -68,8 +76,8 @@ def label(
     answers in this file, from which the same call resumes after an interruption. client: use this client instead of
     `url`, for API keys, TLS or another model. options: as for `Client.run`.
 
-    An image that cannot be read is left out, and the logger `florence2_client.images` warns of it. Raise InvalidRequest
-    if the folder has no images, and the server's error if it cannot be reached.
+    An image that cannot be read, or is gone when its turn comes, is left out, and the logger `florence2_client.images`
+    warns of it. Raise InvalidRequest if the folder has no images, and the server's error if it cannot be reached.
 
     >>> dataset = label(".", ontology={"the purple star": "star", "the green triangle": "triangle"}, client=client)
     >>> dataset.classes, [detections.class_id.tolist() for _, _, detections in dataset]
@@ -77,15 +85,28 @@ def label(
     """
     if importlib.util.find_spec("supervision") is None:  # said before anything is sent
         raise ImportError("label needs the package supervision: pip install 'florence2-triton[label]'")
+    if client and url != DEFAULT_URL:
+        raise InvalidRequest("give a url or a client, not both: the client has a server of its own")
     wanted = _ontology(task, classes, ontology, other)
+    for name, share in (("min_confidence", min_confidence), ("nms", 1 if nms is None else nms)):
+        require_share(name, share)
+    if nms == 0:
+        raise InvalidOption("nms must be above 0; None keeps all objects")
     paths = _images_in(Path(folder), yolo)
+    for file in (out, coco):  # before anything is sent
+        if file:
+            require_writable(Path(file), paths)
+    if yolo:
+        Path(yolo).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         client = client or stack.enter_context(Client(url))
         answers = Path(out or stack.enter_context(tempfile.NamedTemporaryFile(suffix=".jsonl")).name)
         run = _Run(client, wanted, paths, options)
         with Journal(answers, run.is_stale) as journal:
             run.send(journal, concurrency)
-        images = [image.without_duplicates(nms) if nms else image for image in run.images(answers, min_confidence)]
+        images = list(run.images(answers, min_confidence))
+    if nms is not None:
+        images = [image.without_duplicates(nms) for image in images]
     numbers = {name: number for number, name in enumerate(wanted.classes)}
     numbers = numbers or numbered(found.label for image in images for found in image.objects)
     if yolo:
@@ -121,45 +142,68 @@ class _Run:
         self._paths = paths
         self._options = options
         self._keys = {(path, *prompt) for path in paths for prompt in ontology.prompts}
+        try:
+            self._served = identity_of(client._description())
+        except Florence2Error:  # a proxy may hide it, and whether the server is there is for the first request to find
+            self._served = {}
 
     def is_stale(self, entry: Entry) -> bool:
         """Return whether a line has a key of this call, but an error or the answer to another request."""
         if entry.key not in self._keys:
             return False
-        return entry.error is not None or entry.request != self._request(entry.key[0])
+        request = dict(entry.request or {})
+        served = request.pop("served", None) or self._served
+        same = request == self._request(self._stamp(entry.key[0])) and (served == self._served or not self._served)
+        return entry.error is not None or not same
 
     def send(self, journal: Journal, concurrency: int) -> None:
         """Write the answers that are missing. Raise the errors that `Tolerance` raises."""
         tolerance = Tolerance()
-        questions = (
-            Question(Path(path), task, text, key=(path, task, text))
-            for path in self._paths
-            for task, text in self._ontology.prompts
-            if (path, task, text) not in journal
+        replies = self._client.run_many(
+            self._questions(journal), concurrency=concurrency, ordered=False, **self._options
         )
-        replies = self._client.run_many(questions, concurrency=concurrency, ordered=False, **self._options)
         with closing(replies):
             for reply in replies:
-                path = reply.question.key[0]
-                if tolerance.settle(path, Results([reply.as_result()])):
-                    journal.add(Entry(reply.question.key, reply.unwrap(), request=self._request(path)))
+                key, stamp = reply.question.key
+                if tolerance.settle(key[0], Results([reply.as_result()])):
+                    served = {"served": self._served} if self._served else {}
+                    journal.add(Entry(key, reply.unwrap(), request=self._request(stamp) | served))
+
+    def _questions(self, journal: Journal) -> Iterator[Question]:
+        for path in self._paths:
+            keys: list[Key] = [(path, *prompt) for prompt in self._ontology.prompts]
+            stamp = None
+            for key in keys:
+                if key not in journal:
+                    stamp = stamp or self._stamp(path, warn=True)
+                    if stamp is None:
+                        break
+                    yield Question(Path(path), *key[1:], key=(key, stamp))
 
     def images(self, answers: Path, min_confidence: float) -> Iterator[_Image]:
         """Yield, in order, the images whose requests were all answered."""
         found = {entry.key: entry.result for entry in entries(answers) if entry.key in self._keys and entry.result}
         for path in self._paths:
             keys: list[Key] = [(path, *prompt) for prompt in self._ontology.prompts]
-            if all(key in found for key in keys):
+            if all(key in found for key in keys) and self._stamp(path, warn=True):
                 results = Results(found[key] for key in keys)
                 objects = self._ontology.objects(results.at_least(min_confidence))
                 named = [replace(one, label=name) for name, one in objects]
                 yield _Image(Path(path), named, results[0].image_size)
 
-    def _request(self, path: str) -> dict[str, Any]:
-        """Return what an answer depends on besides its key, in the form that JSON gives back."""
-        file = os.stat(path)
+    def _stamp(self, path: str, *, warn: bool = False) -> list[int] | None:
+        """Return what tells whether a file has changed, None if it is gone or cannot be opened."""
+        try:
+            return stamp_of(path)
+        except OSError as error:
+            if warn:
+                LOG.warning("%s is left out: %s", path, why_absent(path, error))
+            return None
+
+    def _request(self, stamp: list[int] | None) -> dict[str, Any]:
+        """Return what an answer depends on besides its key and the model, in the form that JSON gives back."""
         options = {name: value for name, value in self._options.items() if name != "timeout"}
-        request = {"model": self._client.model, "options": options, "file": [file.st_size, file.st_mtime_ns]}
+        request = {"model": self._client.model, "options": options, "file": stamp}
         return json.loads(json.dumps(request, default=str))
 
 
@@ -187,7 +231,13 @@ def _images_in(folder: Path, yolo: str | os.PathLike[str] | None) -> list[str]:
     if yolo and Path(yolo).resolve().is_relative_to(folder.resolve()):
         raise InvalidRequest(f"{yolo} is inside of {folder}, so the next call would label the copies as well")
     others = {suffix for suffixes, *_ in EXTRAS for suffix in suffixes}
-    paths = [path for path in ImagePaths([str(folder)]).files if Path(path).suffix.lower() not in others]
+    found = ImagePaths([str(folder)])
+    for left_out in found.skipped:
+        if left_out.endswith(os.sep):  # the other ones are no images
+            LOG.warning("%s is left out: %s", left_out, found.why_skipped(left_out))
+    paths = [path for path in found.files if Path(path).suffix.lower() not in others]
+    if not paths:
+        raise InvalidRequest(f"there is no image in {folder} but documents and HEIC photos")
     require_distinct(paths, folder, "label file", ".txt")
     return paths
 
@@ -206,12 +256,17 @@ def _dataset(images: Sequence[_Image], classes: Mapping[str, int]) -> supervisio
 def _write_yolo(images: Sequence[_Image], classes: Mapping[str, int], folder: Path, target: Path) -> None:
     """Write the layout of Ultralytics, in which `images/a.jpg` belongs to `labels/a.txt`."""
     for image in images:
+        try:
+            content = read_bytes(image.path)
+        except InvalidImage as error:  # it is gone by now
+            LOG.warning("%s is not copied: %s", image.path, error)
+            continue
         inside = image.path.relative_to(folder)
         lines = yolo_lines(image.objects, classes, image.size)
         for name, path in (("images", target / "images" / inside), ("labels", target / "labels" / inside)):
             path.parent.mkdir(parents=True, exist_ok=True)
             if name == "images":
-                shutil.copyfile(image.path, path)
+                path.write_bytes(content)
             else:
                 path.with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     names = "".join(f"  {number}: {json.dumps(name)}\n" for name, number in classes.items())

@@ -25,6 +25,7 @@ from typing import Any, TextIO, TypeAlias
 from florence2.answers import TextAnswer
 from florence2.errors import Florence2Error, InvalidImage, InvalidRequest
 from florence2.tasks import TASKS
+from florence2_client.cli.resuming import require_form
 from florence2_client.cli.sources import naming, output_path
 from florence2_client.masks import coco_mask
 from florence2_client.objects import coco_annotation, coco_categories, coco_image, plain_text, yolo_lines
@@ -45,8 +46,8 @@ Key: TypeAlias = tuple[str, str, str | None]  # the image's path, task token or 
 class Entry:
     """One line: the key of a request, with its answer or the mistake in it.
 
-    `code` is the error's. `request` is what else the answer depends on: `model`, `options`, and `file`, the size and
-    the time of the image's file; None in lines of early versions.
+    `code` is the error's. `request` is what else the answer depends on: `model`, `options`, `file`, the size and the
+    time of the image's file, and `served`, what the server told about the model; None in lines of early versions.
     """
 
     key: Key
@@ -181,11 +182,12 @@ def entries(path: Path) -> Iterator[Entry]:
                 return
             try:
                 values = json.loads(line)
-                key = (values["image"], values["task"], values.get("prompt_text"))
+                key, request = (values["image"], values["task"], values.get("prompt_text")), values.get("request")
+                require_form(key, request)
                 if "error" in values:
-                    yield Entry(key, None, str(values["error"]), values.get("code"), values.get("request"))
+                    yield Entry(key, None, str(values["error"]), values.get("code"), request)
                 else:
-                    yield Entry(key, Result.from_dict(values), request=values.get("request"))
+                    yield Entry(key, Result.from_dict(values), request=request)
             except (ValueError, TypeError, KeyError, AttributeError, Florence2Error) as error:
                 raise InvalidRequest(f"line {number} of {path} is not from a batch run") from error
 

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,9 @@ from florence2_client.async_client import AsyncClient
 from florence2_client.cli.arguments import connection, generation, in_flags, require_prompt
 from florence2_client.cli.console import Progress, complain, retries_shown
 from florence2_client.cli.journal import Entry, Journal, Key
-from florence2_client.cli.sources import file_name, file_of, naming, output_path, write_image
+from florence2_client.cli.resuming import option_differences, require_same_model
+from florence2_client.cli.sources import file_name, file_of, naming, output_path, stamp_of, why_absent, write_image
+from florence2_client.description import identity_of
 from florence2_client.documents import pages
 from florence2_client.exchange import Question, Reply
 from florence2_client.tasks import Prompt
@@ -47,7 +49,8 @@ class Batch:
             require_prompt(task, text, options.tiles)
         self._keys = {(path, *task) for path in paths for task in self._tasks}
         given = {name: value for name, value in generation(options).items() if name != "timeout"}
-        self._request = {"model": options.model, "options": given}
+        self._request: dict[str, Any] = {"model": options.model, "options": given}
+        self._kept: set[frozenset[tuple[str, str]]] = set()  # what was served when the answers were made that are kept
         self._changed: set[str] = set()
         self._absent: dict[str, OSError] = {}  # files that cannot be opened, which the next run tries again
         self._unanswered = 0
@@ -66,10 +69,7 @@ class Batch:
         path, request = entry.key[0], entry.request or {}
         if entry.key not in self._keys and not (entry.is_of_image and path in self._paths_of_keys):
             return False
-        differences = [
-            f"{name} {was if was is not None else 'not given'} instead of {now if now is not None else 'not given'}"
-            for name, was, now in _differences(request, self._request)
-        ]
+        differences = option_differences(request, self._request)
         if entry.error is not None and (differences or not request or self._options.retry_errors):
             return True
         if request and request["file"] != self._stamp(path) and path not in self._absent:
@@ -80,6 +80,8 @@ class Batch:
                 f"{self._options.out} has answers to these requests with {', '.join(differences)}; "
                 "choose another --out, or delete it"
             )
+        if entry.error is None:
+            self._kept.add(frozenset((request.get("served") or {}).items()))
         return entry.error is not None and path in self._absent
 
     @cached_property
@@ -89,9 +91,7 @@ class Batch:
     def _stamp(self, path: str) -> list[int] | None:
         """Return what tells whether a file has changed; None, and the reason noted, if it cannot be opened."""
         try:
-            with open(file_of(path)[0], "rb") as file:
-                found = os.fstat(file.fileno())
-                return [found.st_size, found.st_mtime_ns]
+            return stamp_of(path)
         except OSError as error:
             self._absent[path] = error
             return None
@@ -145,9 +145,7 @@ class Batch:
                     else:
                         yield Question(image, Prompt(task), text, key=(key, stamp))
                 else:
-                    error = self._absent[path]
-                    missing = isinstance(error, FileNotFoundError)
-                    self._say(f"there is no file {path}" if missing else f"{path} cannot be read: {error.strerror}")
+                    self._say(why_absent(path, self._absent[path]))
                     break
 
     def _image(self, path: str) -> Path | Image.Image:
@@ -169,6 +167,7 @@ class Batch:
         retry_for = self._options.retry_for
         async with AsyncClient(**connection(self._options), retry_for=min(PROBE_RETRY_SECONDS, retry_for)) as client:
             await self._probe(client)
+            await self._require_same_model(client)
             client.retry_for = retry_for
             replies: AsyncGenerator[Reply, None] = client.run_many(
                 self._questions(), concurrency=self._options.concurrency, ordered=False, **given
@@ -192,6 +191,19 @@ class Batch:
             words = WHOLE_IMAGE if input_of(task) is TaskInput.REGION else text
             await client.run(gray.getvalue(), Prompt(task), words, **generation(self._options))
 
+    async def _require_same_model(self, client: AsyncClient) -> None:
+        """Raise InvalidRequest if answers that are kept were made with another model of the same name.
+
+        Only what the server tells can be compared. A proxy may hide it, and early versions did not write it down.
+        """
+        try:
+            served = identity_of(await client._description())
+        except Florence2Error:
+            return
+        require_same_model(map(dict, self._kept), served, self._options.out)
+        if served:
+            self._request["served"] = served
+
     async def _draw_later(self, reply: Reply) -> None:
         """Draw in a thread, a few at a time; the server works on the next requests meanwhile."""
         while len(self._drawing) >= MOST_DRAWN_AT_ONCE:
@@ -214,7 +226,10 @@ class Batch:
                 write_image(sure.draw(reply.question.image), part)
                 os.replace(part, target)  # and not the file that a link points to
 
-        await asyncio.to_thread(draw)
+        try:
+            await asyncio.to_thread(draw)
+        except InvalidImage as error:  # the file has changed since it was sent
+            reply = Reply(reply.question, None, error)
         self._settle(reply)
 
     @cached_property
@@ -238,7 +253,8 @@ class Batch:
             self._journal.add(Entry(key, reply.unwrap(), request=request))
             self._failures_in_a_row = 0
         elif isinstance(error, InvalidRequest) and not isinstance(error, ModelNotFound):
-            if key not in self._journal:  # an image that cannot be read may have failed with another task
+            # An image that cannot be read may have failed with another task, and one that is gone is looked for again.
+            if key not in self._journal and not self._is_gone(key[0]):
                 self._journal.add(Entry(key, None, str(error), error.code, request))
                 self._say(f"{key[0]}: {in_flags(error)}")
         else:
@@ -247,6 +263,15 @@ class Batch:
             if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW or isinstance(error, ConnectionFailed):
                 raise error
         self._progress.step()
+
+    def _is_gone(self, path: str) -> bool:
+        """Return whether the file of an image cannot be opened any more, and say so once."""
+        known = path in self._absent
+        if self._stamp(path) is not None:
+            return False
+        if not known:
+            self._say(why_absent(path, self._absent[path]))
+        return True
 
     def _say(self, mistake: str) -> None:
         self._mistakes += 1
@@ -268,15 +293,6 @@ class Batch:
         if left:
             parts += [f"{left} left" + "; run the same command again to resume" * (name == self._options.out)]
         print(f"{name}: {', '.join(parts)}", file=sys.stderr)
-
-
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the flags whose values differ, if the old ones are known."""
-    if was:
-        before, after = ({"model": side["model"], **side["options"]} for side in (was, now))
-        for name in sorted({*before, *after}):
-            if before.get(name) != after.get(name):
-                yield f"--{name.replace('_', '-')}", before.get(name), after.get(name)
 
 
 def input_of(task: str) -> TaskInput:

@@ -13,6 +13,7 @@ import io
 import itertools
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -38,6 +39,7 @@ REMEDIES = {
 DRAWINGS_MARK = ".florence2-drawings"
 MARK_TEXT = "florence2 writes drawings or masks to this folder, and batches read no images from it.\n"
 MOST_NAMES = 3  # of skipped files of one kind
+LONGEST_NAME = 160  # bytes; file systems take 255, which the name of an image may be a part of
 
 
 class ImagePaths:
@@ -67,7 +69,7 @@ class ImagePaths:
         parts = []
         for kind, names in kinds.items():
             if kind.endswith(os.sep):
-                parts.append(f"{kind} ({'drawings' if self._has_mark(Path(kind)) else 'cannot be read'})")
+                parts.append(f"{kind} ({self.why_skipped(kind)})")
                 continue
             some = ", ".join(names[:MOST_NAMES]) + ", …" * (len(names) > MOST_NAMES)
             remedy = f"; {REMEDIES[kind]}" if kind in REMEDIES else ""
@@ -75,18 +77,28 @@ class ImagePaths:
             parts.append(f"{len(names)} {what}{'s' * (len(names) > 1)} ({some}{remedy})")
         return before + ", ".join(parts) if parts else ""
 
+    def why_skipped(self, folder: str) -> str:
+        """Return why a folder was left out."""
+        if os.path.islink(folder.rstrip(os.sep)):
+            return "a link to a folder"
+        return "drawings" if self._has_mark(Path(folder)) else "cannot be read"
+
     def _paths(self, source: str) -> Iterator[str]:
         if source == "-":
-            yield from _listed(sys.stdin)
+            if sys.stdin is None or sys.stdin.isatty():
+                raise InvalidRequest("DIR_OR_GLOB_OR_LIST is - but no list is piped in")
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")
+            yield from _listed(sys.stdin, "on standard input")
         elif os.path.isdir(source):
             yield from self._below(source)
         elif os.path.splitext(source)[1].lower() in LIST_SUFFIXES and os.path.isfile(source):
             self.lists.append(source)
             try:
-                with open(source, encoding="utf-8") as lines:
-                    yield from _listed(lines)
-            except (OSError, UnicodeDecodeError) as error:
-                raise InvalidRequest(f"the list {source} cannot be read: {error}") from error
+                with open(source, encoding="utf-8-sig", errors="surrogateescape") as lines:
+                    yield from _listed(lines, source)
+            except OSError as error:
+                raise InvalidRequest(f"the list {source} cannot be read: {error.strerror}") from error
         elif os.path.isfile(source):
             if not self._is_drawing(os.path.dirname(source)):
                 yield source
@@ -105,6 +117,8 @@ class ImagePaths:
             if self._is_drawing(folder):
                 folders.clear()
             else:
+                linked = (os.path.join(folder, name) for name in folders)
+                self.skipped += [os.path.join(path, "") for path in linked if os.path.islink(path)]
                 yield from self._images(os.path.join(folder, file) for file in sorted(files))
 
     def _images(self, paths: Iterable[str]) -> Iterator[str]:
@@ -132,7 +146,9 @@ def page_names(file: str) -> list[str]:
     """
     suffix = os.path.splitext(file)[1].lower()
     count = 1
-    with contextlib.suppress(OSError, ValueError, RuntimeError, EOFError, SyntaxError):
+    if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be read here, and be empty later
+        return [file]
+    with contextlib.suppress(Exception):  # on damaged bytes, Pillow raises nearly every built-in exception
         if suffix == ".pdf" and ".pdf" in SUFFIXES:
             import pypdfium2
 
@@ -140,10 +156,11 @@ def page_names(file: str) -> list[str]:
             count = len(document)
             document.close()
         elif suffix in TIFF_SUFFIXES:
-            with Image.open(file) as image:
+            with Image.open(file, formats=("TIFF",)) as image:
                 count = 0
                 for frame in ImageSequence.Iterator(image):
                     count += not getattr(frame, "tag_v2", {}).get(NEW_SUBFILE_TYPE, 0) & OVERVIEW
+    count = max(count, 1)  # of a file without pages, the request tells what is wrong
     if count == 1 and suffix != ".pdf":
         return [file]
     return [f"{file}#{number}" for number in range(1, count + 1)]
@@ -155,8 +172,29 @@ def file_of(name: str) -> tuple[str, int | None]:
     return (document[1], int(document[2])) if document and not os.path.exists(name) else (name, None)
 
 
-def _listed(lines: Iterable[str]) -> Iterator[str]:
-    return (line.strip() for line in lines if line.strip())
+def stamp_of(name: str) -> list[int]:
+    """Return the size and the time of an image's file, by which a change shows. Raise OSError if it cannot be read."""
+    path = file_of(name)[0]
+    if not stat.S_ISREG(mode := os.stat(path).st_mode):  # to open a pipe could take forever
+        what = "it is a directory" if stat.S_ISDIR(mode) else "it is not a regular file"
+        raise OSError(errno.EINVAL, what, path)
+    with open(path, "rb") as file:
+        found = os.fstat(file.fileno())
+        return [found.st_size, found.st_mtime_ns]
+
+
+def why_absent(path: str, error: OSError) -> str:
+    """Return the sentence for an image without a stamp."""
+    missing = isinstance(error, FileNotFoundError)
+    return f"there is no file {path}" if missing else f"{path} cannot be read: {error.strerror}"
+
+
+def _listed(lines: Iterable[str], place: str) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise InvalidRequest(f"line {number} of the list {place} is not a path; is it a text in UTF-8?")
+        if path := line.strip():
+            yield path
 
 
 def image_paths(sources: Iterable[str]) -> list[str]:
@@ -192,7 +230,8 @@ def require_distinct(paths: Iterable[str], folder: Path, what: str, suffix: str 
 
 def file_name(text: str) -> str:
     """Return a task, label or prompt as part of a file's name."""
-    return re.sub(r"[^\w-]+", "_", text).strip("_")[:80]
+    name = re.sub(r"[^\w-]+", "_", text).strip("_")[:80]
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def free_name(text: str, taken: set[str]) -> str:
@@ -232,8 +271,9 @@ def require_writable(path: Path, inputs: Iterable[str]) -> None:
     if path.exists():
         own = os.stat(path)
         for name in inputs:
-            if os.path.exists(name) and os.path.samestat(os.stat(name), own):
-                raise InvalidRequest(f"{path} is also an input of this run; choose another name for the output")
+            with contextlib.suppress(OSError):  # without a file to compare, there is none to lose
+                if os.path.samestat(os.stat(name), own):
+                    raise InvalidRequest(f"{path} is also an input of this run; choose another name for the output")
 
 
 def write_image(image: Image.Image, path: Path) -> None:
@@ -241,7 +281,7 @@ def write_image(image: Image.Image, path: Path) -> None:
     encoded = io.BytesIO()
     try:
         image.save(encoded, Image.registered_extensions()[path.suffix.lower()], quality=90)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each format of Pillow has its own limits, and its own errors
         raise InvalidRequest(f"{path} cannot be written: {error}") from error
     with naming(path):
         path.write_bytes(encoded.getvalue())

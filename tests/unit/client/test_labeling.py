@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
-from florence2.errors import ConnectionFailed, InvalidPrompt, InvalidRequest
+from florence2.errors import ConnectionFailed, InvalidImage, InvalidOption, InvalidPrompt, InvalidRequest
 from florence2_client import Client, label
 from tests.unit.client.finder import Finder, boxes, outlines, places
 
@@ -109,6 +110,109 @@ def test_a_damaged_image_is_left_out(folder, tmp_path, caplog):
     assert "broken.png is left out: the image is damaged" in caplog.text
 
 
+class Thief(Finder):
+    """Takes files away when the request of an image comes in."""
+
+    def __init__(self, answers, stolen):
+        super().__init__(answers)
+        self.stolen = stolen
+
+    def answer(self, tensors, timeout):
+        if len(self.asked) in self.stolen:
+            self.stolen[len(self.asked)].unlink()
+        return super().answer(tensors, timeout)
+
+
+@pytest.mark.parametrize(
+    ("request_number", "name"), [(0, "b.jpg"), (0, "sub/a.png"), (2, "a.png")], ids=["next", "last", "answered"]
+)
+def test_an_image_that_is_deleted_during_the_run_costs_only_itself(folder, tmp_path, caplog, request_number, name):
+    """Whether it was to be sent, or was answered already: it is named once, and the rest goes on."""
+    finder = Thief(FOUND, {request_number: folder / name})
+    with caplog.at_level(logging.WARNING, "florence2_client.images"):
+        dataset = labeled(
+            folder, ["a star"], finder=finder, concurrency=1, yolo=tmp_path / "yolo", coco=tmp_path / "coco.json"
+        )
+    left = [str(folder / each) for each in ("a.png", "b.jpg", "sub/a.png") if each != name]
+    assert dataset.image_paths == left and len(json.loads((tmp_path / "coco.json").read_text())["images"]) == 2
+    assert len(list((tmp_path / "yolo/images").rglob("*.*"))) == 2
+    assert caplog.messages == [f"{folder / name} is left out: there is no file {folder / name}"]
+
+
+def test_what_cannot_be_read_costs_only_itself(folder, caplog):
+    """A folder with the name of an image is a folder; a pipe would be waited for without end."""
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe2.tif")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "broken.png").symlink_to("nothing.png")
+    (folder / "more").symlink_to(folder / "sub")
+    (folder / "x.jpg").mkdir()
+    Image.new("RGB", (100, 100)).save(folder / "x.jpg" / "y.png")
+    with caplog.at_level(logging.WARNING, "florence2_client.images"):
+        dataset = labeled(folder, ["a star"])
+    assert dataset.image_paths == [str(folder / each) for each in ("a.png", "b.jpg", "sub/a.png", "x.jpg/y.png")]
+    words = dict(message.removeprefix(f"{folder}/").split(" is left out: ") for message in caplog.messages)
+    assert words == {
+        "more/": "a link to a folder",
+        "broken.png": f"there is no file {folder}/broken.png",
+        "loop.png": f"{folder}/loop.png cannot be read: Too many levels of symbolic links",
+        "pipe.png": f"{folder}/pipe.png cannot be read: it is not a regular file",
+        "pipe2.tif": f"{folder}/pipe2.tif cannot be read: it is not a regular file",
+    }
+
+
+def test_an_image_that_is_deleted_while_copies_are_written(folder, tmp_path, caplog, monkeypatch):
+    def read(path):
+        if path.name == "b.jpg":
+            raise InvalidImage("there is no file b.jpg")
+        return path.read_bytes()
+
+    monkeypatch.setattr("florence2_client.labeling.read_bytes", read)
+    with caplog.at_level(logging.WARNING, "florence2_client.images"):
+        labeled(folder, ["a star"], yolo=tmp_path / "yolo")
+    assert len(list((tmp_path / "yolo/labels").rglob("*.txt"))) == 2
+    assert caplog.messages == [f"{folder}/b.jpg is not copied: there is no file b.jpg"]
+
+
+def test_answers_of_another_model_are_not_mixed_in(folder, tmp_path):
+    """Only what the server tells counts; the time of an export does not."""
+
+    def sent(description):
+        finder = Finder(FOUND)
+        finder.describe = lambda model, timeout: description
+        labeled(folder, ["a star"], finder=finder, out=tmp_path / "answers.jsonl")
+        return len(finder.asked)
+
+    assert sent({"weights_sha256": "aa", "exported": "today"}) == 3
+    assert sent({"weights_sha256": "aa", "exported": "tomorrow"}) == 0
+    assert sent({}) == 0
+    assert sent({"weights_sha256": "bb"}) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"nms": float("nan")}, {"nms": 0}, {"nms": 2}, {"nms": -1}, {"min_confidence": float("nan")},
+     {"min_confidence": 50}, {"concurrency": float("nan")}],
+    ids=str,
+)  # fmt: skip
+def test_a_threshold_that_makes_no_sense_is_refused(folder, arguments):
+    """NaN would leave out everything without a word."""
+    with pytest.raises(InvalidOption):
+        labeled(folder, ["a star"], **arguments)
+
+
+def test_outputs_are_checked_before_anything_is_sent(folder, tmp_path):
+    """Nothing is worse than an error after hours."""
+    (tmp_path / "file").touch()
+    finder = Finder(FOUND)
+    for arguments in ({"coco": tmp_path / "file/a.json"}, {"yolo": tmp_path / "file"}, {"out": tmp_path / "file/a"}):
+        with pytest.raises(OSError):
+            labeled(folder, ["a star"], finder=finder, **arguments)
+    assert not finder.asked
+    labeled(folder, ["a star"], out=tmp_path / "new/folder/answers.jsonl")
+    assert (tmp_path / "new/folder/answers.jsonl").exists()
+
+
 def test_the_same_call_resumes(folder, tmp_path):
     """Only what has no answer yet is sent: new and changed images, new phrases, and everything with other options."""
     asked = {"ontology": ONTOLOGY, "out": tmp_path / "answers.jsonl"}
@@ -147,6 +251,8 @@ def test_mistakes_are_named(folder, tmp_path):
     for empty in (tmp_path / "empty", tmp_path / "none"):
         with pytest.raises(InvalidRequest):
             labeled(empty, ["a"])
+    with pytest.raises(InvalidRequest, match="not both"):
+        labeled(folder, ["a"], url="grpc://elsewhere:1")
     with pytest.raises(InvalidRequest, match="would label the copies"):
         labeled(folder, ["a"], yolo=folder / "labeled")
     Image.new("RGB", (9, 9)).save(folder / "a.jpg")

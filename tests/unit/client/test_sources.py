@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from florence2.errors import InvalidRequest
-from florence2_client.cli.sources import SUFFIXES, ImagePaths, file_of, image_paths, output_path
+from florence2_client.cli.sources import SUFFIXES, ImagePaths, file_name, file_of, image_paths, output_path
 
 
 @pytest.fixture
@@ -96,3 +97,49 @@ def test_each_page_of_a_document_is_an_image(tmp_path, monkeypatch):
     (tmp_path / "odd.tif#1").touch()
     assert file_of("odd.tif#1") == ("odd.tif#1", None) and file_of("a.png#1") == ("a.png#1", None)
     assert output_path(Path("out"), "two.tif#2", ".txt") != output_path(Path("out"), "two.tif#1", ".txt")
+
+
+def test_a_list_may_hold_names_that_are_not_unicode(folder):
+    """A byte order mark is no part of the first name either."""
+    (folder / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\ncaf\xe9.png\n")
+    assert image_paths(["list.txt"]) == ["a.png", os.fsdecode(b"caf\xe9.png")]
+
+
+@pytest.mark.parametrize("content", ["a.png\n".encode("utf-16"), b"a\0b.png\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def test_what_is_no_list_of_paths_is_refused(folder, content):
+    (folder / "list.txt").write_bytes(content)
+    with pytest.raises(InvalidRequest, match=r"line [1-3] of the list list\.txt is not a path; is it a text in UTF-8"):
+        image_paths(["list.txt"])
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()])
+def test_a_list_that_is_not_piped_in_is_not_waited_for(folder, monkeypatch, stream):
+    if stream:
+        stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", stream)
+    with pytest.raises(InvalidRequest, match="no list is piped in"):
+        image_paths(["-"])
+
+
+def test_a_link_to_a_folder_is_not_passed_over_in_silence(folder):
+    """Nor is it followed, which might never end."""
+    (folder / "images/more").symlink_to(folder)
+    found = ImagePaths(["images"])
+    assert len(found.paths) == 3 and "images/more/ (a link to a folder)" in found.skipped_line()
+
+
+def test_no_image_is_lost_when_its_pages_are_counted(tmp_path, monkeypatch):
+    """Such as one with too many pixels, an animation with the name of a TIFF, or a TIFF of nothing but an overview."""
+    monkeypatch.chdir(tmp_path)
+    sheet = Image.new("RGB", (30, 20))
+    sheet.save("animation.tif", "GIF", save_all=True, append_images=[Image.new("RGB", (30, 20), "red")])
+    sheet.save("overview.tif", tiffinfo={254: 1})
+    assert image_paths(["."]) == ["./animation.tif", "./overview.tif"]
+    sheet.save("large.tif", save_all=True, append_images=[sheet])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert image_paths(["large.tif"]) == ["large.tif"]
+
+
+def test_names_of_files_are_not_too_long():
+    """In bytes, which are what file systems count."""
+    assert len(file_name("\U00020000" * 500).encode()) == 160 and file_name("a dog, asleep") == "a_dog_asleep"
