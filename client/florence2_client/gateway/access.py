@@ -27,6 +27,7 @@ WITHOUT_KEY = (  # and what the page of /docs loads
 STATIC = "/static-offline-docs"
 BODY_SECONDS = 60.0  # to receive a body
 MOST_CLIENTS = 10_000  # whose use is remembered
+MOST_DIGITS = 18  # of a Content-Length; Python refuses to read numbers of thousands
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Guard:
             nonlocal received, complete
             if complete:
                 return await receive()  # the client's departure
-            if length.isdigit() and int(length) > most:
+            if length.isdigit() and (len(length) > MOST_DIGITS or int(length) > most):
                 raise too_large
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, deadline - self._clock()))

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from florence2.answers import TextAnswer
 from florence2.contract import OPTIONS
@@ -22,6 +22,7 @@ from florence2.tasks import TASKS, Grammar, Task, TaskInput
 from florence2_client.exchange import Question
 from florence2_client.gateway.backend import Backend, count_tokens, unless_gone
 from florence2_client.gateway.errors import AsciiJson
+from florence2_client.gateway.schema import JsonBody
 from florence2_client.objects import Found, Shape, plain_text
 from florence2_client.result import Result
 from florence2_client.tasks import parse_task
@@ -38,7 +39,7 @@ SEVERAL = re.compile(r"[,.;]")  # between the phrases of a prompt
 MOST_TEXTS = 100  # phrases or boxes: each is a request
 
 
-class ShapesRequest(BaseModel):
+class ShapesRequest(JsonBody):
     """A request for shapes."""
 
     model: str = Field(description="one of `GET /v1/models`")
@@ -87,6 +88,7 @@ class XAnyLabeling:
         if task is None:
             raise InvalidPrompt(f"there is no task {str(body.params['current_task'])[:80]!r}")
         state["model"], state["task"] = client.model, task.token
+        least = threshold_of(body.params)
         texts = texts_of(task, body.params)
         if len(texts) > MOST_TEXTS:
             raise InvalidPrompt(f"a request takes at most {MOST_TEXTS} phrases or rectangles, not {len(texts)}")
@@ -104,7 +106,8 @@ class XAnyLabeling:
             count_tokens(state, found)
             return found
 
-        return AsciiJson({"success": True, "data": shapes_of(task, await unless_gone(request, answers()), body.params)})
+        found = await unless_gone(request, answers())
+        return AsciiJson({"success": True, "data": shapes_of(task, found, least, body.params.get("filter_classes"))})
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -154,14 +157,18 @@ def _is_box(mark: Any) -> bool:
     return isinstance(data, list) and len(data) == 4 and all(type(number) in (int, float) for number in data)
 
 
-def shapes_of(task: Task, answers: list[Result[Any]], params: Mapping[str, Any]) -> dict[str, Any]:
+def threshold_of(params: Mapping[str, Any]) -> float:
+    """Return the lowest confidence of a shape. Raise InvalidRequest if it is not a number from 0 to 1."""
+    least = params.get("conf_threshold") or 0.0
+    if type(least) not in (int, float) or not 0 <= least <= 1:  # a bool is an int, too
+        raise InvalidRequest("conf_threshold must be a number from 0 to 1")
+    return least
+
+
+def shapes_of(task: Task, answers: list[Result[Any]], least: float, wanted: Any) -> dict[str, Any]:
     """Return the shapes and the image's description. A line of text has the label `text`; its words describe it."""
     if task.input is TaskInput.NONE and all(isinstance(answer.answer, TextAnswer) for answer in answers):
         return {"shapes": [], "description": "\n".join(plain_text(answer.answer.text) for answer in answers)}
-    least = params.get("conf_threshold") or 0.0
-    if not isinstance(least, (int, float)):
-        raise InvalidRequest("conf_threshold must be a number")
-    wanted = params.get("filter_classes")
     shapes = [
         shape
         for answer in answers

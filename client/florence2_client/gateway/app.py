@@ -261,5 +261,6 @@ def _invalid(errors: Sequence[Any]) -> tuple[InvalidRequest, str | None]:
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not valid JSON: {first['ctx']['error']}"), None
     place = ".".join(str(part) for part in first["loc"][1:] if not str(part).startswith(("list[", "function-")))
-    sentence = f"{place}: {first['msg'].lower()}" if place else "the body must be a JSON object"
+    whole = first["msg"] if first["type"] == "not_finite" else "the body must be a JSON object"
+    sentence = f"{place}: {first['msg'].lower()}" if place else whole
     return InvalidRequest(sentence), place or None

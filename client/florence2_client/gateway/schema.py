@@ -6,9 +6,11 @@ Fields that change nothing, such as `user`, are ignored; `unsupported` names tho
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from florence2.contract import OPTIONS
 from florence2.errors import InvalidRequest
@@ -28,6 +30,23 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {  # the values with which an unsupporte
     "modalities": (None, ["text"]),
     "top_logprobs": (None, 0),
 }
+
+
+class JsonBody(BaseModel):
+    """The body of a request. NaN and infinity are not JSON, although Python reads them, and no field means them."""
+
+    model_config = ConfigDict(allow_inf_nan=False)  # which a text such as "nan" could bring, too
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_finite(cls, values: Any) -> Any:
+        waiting = [values]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, float) and not math.isfinite(value):
+                raise PydanticCustomError("not_finite", "the body has a number that is not finite")
+            waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return values
 
 
 class ImageUrl(BaseModel):
@@ -59,6 +78,7 @@ class StreamOptions(BaseModel):
 
 _Options = create_model(
     "_Options",
+    __base__=JsonBody,
     **{  # type: ignore[call-overload]
         option.keyword: (PYTHON_TYPES[option.type] | None, Field(None, description=option.help)) for option in OPTIONS
     },

@@ -26,9 +26,12 @@ class Front:
 
     def __init__(self, host: str, port: int, drain_seconds: int) -> None:
         """`drain_seconds`: for running requests, when it stops."""
+        name = host.strip("[]")  # around an IPv6 address
         try:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            self._socket = socket.create_server((host, port), family=family, backlog=2048)
+            family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0][0]
+            self._socket = socket.create_server((name, port), family=family, backlog=2048)
+        except UnicodeError as error:  # a part of the name is empty or too long
+            raise InvalidRequest(f"cannot listen on {host}: this is no name of a host") from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise InvalidRequest(

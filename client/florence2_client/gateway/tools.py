@@ -133,6 +133,8 @@ class Toolbox:
                 if (decoded := encoded_image(image.encode("utf-8", "replace"))) != image.encode("utf-8", "replace"):
                     return decoded
             raise InvalidImage(f"there is no file {image[:120]!r}, and it is neither a URL nor base64")
+        if not path.is_file() and not path.is_dir():  # to read a pipe could take forever
+            raise InvalidImage(f"{image[:120]!r} is not a regular file")
         if self._files is not None and not any(path.resolve().is_relative_to(folder) for folder in self._files):
             raise InvalidImage("the server may not read this file; send the image as a data: URL")
         return await asyncio.to_thread(read_bytes, path)

@@ -40,6 +40,8 @@ def served_page(client: Client, server_url: str, timeout: float, host: str, port
                 css=CSS, max_file_size=LARGEST_FILE, ssr_mode=False, pwa=False, mcp_server=False,
                 enable_monitoring=False, run_history=False, footer_links=[],
             )  # fmt: skip
+        except UnicodeError as error:
+            raise InvalidRequest(f"the page cannot listen on {host}: this is no name of a host") from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE or not error.strerror:  # without: Gradio has tried the port
                 raise InvalidRequest(

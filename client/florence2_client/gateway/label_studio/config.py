@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,14 +61,12 @@ class Control:
 
     @property
     def minimum(self) -> float:
-        """Return the lowest confidence of an object. Raise InvalidRequest if it is not a number."""
+        """Return the lowest confidence of an object. Raise InvalidRequest if it is not a number from 0 to 1."""
         given = self.attributes.get("model_score_threshold", "0")
-        try:
-            return float(given)
-        except ValueError as error:
-            raise InvalidRequest(
-                f"model_score_threshold of {self.name} must be a number, not {given[:40]!r}"
-            ) from error
+        with contextlib.suppress(ValueError):
+            if 0 <= (number := float(given)) <= 1:  # NaN is not
+                return number
+        raise InvalidRequest(f"model_score_threshold of {self.name} must be a number from 0 to 1, not {given[:40]!r}")
 
     def labels(self, data: Mapping[str, Any]) -> tuple[Label, ...]:
         """Return the labels, of which some may be in the task's data: `<RectangleLabels value="$labels" …>`."""

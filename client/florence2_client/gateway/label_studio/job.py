@@ -31,6 +31,7 @@ from florence2_client.gateway.label_studio.regions import DESCRIBED, match, resu
 from florence2_client.result import Result
 
 MOST_PAGES = 100  # of a task
+MOST_DRAWN = 100  # regions of a request: each is at least one for the server
 UNDEFINED = "$undefined$"  # Label Studio's name for the field of tasks that were imported as a list of files
 
 
@@ -86,6 +87,8 @@ async def label(
             results += await _Job(backend, files, page, task.id, state).predict()
         return results
     regions = drawn.get("result")
+    if isinstance(regions, list) and len(regions) > MOST_DRAWN:
+        raise InvalidRequest(f"more than {MOST_DRAWN} regions were drawn")
     for region in regions if isinstance(regions, list) else []:
         if isinstance(region, dict) and region_of(region) is not None:
             number = region.get("item_index") or 0

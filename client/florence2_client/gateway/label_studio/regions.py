@@ -34,10 +34,11 @@ def results_of(step: Step, answers: Sequence[Result[Any]], texts: Control | None
     if step.control.tag == "choices":
         return _choices(step, answers)
     results: list[dict[str, Any]] = []
+    least = step.control.minimum
     for ask, answer in zip(step.asks, answers, strict=True):
         for found in answer.objects:
             label = ask.label or _matching(found.label, step)
-            unsure = found.confidence is not None and found.confidence < step.control.minimum
+            unsure = found.confidence is not None and found.confidence < least
             if unsure or (label is None and step.labels):
                 continue
             for control, shape in _shapes(found, step.controls, answer.image_size):

@@ -16,6 +16,7 @@ from florence2_client.gateway.label_studio.config import read_config
 from florence2_client.gateway.label_studio.files import ProjectFiles
 from florence2_client.gateway.label_studio.job import LabelingTask, label
 from florence2_client.gateway.label_studio.regions import score_of
+from florence2_client.gateway.schema import JsonBody
 
 PREFIX = "/label-studio"
 MOST_TASKS = 1000  # of a request
@@ -30,7 +31,7 @@ class Params(BaseModel):
     context: dict[str, Any] | None = Field(None, description="`result`: what the user has just drawn")
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(JsonBody):
     """A request for predictions."""
 
     model_config = ConfigDict(extra="allow")

@@ -162,3 +162,10 @@ def test_what_is_remembered_of_clients_is_bounded(monkeypatch):
     for number in range(10):
         guard._admit(str(number)).running -= 1
     assert list(guard._uses) == ["7", "8", "9"]
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "1" + "0" * 18])
+def test_a_length_that_no_body_has_is_refused(length):
+    """Python refuses to read numbers of thousands of digits."""
+    refused = guarded(limits=Limits(body_bytes=10)).post("/v1/x", content=b"x", headers={"Content-Length": length})
+    assert refused.status_code == 413

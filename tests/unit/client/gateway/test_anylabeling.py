@@ -149,6 +149,8 @@ def test_the_image_may_be_base64(predict, model, image_url):
         ({"current_task": "ocr_region", "marks": [MARK] * 101}, {}, 400, "INVALID_PROMPT"),
         ({"current_task": "ocr_region", "marks": [{"type": "rectangle", "data": "abcd"}]}, {}, 400, "INVALID_PROMPT"),
         ({"conf_threshold": "high"}, {}, 400, "INVALID_REQUEST"),
+        *(({"conf_threshold": given}, {}, 400, "INVALID_REQUEST") for given in (-0.1, 1.5, 50, True, "0.5", [0.5])),
+        ({"current_task": "caption", "conf_threshold": 2}, {}, 400, "INVALID_REQUEST"),
         ({"num_beams": "x"}, {}, 400, "INVALID_OPTION"),
         ({}, {"model": "gpt"}, 404, "MODEL_NOT_FOUND"),
         ({}, {"image": "http://127.0.0.1/a.png"}, 400, "INVALID_IMAGE"),

@@ -174,6 +174,35 @@ def test_a_malformed_body_is_named(open_gateway, content, words):
     assert answer.json()["error"]["code"] == "INVALID_REQUEST" and words in answer.json()["error"]["message"]
 
 
+NOT_FINITE = ("NaN", "Infinity", "-Infinity", "1e999")
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("v1/chat/completions", '{"model": "m", "messages": [{"role": "user"}], "temperature": NUMBER}'),
+        ("v1/chat/completions", '{"model": "m", "messages": [{"role": "user"}], "metadata": {"a": [NUMBER]}}'),
+        ("x-anylabeling/v1/predict", '{"model": "m", "image": "", "params": {"conf_threshold": NUMBER}}'),
+        ("x-anylabeling/v1/predict", '{"model": "m", "image": "", "params": {"marks": [{"data": [1, 2, NUMBER, 4]}]}}'),
+        ("label-studio/predict", '{"tasks": [{"data": {"a": NUMBER}}], "label_config": ""}'),
+        ("label-studio/predict",
+         '{"tasks": [], "label_config": "", "params": {"context": {"result": [{"value": {"x": NUMBER}}]}}}'),
+    ],
+)  # fmt: skip
+def test_a_number_that_json_does_not_have_is_refused(open_gateway, server, path, content, number):
+    """Comparisons with NaN are false, so that it would leave out everything; and no answer could repeat it."""
+    headers = {"Content-Type": "application/json"}
+    answer = open_gateway().post(f"/{path}", content=content.replace("NUMBER", number), headers=headers)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "INVALID_REQUEST"
+    assert "not finite" in answer.json()["error"]["message"] and not server.sent
+
+
+def test_a_text_is_no_number_that_is_not_finite(open_gateway, server):
+    error = send(open_gateway(), temperature="nan").json()["error"]
+    assert error["param"] == "temperature" and "finite number" in error["message"] and not server.sent
+
+
 def test_the_field_with_the_mistake_is_the_param(open_gateway):
     error = send(open_gateway(), max_tokens="many").json()["error"]
     assert error["param"] == "max_tokens" and error["message"].startswith("max_tokens: ")

@@ -251,13 +251,22 @@ def test_other_text_is_no_configuration(config):
     ("config", "words"),
     [
         (view(BOXES.replace("toName", 'model_task="captoin" toName')), "did you mean caption"),
-        (view(BOXES.replace("toName", 'model_score_threshold="high" toName')), "must be a number"),
+        *(
+            (view(BOXES.replace("toName", f'model_score_threshold="{given}" toName')), "must be a number from 0 to 1")
+            for given in ("high", "nan", "inf", "-0.1", "1.5", "")
+        ),
         (view(BOXES.replace("<Label", "<Label value='a'/>" * 99 + "<Label", 1)), "101 labels"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_configuration_are_named(label_studio, model, config, words):
     model.answers = {FIND: found([0, 0, 20, 10])}
     assert words in label_studio(config)["results"][0]["error"]["message"]
+
+
+def test_a_threshold_is_checked_even_if_nothing_is_found(label_studio, model):
+    model.answers = {FIND: NOTHING}
+    config = view(BOXES.replace("toName", 'model_score_threshold="nan" toName'))
+    assert "must be a number from 0 to 1" in label_studio(config)["results"][0]["error"]["message"]
 
 
 def test_a_configuration_is_read_in_any_layout():
