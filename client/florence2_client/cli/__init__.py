@@ -16,6 +16,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from florence2 import __version__
@@ -56,6 +57,7 @@ Completion: florence2 --print-completion bash > ~/.local/share/bash-completion/c
 ARGPARSE_WORDS = (  # its messages, and what they become
     (r"(?<!\S)(--[\w-]+)/--[\w-]+", r"\1"),  # one of an option's names is enough
     (r"^argument (\S+): must", r"\1 must"),
+    (r"^argument (\S+): invalid int value: (.+)", r"\1 must be a whole number, not \2"),
     (r"^argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 must be one of \3, not \2"),
     (r"^argument (\S+): expected (?:one|at least one) argument", r"\1 needs a value"),
     (r"^argument (\S+): ignored explicit argument (.+)", r"\1 takes no value, not even \2"),
@@ -83,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise InvalidRequest(f"there is no command {given[0]!r}; {remedy}")
             if given[0] not in COMMANDS and given[0].partition("=")[0] not in OWN_OPTIONS:
                 raise InvalidRequest(f"the command comes first, not {given[0]}; `florence2 --help` lists the commands")
-            options = parser().parse_args(_for_argparse(given))
+            command_line = parser()
+            options = command_line.parse_args(_for_argparse(given))
+            options.given = frozenset(command_line.given)
             code: int = options.command(options)
             print(end="", flush=True)
             return code
@@ -101,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _drop_output()
             error.filename = "standard output"
         reason = "it is a file, not a directory" if isinstance(error, FileExistsError) else error.strerror
-        complain(f"{error.filename} cannot be written: {reason}" if error.filename else error)
+        complain(f"{error.filename} cannot be written: {reason}" if error.filename else error.strerror or error)
         return 2 if error.filename and not full else 1
 
 
@@ -119,12 +123,28 @@ def _for_argparse(arguments: list[str]) -> list[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports mistakes like all other errors: one sentence, exit code 2."""
+    """Reports mistakes like all other errors: one sentence, exit code 2.
+
+    `given` has the names of the options that were on the command line, whatever their values.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.given: set[str] = set()
 
     def error(self, message: str) -> NoReturn:
         for pattern, words in ARGPARSE_WORDS:
             message = re.sub(pattern, words, message)
         raise InvalidRequest(f"{message}; see `{self.prog} --help`")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Note that an option was given. Refuse an empty text, which would pass for a folder, a default or nothing."""
+        name = action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
+        if self._subparsers is None and (action.option_strings or arg_strings):
+            self.given.add(name)
+            if "" in arg_strings and action.type in (None, Path):  # other converters say what they take
+                self.error(f"{name} needs a value, not an empty text")
+        return super()._get_values(action, arg_strings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the arguments. Raise InvalidRequest if one is unknown, with the option that was probably meant."""
@@ -150,7 +170,7 @@ class _PrintCompletion(argparse.Action):
         parser.exit(0)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> _Parser:
     """Return the parser of the command line."""
     raw = argparse.RawTextHelpFormatter
     main_parser = _Parser(
@@ -167,5 +187,6 @@ def parser() -> argparse.ArgumentParser:
     for name, (place, help_text) in COMMANDS.items():
         module, _, function = place.partition(":")
         command = commands.add_parser(name, help=help_text, formatter_class=raw)
+        command.given = main_parser.given
         getattr(importlib.import_module(module), function)(command)
     return main_parser

@@ -7,11 +7,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from florence2.contract import OPTIONS
-from florence2.errors import Florence2Error, InvalidRequest
+from florence2.errors import Florence2Error, InvalidPrompt, InvalidRequest
 from florence2.prompts import build_prompt
 from florence2.tasks import task_from_name
 from florence2_client.cli.console import complain
@@ -31,6 +31,36 @@ MOST_IN_FLIGHT = 4096
 ANY_SIZE = (1 << 31, 1 << 31)  # of an image: a region that fits into this one may fit
 TEXT_HELP = "a phrase or caption; for region tasks x1,y1,x2,y2 in pixels"
 METAVARS = {"INT32": "N", "INT64": "N", "FP32": "X"}
+
+
+class Once(argparse.Action):
+    """Stores the value of an option that names one output or request, and refuses a second one.
+
+    argparse would take the last value. That is left to options that only set how something is done, such as
+    `--timeout`, so that a value can be overridden.
+    """
+
+    def __call__(
+        self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        """Store the value. Raise InvalidRequest if there is one already."""
+        if getattr(namespace, self.dest) is not self.default:
+            raise InvalidRequest(f"{flag} is given twice; it takes one value")
+        setattr(namespace, self.dest, values)
+
+
+def require_with(options: argparse.Namespace, flags: Iterable[str], *others: str) -> None:
+    """Raise InvalidRequest if one of the flags was given without any of the others, as it would be ignored."""
+    for flag in flags:
+        if flag in options.given and not options.given.intersection(others):
+            raise InvalidRequest(f"{flag} has no effect without {' or '.join(others)}")
+
+
+def require_without(options: argparse.Namespace, flags: Iterable[str], other: str) -> None:
+    """Raise InvalidRequest if one of the flags was given together with the other one, as it would be ignored."""
+    for flag in flags:
+        if flag in options.given and other in options.given:
+            raise InvalidRequest(f"{flag} has no effect with {other}; leave one of them out")
 
 
 def add_connection(parser: argparse.ArgumentParser, place: Any = None, *, optional: bool = False) -> None:
@@ -91,8 +121,10 @@ def require_prompt(task: str, text: str | None, tiles: str | None = None) -> Non
 
 def add_task(parser: argparse.ArgumentParser) -> None:
     """Add `--task` and `--text`."""
-    parser.add_argument("--task", required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr")
-    parser.add_argument("--text", metavar="T", help=TEXT_HELP)
+    parser.add_argument(
+        "--task", action=Once, required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr"
+    )
+    parser.add_argument("--text", action=Once, metavar="T", help=TEXT_HELP)
 
 
 def add_several_tasks(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +201,8 @@ def task_name(name: str) -> str:
 def task_names(names: str) -> list[str]:
     """Return the tasks in `caption,od`, each as `task_name` does. The commas of a free prompt separate nothing."""
     parts = [part.strip() for part in names.split(",")]
+    if names.strip() and not any(parts):
+        raise InvalidPrompt(f"{names!r} names no task; `florence2 tasks` lists them")
     known = [bool(task_from_name(part) or TOKEN.fullmatch(part)) for part in parts]
     if all(known) or (any(known) and all(map(WORD.fullmatch, parts))):
         return [task_name(part) for part in parts if part]
@@ -186,7 +220,8 @@ def number(
         except ValueError as error:
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"must be {noun}, not {text!r}") from error
-        if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
+        finite = isinstance(value, int) or math.isfinite(value)  # an int may be larger than any float
+        if not (low <= value <= high and finite) or (above and value == low):
             least = "a number" if low == -math.inf else f"above {low:g}" if above else f"at least {low:g}"
             most = "" if high == math.inf else f" and at most {high:,}"
             raise argparse.ArgumentTypeError(f"must be {least}{most}, not {text}")

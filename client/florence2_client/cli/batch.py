@@ -15,10 +15,12 @@ from florence2.tasks import TaskInput
 from florence2_client.cli.arguments import (
     FILES,
     MOST_IN_FLIGHT,
+    Once,
     add_confidence,
     add_connection,
     add_generation,
     number,
+    require_with,
     task_name,
 )
 from florence2_client.cli.console import complain
@@ -59,23 +61,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "per line, or - for such lines on standard input",
     )  # fmt: skip
     sources.complete = FILES  # type: ignore[attr-defined]
-    parser.add_argument("--tasks", required=True, type=_tasks, metavar="T,T", help="such as caption,od,ocr")
+    parser.add_argument("--tasks", required=True, action="extend", type=_tasks, metavar="T,T",
+                        help="such as caption,od,ocr")  # fmt: skip
     parser.add_argument(
         "--text", action="append", metavar="T", help="phrase, caption or region for tasks that take one; repeatable"
     )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="FILE.jsonl", help="answers, one JSON line each; - prints them"
     )
-    parser.add_argument("--coco", type=Path, metavar="FILE.json", help="objects as COCO detection")
+    parser.add_argument("--coco", action=Once, type=Path, metavar="FILE.json", help="objects as COCO detection")
     parser.add_argument("--rle", action="store_true", help="with --coco: a mask of every object, run-length encoded")
-    parser.add_argument("--yolo", type=Path, metavar="DIR", help="objects as YOLO label files")
+    parser.add_argument("--yolo", action=Once, type=Path, metavar="DIR", help="objects as YOLO label files")
     parser.add_argument(
         "--all-objects", action="store_true",
         help="put the objects of all tasks into --coco and --yolo, although several may find the same ones\n"
         "(default: those of the first task that finds any)",
     )  # fmt: skip
-    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="all text answers")
-    parser.add_argument("--draw", type=Path, metavar="DIR", help="images with the answers drawn on them")
+    parser.add_argument("--csv", action=Once, type=Path, metavar="FILE.csv", help="all text answers")
+    parser.add_argument("--draw", action=Once, type=Path, metavar="DIR", help="images with the answers drawn on them")
     add_confidence(parser, "--coco, --yolo\nand --draw; --out has all")
     parser.add_argument("--retry-errors", action="store_true", help="repeat requests that failed in an earlier run")
     parser.add_argument(
@@ -97,15 +100,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send the requests that have no answer yet, and make the other files from all answers."""
+    require_with(options, ["--rle"], "--coco")
+    require_with(options, ["--all-objects"], "--coco", "--yolo")
+    require_with(options, ["--min-confidence"], "--coco", "--yolo", "--draw")
     if str(options.out) != "-":
         return _run(options, options.out)
+    if options.retry_errors:
+        raise InvalidRequest("--retry-errors has no effect with --out -, which keeps nothing from an earlier run")
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
         return _run(options, Path(file.name), sys.stdout)
 
 
 def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> int:
-    if options.rle and not options.coco:
-        raise InvalidRequest("--rle needs --coco")
     sources = ImagePaths(options.sources)
     batch = Batch(options, sources.paths, _with_texts(options.tasks, options.text or []))
     classes = options.yolo / "classes.txt" if options.yolo else None
@@ -127,6 +133,8 @@ def _run(options: argparse.Namespace, out: Path, echo: TextIO | None = None) -> 
         if options.coco or options.yolo:
             found = tasks_with_objects(out, [task for task, _ in options.tasks], options.min_confidence)
             kept = found if options.all_objects else found[:1]
+            if not kept:
+                complain("note: nothing was located, so COCO and YOLO files have no objects")
             if options.coco:
                 write_coco(out, options.coco, kept, options.min_confidence, rle=options.rle)
             if options.yolo:

@@ -36,6 +36,7 @@ examples:
 The given number of requests is kept in flight: each response is followed by the next request. Give several images to
 measure the image encoder too, because the server may cache the features of an image.
 """
+IN_FLIGHT = (1, 4, 8)
 HEADINGS = ("in flight", "answered", "failed", "per second", "tokens/s", "median ms", "90% ms", "99% ms", "longest ms")
 
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images.complete = FILES  # type: ignore[attr-defined]
     add_task(parser)
     parser.add_argument(
-        "--concurrency", type=_numbers, default=[1, 4, 8], metavar="N,N", help="requests in flight (default: 1,4,8)"
+        "--concurrency", action="extend", type=_numbers, metavar="N,N", help="requests in flight (default: 1,4,8)"
     )
     parser.add_argument(
         "--seconds", type=seconds, default=10.0, metavar="S", help="for each number (default: %(default)g)"
@@ -95,7 +96,7 @@ class Measurement:
 def run(options: argparse.Namespace) -> int:
     images = [encoded_bytes(Path(name)) for name in options.images]
     measurements = []
-    for concurrency in options.concurrency:
+    for concurrency in options.concurrency or IN_FLIGHT:
         measurement = asyncio.run(_measure(options, images, concurrency))
         measurements.append(measurement)
         if wants_json(options):

@@ -16,7 +16,16 @@ from florence2.calibration import FILE_NAME, Calibration, Curve, expected_calibr
 from florence2.errors import CheckpointError, Florence2Error, InvalidPrompt, InvalidRequest
 from florence2.tasks import TASKS, Grammar, TaskInput
 from florence2_client.calibration import Judged, judge
-from florence2_client.cli.arguments import FILES, MOST_IN_FLIGHT, add_connection, connection, number
+from florence2_client.cli.arguments import (
+    FILES,
+    MOST_IN_FLIGHT,
+    Once,
+    add_connection,
+    connection,
+    number,
+    require_with,
+    require_without,
+)
 from florence2_client.cli.console import complain, table
 from florence2_client.cli.info import ask_server, read_repository
 from florence2_client.client import Client
@@ -33,6 +42,7 @@ examples:
 Restart the server afterwards: it reads the calibration when it starts. --reset removes the calibration.
 """
 CALIBRATED = "calibrated"  # the parameter of the ensemble that names the calibrated tasks
+DEFAULT_TASKS = ("<OD>", "<REGION_PROPOSAL>")
 LEAST_OBJECTS = 100
 LEAST_OF_EACH = 10  # right and wrong ones
 GRAMMARS = (Grammar.LABELED_BOXES, Grammar.BARE_BOXES, Grammar.GROUNDING, Grammar.BOXES_OR_POLYGONS)
@@ -50,11 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", type=Path, nargs="?", metavar="LABELED_DIR", help="images, and a COCO .json file of boxes in them"
     )  # fmt: skip
     folder.complete = FILES  # type: ignore[attr-defined]
-    parser.add_argument(
-        "--annotations", type=Path, metavar="FILE.json", help="the COCO file (default: the one in LABELED_DIR)"
-    )
-    parser.add_argument("--tasks", type=_tasks, default="od,region_proposal", metavar="T,T",
-                        help="tasks that answer with boxes (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--annotations", action=Once, type=Path, metavar="FILE.json",
+                        help="the COCO file (default: the one in LABELED_DIR)")  # fmt: skip
+    parser.add_argument("--tasks", action="extend", type=_tasks, metavar="T,T",
+                        help="tasks that answer with boxes (default: od,region_proposal)")  # fmt: skip
     parser.add_argument("--repository", type=Path, default=Path("build/model_repository"), metavar="DIR",
                         help="made by export; it is calibrated (default: %(default)s)")  # fmt: skip
     parser.add_argument("--reset", action="store_true", help="remove the calibration of the repository")
@@ -65,6 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def calibrate(options: argparse.Namespace) -> int:
     """Fit and store the maps, and print what they change."""
+    require_with(options, ["--header", "--ca"], "--url")
+    require_without(options, ["LABELED_DIR", "--annotations", "--tasks", "--concurrency"], "--reset")
     ensemble = _require_ensemble(options.repository, options.model)
     folder = _postprocess_folder(options.repository, options.model)
     if not os.access(folder, os.W_OK) or not os.access(ensemble, os.W_OK):
@@ -77,7 +88,8 @@ def calibrate(options: argparse.Namespace) -> int:
         raise InvalidRequest("LABELED_DIR is missing; see `florence2 calibrate --help`")
     images = read_coco(options.folder, options.annotations)
     with _client(options, folder) as client:
-        judged = {task: judge(client, images, task, options.concurrency) for task in options.tasks}
+        tasks = dict.fromkeys(options.tasks or DEFAULT_TASKS)
+        judged = {task: judge(client, images, task, options.concurrency) for task in tasks}
     _require_known_labels(images, judged)
     curves = {task: _fitted(task, found) for task, found in judged.items()}
     calibration = Calibration({**Calibration.load(folder).curves, **curves})

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2.server.options import ServingOptions
-from florence2_client.cli.arguments import FILES, add_connection, add_listening, connection, number
+from florence2_client.cli.arguments import (
+    FILES,
+    Once,
+    add_connection,
+    add_listening,
+    connection,
+    number,
+    require_with,
+    require_without,
+)
 from florence2_client.cli.serve import run_server
+from florence2_client.request import LONGEST_TIMEOUT
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -27,6 +37,7 @@ Needs the `gateway` extra: pip install 'florence2-triton[gateway]'
 """
 KEYS_VARIABLE = "FLORENCE2_API_KEYS"
 MOST_BODY_MIB = 1024
+LEAST_RATE = 0.001  # requests per minute: one in some seventeen hours
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+")
 IMAGE_HOST = re.compile(r"(\*\.)?(\w[\w.-]*|\[[0-9a-fA-F:.]+\])(:\d+)?")
 
@@ -38,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=run)
     add_listening(parser, 8080)
     parser.add_argument(
-        "--drain-seconds", type=number(int, 0), default=30, metavar="S",
+        "--drain-seconds", type=number(int, 0, LONGEST_TIMEOUT), default=30, metavar="S",
         help="time for running requests to finish when the gateway is stopped (default: %(default)s)",
     )  # fmt: skip
     access = add_access(parser)
@@ -47,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let pages of this origin send requests from browsers, such as https://example.com; repeatable",
     )  # fmt: skip
     access.add_argument(
-        "--label-studio", default=os.environ.get("LABEL_STUDIO_URL", ""), metavar="URL",
+        "--label-studio", action=Once, default=os.environ.get("LABEL_STUDIO_URL", ""), metavar="URL",
         help="read the images of this Label Studio's tasks, with the token in LABEL_STUDIO_API_KEY\n"
         "(default: the variable LABEL_STUDIO_URL)",
     )  # fmt: skip
@@ -69,10 +80,13 @@ def add_access(parser: argparse.ArgumentParser) -> Any:
         help="a key that clients must send; repeatable. Other users of this machine can see it, but not keys in the\n"
         f"variable {KEYS_VARIABLE} (separated by commas) or in --api-key-file",
     )  # fmt: skip
-    keys = access.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file with a key on each line")
+    keys = access.add_argument(
+        "--api-key-file", action="append", type=Path, default=[], metavar="FILE",
+        help="a file with a key on each line; repeatable",
+    )  # fmt: skip
     keys.complete = FILES  # type: ignore[attr-defined]
     access.add_argument(
-        "--requests-per-minute", type=number(float, 0, above=True), metavar="N",
+        "--requests-per-minute", type=number(float, LEAST_RATE), metavar="N",
         help="limit for each key (default: no limit)",
     )  # fmt: skip
     access.add_argument(
@@ -92,9 +106,12 @@ def add_access(parser: argparse.ArgumentParser) -> Any:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, and then until running requests are answered; return the exit code."""
+    require_with(options, ["--repository"], "--serve")
+    require_without(options, ["--url", "--header", "--ca"], "--serve")
     try:
         from florence2_client.gateway.access import Limits
         from florence2_client.gateway.app import GatewayOptions, make_app
+        from florence2_client.gateway.label_studio.files import require_address
         from florence2_client.gateway.observe import print_line
         from florence2_client.gateway.server import Front
     except ModuleNotFoundError as error:
@@ -103,6 +120,7 @@ def run(options: argparse.Namespace) -> int:
         raise Florence2Error(
             f"the gateway needs more packages ({error}); run: pip install 'florence2-triton[gateway]'"
         ) from error
+    require_address(options.label_studio)
     where = connection(options)
     gateway = GatewayOptions(
         url=where["url"],
@@ -133,16 +151,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def keys_of(options: argparse.Namespace) -> tuple[str, ...]:
-    """Return all keys that were given. Raise InvalidRequest if the file cannot be read or a key cannot be sent."""
-    keys = [*options.api_key, *os.environ.get(KEYS_VARIABLE, "").split(",")]
-    if options.api_key_file:
+    """Return all keys that were given. Raise InvalidRequest if a place for keys holds none, or one cannot be sent."""
+    variable = os.environ.get(KEYS_VARIABLE, "")
+    for place, given in (("--api-key", options.api_key), (KEYS_VARIABLE, variable.split(",") if variable else [])):
+        if given and not any(map(str.strip, given)):
+            raise InvalidRequest(f"{place} holds no key")
+    keys = [*options.api_key, *variable.split(",")]
+    for file in options.api_key_file:
         try:
-            keys += options.api_key_file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise InvalidRequest(f"--api-key-file {options.api_key_file} cannot be read: {reason}") from error
-        if not any(key.strip() for key in keys):
-            raise InvalidRequest(f"--api-key-file {options.api_key_file} holds no key")
+            raise InvalidRequest(f"--api-key-file {file} cannot be read: {reason}") from error
+        if not any(map(str.strip, lines)):
+            raise InvalidRequest(f"--api-key-file {file} holds no key")
+        keys += lines
     found = tuple(dict.fromkeys(filter(None, (key.strip() for key in keys))))
     if any(not (key.isascii() and key.isprintable()) or " " in key for key in found):
         raise InvalidRequest("an API key must consist of printable ASCII characters without spaces")

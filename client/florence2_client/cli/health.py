@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error, QueueFull
+from florence2.errors import ConnectionFailed, DeadlineExceeded, Florence2Error, InvalidRequest, QueueFull
 from florence2_client.cli.arguments import add_connection, connection, seconds
 from florence2_client.cli.console import pasteable
 from florence2_client.methods import DEFAULT_MODEL
@@ -90,6 +90,8 @@ def check_health(
     """
     address = parse_url(url, headers, tls)
     counters = parse_url(metrics or f"http://{address.host}:{METRICS_PORT}/metrics")
+    if not counters.scheme.startswith("http"):
+        raise InvalidRequest(f"metrics have an HTTP URL, such as http://127.0.0.1:8002/metrics, not {metrics!r}")
     transport = transport or open_transport(address)
     start = time.monotonic()
     pool = ThreadPoolExecutor(PROBES + 1)

@@ -10,24 +10,31 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
+from urllib.parse import quote
 
 import tritonclient.grpc as triton
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
-from florence2.errors import CheckpointError, InvalidRequest
+from florence2.errors import CheckpointError, InternalError, InvalidRequest
 from florence2.server.options import DEMO
 from florence2.tasks import TASKS
-from florence2_client.cli.arguments import add_connection, add_json, connection, seconds, wants_json
+from florence2_client.cli.arguments import (
+    add_connection,
+    add_json,
+    connection,
+    require_without,
+    seconds,
+    wants_json,
+)
 from florence2_client.cli.console import ANSWERS, INPUTS, json_line, table, task_lines
+from florence2_client.description import Description, description_of
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.transports import Address, parse_url
 from florence2_client.transports.grpc import connection_arguments, translated
 from florence2_client.transports.http import fetch, refusal
-
-Description: TypeAlias = "dict[str, str]"
 
 RESTRICTED = "is restricted"  # Triton's words over both protocols
 FIRST = "checkpoint revision weights_sha256 layout adapter adapter_revision adapter_sha256".split()
@@ -89,13 +96,18 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 
 def print_models(options: argparse.Namespace) -> int:
     """Print what a repository or a server holds."""
+    require_without(options, ["--header", "--ca", "--timeout"], "--repository")
+    server = connection(options)
     if options.repository:
         models = read_repository(options.repository)
     else:
-        server = connection(options)
-        models = ask_server(
-            parse_url(server["url"], server["headers"], server["tls"]), server["model"], options.timeout
-        )
+        address = parse_url(server["url"], server["headers"], server["tls"])
+        models = ask_server(address, server["model"], options.timeout)
+    if "--model" in options.given:
+        names = ", ".join(model.name for model in models)
+        models = [model for model in models if model.name == server["model"]]
+        if not models:
+            raise InvalidRequest(f"there is no model {server['model']!r}; there is {names}")
     for place, model in enumerate(models):
         if wants_json(options):
             print(json.dumps({"model": model.name, **model.description}))
@@ -133,9 +145,8 @@ def ask_server(address: Address, unlisted: str = DEFAULT_MODEL, timeout: float =
     read_configs = _configs_over_grpc if address.scheme.startswith("grpc") else _configs_over_http
     models = []
     for config in read_configs(address, unlisted, timeout):
-        parameters = config.get("parameters", {}) if config.get("platform") == "ensemble" else {}
-        description = {key: parameters[key]["string_value"] for key in _ordered(parameters)}
-        models += [Model(config["name"], description)] if description else []
+        told = description_of(config)
+        models += [Model(config["name"], {key: told[key] for key in _ordered(told)})] if told else []
     if not models:
         raise InvalidRequest(f"the server at {address} has no model that `florence2 export` made")
     return models
@@ -172,7 +183,7 @@ def _configs_over_http(address: Address, unlisted: str, timeout: float) -> list[
         names = _ready(_read_json(address, "POST", "/v2/repository/index", timeout))
     except InvalidRequest:  # hidden
         names = [unlisted]
-    return [_read_json(address, "GET", f"/v2/models/{name}/config", timeout) for name in names]
+    return [_read_json(address, "GET", f"/v2/models/{quote(name)}/config", timeout) for name in names]
 
 
 def _read_json(address: Address, method: str, path: str, timeout: float) -> Any:
@@ -189,4 +200,7 @@ def _read_json(address: Address, method: str, path: str, timeout: float) -> Any:
 
 def _ready(index: Iterable[dict[str, Any]]) -> list[str]:
     """Return the names of the models that are ready; the index has an item for each version."""
-    return sorted({model["name"] for model in index if model.get("state") == "READY"})
+    try:
+        return sorted({str(model["name"]) for model in index if model.get("state") == "READY"})
+    except (TypeError, AttributeError, KeyError) as error:
+        raise InternalError("the server's list of models is not one of Triton's") from error

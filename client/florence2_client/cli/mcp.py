@@ -7,7 +7,7 @@ from pathlib import Path
 
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2_client.async_client import AsyncClient
-from florence2_client.cli.arguments import FILES, add_connection, add_listening, connection
+from florence2_client.cli.arguments import FILES, add_connection, add_listening, connection, require_with
 from florence2_client.cli.gateway import add_access, keys_of
 
 EXAMPLES = """\
@@ -18,6 +18,9 @@ examples:
 Needs the `mcp` extra: pip install 'florence2-triton[mcp]'
 """
 DRAIN_SECONDS = 10
+ONLY_OVER_HTTP = (
+    "--host", "--port", "--api-key", "--api-key-file", "--requests-per-minute", "--concurrency", "--max-body-mib",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until the agent leaves, Ctrl-C or SIGTERM; return the exit code."""
+    require_with(options, ONLY_OVER_HTTP, "--http")
     try:
         from florence2_client.gateway.tools import Toolbox
     except ModuleNotFoundError as error:

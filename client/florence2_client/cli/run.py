@@ -19,6 +19,7 @@ from florence2.errors import InvalidImage, InvalidRequest
 from florence2.tasks import TASKS
 from florence2_client.cli.arguments import (
     FILES,
+    Once,
     add_confidence,
     add_connection,
     add_generation,
@@ -81,13 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stream", action="store_true", help="print the answer as it grows (needs `serve --stream`)")
     add_json(parser)
     draw = parser.add_argument(
-        "--draw", type=_image_file, metavar="OUT.png",
+        "--draw", action=Once, type=_image_file, metavar="OUT.png",
         help="write the image with the answer drawn on it; with several tasks, one image each: OUT-od.png",
     )  # fmt: skip
     draw.complete = FILES  # type: ignore[attr-defined]
     parser.add_argument(
-        "--masks", type=Path, metavar="DIR", help="write a black-and-white mask of each object: DIR/LABEL.png"
-    )
+        "--masks", action=Once, type=Path, metavar="DIR",
+        help="write a black-and-white mask of each object: DIR/LABEL.png",
+    )  # fmt: skip
     add_confidence(parser, "the answer")
     add_generation(parser)
     add_connection(parser)
@@ -104,12 +106,11 @@ def run(options: argparse.Namespace) -> int:
     names = page_names(options.image)
     several = len(prompts) > 1 or options.tiles
     with Client(**connection(options), retry_for=DEFAULT_RETRY_SECONDS if several else 0) as client:
-        if len(names) == 1 and names[0] == options.image:
-            is_url = re.match(r"[A-Za-z]+://|data:", options.image)
-            piped = options.image == "-"
-            image = _standard_input() if piped else options.image if is_url else Path(options.image)
-            return _show(client, options, prompts, image)
-        numbered = enumerate(pages(Path(options.image)), 1)
+        is_url = re.match(r"[A-Za-z]+://|data:", options.image)
+        image = options.image if is_url else Path(options.image)
+        if names == [options.image]:
+            return _show(client, options, prompts, _standard_input() if options.image == "-" else image)
+        numbered = enumerate(pages(image), 1)
         codes = [_show(client, options, prompts, image, number) for number, image in numbered]
     return next(filter(None, codes), 0)
 
@@ -197,7 +198,9 @@ def _drawing_targets(target: Path, tasks: Iterable[str], page: int | None = None
 def _write_masks(results: Results[Any], folder: Path, prefix: str) -> None:
     """Write a mask of each object, black and white, named by its label: star.png, star-2.png."""
     taken: set[str] = set()
-    if results:
+    if results and not results.objects:
+        complain("note: nothing was located, so there is no mask to write")
+    elif results:
         for label, mask in zip(results.labels, results.iter_masks(), strict=True):
             write_image(Image.fromarray(mask), folder / f"{prefix}{free_name(label or 'object', taken)}.png")
 
@@ -233,7 +236,7 @@ def _follow(results: Iterable[Result[Answer]], as_json: bool, more: dict[str, in
 def _image_file(name: str) -> Path:
     path = Path(name)
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise InvalidRequest(f"{name} does not have the name of an image file; use one that ends in .png or .jpg")
+        raise InvalidRequest(f"--draw takes the name of an image file that ends in .png or .jpg, not {name!r}")
     if path.is_dir():
         raise InvalidRequest(f"{name} is a directory")
     if not path.parent.is_dir():

@@ -354,6 +354,11 @@ def test_a_task_that_finds_nothing_gives_way_to_the_next(server, folder):
     assert sorted(names) == sorted(Path("labels/classes.txt").read_text().splitlines()) == ["a hat", "a shoe"]
 
 
+def test_a_data_set_without_objects_is_announced(server, folder, capsys):
+    assert batch("--tasks", "caption", "--coco", "coco.json") == 0
+    assert "note: nothing was located, so COCO and YOLO files have no objects" in capsys.readouterr().err
+
+
 def test_csv_reports_what_it_leaves_out(server, folder, capsys):
     """It has only text: boxes, outlines and errors are counted."""
     Path("images/1.png").write_bytes(b"bad")
@@ -668,3 +673,96 @@ def test_a_full_disk_is_named(folder, output):
     assert "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith(f"florence2: {output}"), ended.stderr
     assert ended.stderr.endswith("cannot be written: File too large\n")
+
+
+# ---- what else may go away or change
+
+
+def test_a_pipe_is_not_waited_for(server, folder, capsys):
+    """In a folder or in a list, with any suffix."""
+    for name in ("pipe.png", "pipe.tif", "pipe"):
+        os.mkfifo(f"images/{name}")
+    Path("list.txt").write_text("images/pipe\nimages/0.png\n")
+    assert batch("--tasks", "caption", sources=["images", "list.txt"]) == 2
+    error = capsys.readouterr().err
+    for name in ("pipe.png", "pipe.tif", "pipe"):
+        assert f"images/{name} cannot be read: it is not a regular file\n" in error
+    assert len(lines()) == 5 and "3 missing or not readable" in error
+
+
+def test_an_image_that_is_deleted_before_it_is_drawn_costs_only_itself(server, folder, capsys):
+    """It is not final, as a missing file is not."""
+
+    def steal(count):
+        if count == 4:  # the first request was the probe
+            os.rename("images/2.png", "stolen.png")
+
+    server.fail = steal
+    assert batch("--tasks", "caption", "--draw", "drawn", "--concurrency", "1") == 2
+    error = capsys.readouterr().err
+    assert error.count("there is no file images/2.png") == 1 and "4 of 5 done, 1 missing or not readable" in error
+    assert len(lines()) == len(list(Path("drawn/images").iterdir())) == 4
+    os.rename("stolen.png", "images/2.png")
+    assert batch("--tasks", "caption", "--draw", "drawn") == 0
+    assert len(lines()) == 5
+
+
+def serve(server, description):
+    async def describe(model, timeout):
+        if isinstance(description, Exception):
+            raise description
+        return description
+
+    server.describe = describe
+
+
+WEIGHTS = {"weights_sha256": "3f" * 32, "language_precision": "int8", "exported": "2026-11-28T12:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("description", "difference"),
+    [
+        (WEIGHTS | {"weights_sha256": "a0" * 32}, "weights_sha256 3f3f3f3f3f3f instead of a0a0a0a0a0a0"),
+        (WEIGHTS | {"language_precision": "int4"}, "language_precision int8 instead of int4"),
+        (WEIGHTS | {"calibrated": "od"}, "calibrated not given instead of od"),
+    ],
+)
+def test_answers_of_another_model_of_the_same_name_are_not_mixed(server, folder, capsys, description, difference):
+    """What was answered stays, and other tasks may be answered by another model."""
+    serve(server, WEIGHTS)
+    batch("--tasks", "caption", sources=["images/0.png"])
+    before = Path("out.jsonl").read_bytes()
+    serve(server, description)
+    assert batch("--tasks", "caption") == 2
+    assert f"out.jsonl has answers of another model, with {difference}; choose" in capsys.readouterr().err
+    assert Path("out.jsonl").read_bytes() == before and len(server.images_asked()) == 1
+    assert batch("--tasks", "od") == 0
+    assert {line["request"]["served"]["weights_sha256"][:2] for line in lines()} <= {"3f", "a0"}
+
+
+@pytest.mark.parametrize(
+    "description",
+    [WEIGHTS | {"exported": "2027-01-01T12:00:00Z"}, {}, {"other": "x"}, InvalidRequest("it is hidden"),
+     ConnectionFailed("no answer")],
+    ids=str,
+)  # fmt: skip
+def test_a_batch_goes_on_with_the_same_model_or_if_the_server_does_not_tell(server, folder, description):
+    serve(server, WEIGHTS)
+    batch("--tasks", "caption", sources=["images/0.png"])
+    serve(server, description)
+    assert batch("--tasks", "caption") == 0
+    assert len(lines()) == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image": ["x"]}, {"task": {}}, {"prompt_text": 7}, {"request": ["x"]}, {"request": {"model": "m"}},
+     {"request": {"model": "m", "options": "x", "file": None}},
+     {"request": {"model": "m", "options": {}, "file": None, "served": "x"}}],
+    ids=str,
+)  # fmt: skip
+def test_a_line_of_another_form_is_no_line_of_a_batch(server, folder, capsys, change):
+    batch("--tasks", "caption", sources=["images/0.png"])
+    Path("out.jsonl").write_text(json.dumps(lines()[0] | change) + "\n")
+    assert batch("--tasks", "caption") == 2
+    assert capsys.readouterr().err.endswith("florence2: line 1 of out.jsonl is not from a batch run\n")

@@ -150,7 +150,7 @@ def test_a_task_has_one_drawing(server, folder):
     assert sorted(path.name for path in folder.glob("out*")) == ["out-od.jpg", f"out-{FIND}.jpg", "out.png"]
 
 
-def test_each_object_has_a_mask(server, folder):
+def test_each_object_has_a_mask(server, folder, capsys):
     """Named by its label, black and white, in the image's size; the folder holds nothing that a batch would read."""
     assert (
         run("--task", f"od,{FIND},region_to_segmentation", "--text", "cat", "--text", "1,2,3,4", "--masks", "masks")
@@ -163,6 +163,7 @@ def test_each_object_has_a_mask(server, folder):
     assert pixels["dog.png"].sum() == pytest.approx(32.5 * 22, rel=0.05) and pixels["cat-2.png"][4, 28]
     assert Path("masks/.florence2-drawings").exists()
     assert run("--task", "caption", "--masks", "masks") == 0
+    assert "nothing was located, so there is no mask" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
