@@ -687,7 +687,7 @@ def test_a_pipe_is_not_waited_for(server, folder, capsys):
     error = capsys.readouterr().err
     for name in ("pipe.png", "pipe.tif", "pipe"):
         assert f"images/{name} cannot be read: it is not a regular file\n" in error
-    assert len(lines()) == 5 and "3 missing or not readable" in error
+    assert len(lines()) == 5 and "3 missing or unreadable" in error
 
 
 def test_an_image_that_is_deleted_before_it_is_drawn_costs_only_itself(server, folder, capsys):
@@ -700,7 +700,7 @@ def test_an_image_that_is_deleted_before_it_is_drawn_costs_only_itself(server, f
     server.fail = steal
     assert batch("--tasks", "caption", "--draw", "drawn", "--concurrency", "1") == 2
     error = capsys.readouterr().err
-    assert error.count("there is no file images/2.png") == 1 and "4 of 5 done, 1 missing or not readable" in error
+    assert error.count("there is no file images/2.png") == 1 and "4 of 5 done, 1 missing or unreadable" in error
     assert len(lines()) == len(list(Path("drawn/images").iterdir())) == 4
     os.rename("stolen.png", "images/2.png")
     assert batch("--tasks", "caption", "--draw", "drawn") == 0

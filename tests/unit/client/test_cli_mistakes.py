@@ -81,7 +81,7 @@ def test_the_url_of_the_environment_is_checked_too(capsys, image, monkeypatch, u
 
 @pytest.mark.parametrize("keys", [",", " ", " , "])
 def test_keys_that_are_none_do_not_open_the_gateway(monkeypatch, tmp_path, keys):
-    """As an unset variable in `--api-key "$KEY"` would."""
+    """Nor does an unset variable in `--api-key "$KEY"`."""
     options = argparse.Namespace(api_key=[], api_key_file=[])
     monkeypatch.setenv("FLORENCE2_API_KEYS", keys)
     with pytest.raises(InvalidRequest, match="FLORENCE2_API_KEYS holds no key"):
@@ -176,7 +176,7 @@ def test_lists_take_all_their_values(tmp_path):
 
 
 def test_a_setting_can_be_overridden(server, image):
-    """As by what follows the alias of a command."""
+    """By what follows the alias of a command, for example."""
     assert cli.main(["run", image, "--task", "od", "--timeout", "1", "--timeout", "50", "--num-beams", "2"]) == 0
     assert server.asked[0][2] == pytest.approx(50, abs=1)
 
