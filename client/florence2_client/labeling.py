@@ -14,19 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from florence2.errors import Florence2Error, InvalidImage, InvalidOption, InvalidPrompt, InvalidRequest
 from florence2.tasks import Grammar
-from florence2_client.cli.journal import Entry, Journal, Key, entries
-from florence2_client.cli.sources import (
-    EXTRAS,
-    ImagePaths,
-    require_distinct,
-    require_writable,
-    stamp_of,
-    why_absent,
-)
 from florence2_client.client import Client
 from florence2_client.description import identity_of
 from florence2_client.exchange import Question
 from florence2_client.images import read_bytes
+from florence2_client.journal import Entry, Journal, Key, entries
 from florence2_client.labeled import overlap
 from florence2_client.objects import (
     Found,
@@ -40,6 +32,7 @@ from florence2_client.objects import (
 from florence2_client.ontology import LOG, WITHOUT_CLASSES, Ontology, Tolerance
 from florence2_client.request import Options, require_share
 from florence2_client.results import Results
+from florence2_client.sources import EXTRAS, ImagePaths, require_distinct, require_writable, stamp_of, why_absent
 from florence2_client.transports import DEFAULT_URL
 
 if TYPE_CHECKING:

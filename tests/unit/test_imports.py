@@ -98,3 +98,13 @@ def test_the_client_needs_only_numpy_pillow_and_tritonclient():
         "client.close()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_client_library_does_not_import_the_command_line():
+    """A program that imports the client loads neither the commands nor what prints their tables."""
+    code = (
+        "import sys, florence2_client\n"
+        "commands = {'florence2_client.cli', 'rich'} & set(sys.modules)\n"
+        "assert not commands, commands"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

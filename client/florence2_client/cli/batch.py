@@ -24,9 +24,9 @@ from florence2_client.cli.arguments import (
     task_name,
 )
 from florence2_client.cli.console import complain
-from florence2_client.cli.journal import Journal, tasks_with_objects, write_coco, write_csv, write_yolo
 from florence2_client.cli.sending import Batch, input_of
-from florence2_client.cli.sources import (
+from florence2_client.journal import Journal, tasks_with_objects, write_coco, write_csv, write_yolo
+from florence2_client.sources import (
     ImagePaths,
     require_distinct,
     require_own_folder,

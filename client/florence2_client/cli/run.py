@@ -40,13 +40,13 @@ from florence2_client.cli.console import (
     summary_line,
     title_of,
 )
-from florence2_client.cli.sources import free_name, page_names, require_own_folder, write_image
 from florence2_client.client import Client
 from florence2_client.documents import pages
 from florence2_client.images import ImageLike
 from florence2_client.methods import DEFAULT_RETRY_SECONDS
 from florence2_client.result import Result
 from florence2_client.results import Results
+from florence2_client.sources import free_name, page_names, require_own_folder, write_image
 from florence2_client.tasks import Prompted, parse_task, prompts_of
 
 EXAMPLES = """\

@@ -21,12 +21,12 @@ from florence2.tasks import TASKS, TaskInput
 from florence2_client.async_client import AsyncClient
 from florence2_client.cli.arguments import connection, generation, in_flags, require_prompt
 from florence2_client.cli.console import Progress, complain, retries_shown
-from florence2_client.cli.journal import Entry, Journal, Key
-from florence2_client.cli.resuming import option_differences, require_same_model
-from florence2_client.cli.sources import file_name, file_of, naming, output_path, stamp_of, why_absent, write_image
 from florence2_client.description import identity_of
 from florence2_client.documents import pages
 from florence2_client.exchange import Question, Reply
+from florence2_client.journal import Entry, Journal, Key
+from florence2_client.resuming import option_differences, require_same_model
+from florence2_client.sources import file_name, file_of, naming, output_path, stamp_of, why_absent, write_image
 from florence2_client.tasks import Prompt
 
 MOST_FAILURES_IN_A_ROW = 20

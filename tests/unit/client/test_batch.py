@@ -17,7 +17,7 @@ from PIL import Image
 
 from florence2.errors import ConnectionFailed, InternalError, InvalidImage, InvalidRequest
 from florence2_client import cli
-from florence2_client.cli.journal import Journal, entries
+from florence2_client.journal import Journal, entries
 
 ANSWERS = {
     "<CAPTION>": "a dog, sleeping",

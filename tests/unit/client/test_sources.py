@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from florence2.errors import InvalidRequest
-from florence2_client.cli.sources import SUFFIXES, ImagePaths, file_name, file_of, image_paths, output_path
+from florence2_client.sources import SUFFIXES, ImagePaths, file_name, file_of, image_paths, output_path
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_outputs_stay_in_their_folder(image, expected):
 
 def test_skipped_files_are_counted_and_named(folder, monkeypatch):
     """By kind, with a few names, each once; hidden files are none of a user's business."""
-    monkeypatch.setattr("florence2_client.cli.sources.SUFFIXES", SUFFIXES - {".heic"})
+    monkeypatch.setattr("florence2_client.sources.SUFFIXES", SUFFIXES - {".heic"})
     for number in range(5):
         (folder / f"images/{number}.HEIC").touch()
     found = ImagePaths(["images", "images/*"])

@@ -25,11 +25,11 @@ from typing import Any, TextIO, TypeAlias
 from florence2.answers import TextAnswer
 from florence2.errors import Florence2Error, InvalidImage, InvalidRequest
 from florence2.tasks import TASKS
-from florence2_client.cli.resuming import require_form
-from florence2_client.cli.sources import naming, output_path
 from florence2_client.masks import coco_mask
 from florence2_client.objects import coco_annotation, coco_categories, coco_image, plain_text, yolo_lines
 from florence2_client.result import Result
+from florence2_client.resuming import require_form
+from florence2_client.sources import naming, output_path
 
 CHUNK = 1 << 16
 BEGINNING = b'{"image": '  # of every line
