@@ -197,11 +197,6 @@ def _listed(lines: Iterable[str], place: str) -> Iterator[str]:
             yield path
 
 
-def image_paths(sources: Iterable[str]) -> list[str]:
-    """Return the images of the sources. Raise InvalidRequest if there is none."""
-    return ImagePaths(sources).paths
-
-
 def output_path(folder: Path, image: str, suffix: str) -> Path:
     """Return the path in `folder` for an output of an image.
 

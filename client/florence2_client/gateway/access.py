@@ -12,7 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,7 +48,7 @@ class Use:
 
     tokens: float
     since: float  # when `tokens` was right
-    running: int = field(default=0)
+    running: int = 0
 
 
 def fingerprint(key: str) -> str:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -42,17 +42,16 @@ from florence2_client.methods import DEFAULT_MODEL, DEFAULT_RETRY_SECONDS
 from florence2_client.result import Result
 from florence2_client.transports import DEFAULT_URL, Tls, open_async_transport, parse_url
 
-T = TypeVar("T")
 HEALTH_SECONDS = 10.0  # for the probe
 HEALTH_AGE = 5.0  # seconds for which a finding holds, so that clients cannot make the gateway probe all the time
 STATUSES = {  # what the description says of errors
     400: "the request is wrong", 401: "the API key is missing or wrong", 404: "there is no such model",
-    408: "the request took too long to arrive", 413: "the request is too large", 422: "never sent",
+    408: "the request took too long to arrive", 413: "the request is too large",
     429: "too many requests; Retry-After says when to try again", 500: "the server failed",
     503: "no server answers", 504: "the time limit passed",
 }  # fmt: skip
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": words} for status, words in STATUSES.items() if status != 422
+    status: {"model": ErrorResponse, "description": words} for status, words in STATUSES.items()
 }
 
 

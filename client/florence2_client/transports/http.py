@@ -1,7 +1,7 @@
 """Transports over HTTP: Triton's binary tensors for single responses, server-sent events for streams.
 
-There is one implementation, on httpx and asyncio. The transport for threads runs it on an event loop in a thread of its
-own, because only there can a deadline bound the whole call, and closing end requests in progress.
+There is one implementation, on aiohttp. The transport for threads runs it on an event loop in a thread of its own,
+because only there can a deadline bound the whole call, and closing end requests in progress.
 """
 
 from __future__ import annotations

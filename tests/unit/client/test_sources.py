@@ -11,7 +11,11 @@ import pytest
 from PIL import Image
 
 from florence2.errors import InvalidRequest
-from florence2_client.sources import SUFFIXES, ImagePaths, file_name, file_of, image_paths, output_path
+from florence2_client.sources import SUFFIXES, ImagePaths, file_name, file_of, output_path
+
+
+def image_paths(sources):
+    return ImagePaths(sources).paths
 
 
 @pytest.fixture
