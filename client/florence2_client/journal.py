@@ -25,7 +25,6 @@ from typing import Any, TextIO, TypeAlias
 from florence2.answers import TextAnswer
 from florence2.errors import Florence2Error, InvalidImage, InvalidRequest
 from florence2.tasks import TASKS
-from florence2_client.masks import coco_mask
 from florence2_client.objects import coco_annotation, coco_categories, coco_image, plain_text, yolo_lines
 from florence2_client.result import Result
 from florence2_client.resuming import require_form
@@ -221,8 +220,7 @@ def write_coco(
         _write_items(file, (coco_image(number, name, size) for name, (number, size) in images.items()))
         file.write('\n], "annotations": [\n')
         annotations = (
-            coco_annotation(found, images[entry.key[0]][0], categories[found.label])
-            | (coco_mask(found, result.image_size) if rle else {})
+            coco_annotation(found, images[entry.key[0]][0], categories[found.label], result.image_size, rle=rle)
             for entry, result in _answered(journal, confidence)
             if entry.key[1] in tasks
             for found in result.objects

@@ -20,15 +20,7 @@ from florence2_client.exchange import Question
 from florence2_client.images import read_bytes
 from florence2_client.journal import Entry, Journal, Key, entries
 from florence2_client.labeled import overlap
-from florence2_client.objects import (
-    Found,
-    coco_annotation,
-    coco_categories,
-    coco_image,
-    numbered,
-    supervision_detections,
-    yolo_lines,
-)
+from florence2_client.objects import Found, coco_dataset, numbered, supervision_detections, yolo_lines
 from florence2_client.ontology import LOG, WITHOUT_CLASSES, Ontology, Tolerance
 from florence2_client.request import Options, require_share
 from florence2_client.results import Results
@@ -100,8 +92,7 @@ def label(
         images = list(run.images(answers, min_confidence))
     if nms is not None:
         images = [image.without_duplicates(nms) for image in images]
-    numbers = {name: number for number, name in enumerate(wanted.classes)}
-    numbers = numbers or numbered(found.label for image in images for found in image.objects)
+    numbers = numbered(wanted.classes or [found.label for image in images for found in image.objects])
     if yolo:
         _write_yolo(images, numbers, Path(folder), Path(yolo))
     if coco:
@@ -255,32 +246,19 @@ def _write_yolo(images: Sequence[_Image], classes: Mapping[str, int], folder: Pa
             LOG.warning("%s is not copied: %s", image.path, error)
             continue
         inside = image.path.relative_to(folder)
-        lines = yolo_lines(image.objects, classes, image.size)
-        for name, path in (("images", target / "images" / inside), ("labels", target / "labels" / inside)):
+        copy, labels = target / "images" / inside, (target / "labels" / inside).with_suffix(".txt")
+        for path in copy, labels:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if name == "images":
-                path.write_bytes(content)
-            else:
-                path.with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        copy.write_bytes(content)
+        lines = yolo_lines(image.objects, classes, image.size)
+        labels.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     names = "".join(f"  {number}: {json.dumps(name)}\n" for name, number in classes.items())
     data = f"path: {json.dumps(str(target.absolute()))}\ntrain: images\nval: images\nnames:\n{names}"
     (target / "data.yaml").write_text(data, encoding="utf-8")
 
 
 def _write_coco(images: Sequence[_Image], classes: Mapping[str, int], folder: Path, target: Path) -> None:
-    categories = {name: number + 1 for name, number in classes.items()}
-    annotations = (
-        coco_annotation(found, number, categories[found.label])
-        for number, image in enumerate(images, 1)
-        for found in image.objects
-    )
-    dataset = {
-        "images": [
-            coco_image(number, image.path.relative_to(folder).as_posix(), image.size)
-            for number, image in enumerate(images, 1)
-        ],
-        "annotations": [{"id": number} | annotation for number, annotation in enumerate(annotations, 1)],
-        "categories": coco_categories(categories),
-    }
+    named = [(image.path.relative_to(folder).as_posix(), image.size, image.objects) for image in images]
+    dataset = coco_dataset(named, numbered(classes, first=1))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(dataset, ensure_ascii=False), encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from florence2_client.masks import Mask, mask_of, masks_of, rle_of
-from florence2_client.objects import Found, coco_dataset, supervision_detections, yolo_lines
+from florence2_client.objects import Found, coco_dataset, numbered, supervision_detections, yolo_lines
 
 if TYPE_CHECKING:
     import supervision
@@ -80,7 +80,8 @@ class Located(ABC):
         (['star', 'triangle'], 2)
         """
         objects, size = self._located()
-        return coco_dataset(objects, file_name, size, rle=rle)
+        categories = numbered((found.label for found in objects), first=1)
+        return coco_dataset([(file_name, size, objects)], categories, rle=rle)
 
     def to_yolo(self, classes: Sequence[str]) -> list[str]:
         """Return the lines of a YOLO label file. Classes are numbered as in `classes`; other labels are left out.

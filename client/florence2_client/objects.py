@@ -130,18 +130,17 @@ def numbered(labels: Iterable[str], first: int = 0) -> dict[str, int]:
 
 
 def coco_dataset(
-    objects: Sequence[Found], file_name: str, size: tuple[int, int], *, rle: bool = False
+    images: Sequence[tuple[str, tuple[int, int], Sequence[Found]]], categories: Mapping[str, int], *, rle: bool = False
 ) -> dict[str, Any]:
-    """Return a COCO data set of one image of `size` (width, height); with `rle`, every object has a mask in RLE."""
-    categories = numbered((found.label for found in objects), first=1)
+    """Return a COCO data set of images: file name, (width, height) and objects each. `rle`: masks of all, in RLE."""
+    annotations = (
+        coco_annotation(found, image_id, categories[found.label], size, rle=rle)
+        for image_id, (_, size, objects) in enumerate(images, 1)
+        for found in objects
+    )
     return {
-        "images": [coco_image(1, file_name, size)],
-        "annotations": [
-            {"id": number}
-            | coco_annotation(found, 1, categories[found.label])
-            | (coco_mask(found, size) if rle else {})
-            for number, found in enumerate(objects, 1)
-        ],
+        "images": [coco_image(image_id, name, size) for image_id, (name, size, _) in enumerate(images, 1)],
+        "annotations": [{"id": number} | annotation for number, annotation in enumerate(annotations, 1)],
         "categories": coco_categories(categories),
     }
 
@@ -156,10 +155,13 @@ def coco_categories(categories: Mapping[str, int]) -> list[dict[str, Any]]:
     return [{"id": number, "name": label} for label, number in categories.items()]
 
 
-def coco_annotation(found: Found, image_id: int, category_id: int) -> dict[str, Any]:
-    """Return an item of `annotations` without its `id`. `bbox` is x, y, width, height; `score` is the confidence.
+def coco_annotation(
+    found: Found, image_id: int, category_id: int, size: tuple[int, int], *, rle: bool = False
+) -> dict[str, Any]:
+    """Return an item of `annotations`, without its `id`, for an image of `size` (width, height).
 
-    Numbers have four decimals: a bin's middle, in thousandths of a side and half of one, needs no more.
+    `bbox` is x, y, width, height; `score` is the confidence. rle: give the object a mask, run-length encoded. Numbers
+    have four decimals: a bin's middle, in thousandths of a side and half of one, needs no more.
     """
     x1, y1, x2, y2 = found.box
     polygons = [polygon for polygon in found.polygons if len(polygon) >= 3]  # pycocotools rejects others
@@ -172,6 +174,8 @@ def coco_annotation(found: Found, image_id: int, category_id: int) -> dict[str, 
         "segmentation": [[round(number, 4) for point in polygon for number in point] for polygon in polygons],
         "iscrowd": 0,
     }
+    if rle:
+        annotation |= coco_mask(found, size)
     return annotation if found.confidence is None else annotation | {"score": found.confidence}
 
 

@@ -15,7 +15,7 @@ from florence2.errors import InvalidOption, InvalidRequest
 from florence2.parsing import parse, pieces_from_text
 from florence2.tasks import Grammar
 from florence2_client import Found, Result, draw
-from florence2_client.objects import Shape, coco_dataset, found_in
+from florence2_client.objects import Shape, coco_annotation, found_in
 
 SIZE = (200, 100)
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
@@ -153,7 +153,7 @@ def test_coco_numbers_are_free_of_float_noise(size):
     """Differences such as 512.16 - 183.456 are written as 328.704."""
     answer = parse(Grammar.LABELED_BOXES, pieces_from_text("a<loc_286><loc_333><loc_799><loc_998>"), size, ())
     outline = parse(Grammar.POLYGONS, pieces_from_text("<poly><loc_286><loc_333><loc_799><loc_998></poly>"), size, ())
-    coco = [coco_dataset(found_in(one, size), "", size)["annotations"][0] for one in (answer, outline)]
+    coco = [coco_annotation(found_in(one, size)[0], 1, 1, size) for one in (answer, outline)]
     exact = [Fraction(2 * n + 1, 2000) * extent for n, extent in zip((286, 333, 799, 998), size * 2, strict=True)]
     assert coco[0]["bbox"] == [float(n) for n in (*exact[:2], exact[2] - exact[0], exact[3] - exact[1])]
     assert all(len(str(n).partition(".")[2]) <= 4 for one in coco for n in [*one["bbox"], one["area"]])
