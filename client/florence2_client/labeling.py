@@ -239,6 +239,7 @@ def _dataset(images: Sequence[_Image], classes: Mapping[str, int]) -> supervisio
 
 def _write_yolo(images: Sequence[_Image], classes: Mapping[str, int], folder: Path, target: Path) -> None:
     """Write the layout of Ultralytics, in which `images/a.jpg` belongs to `labels/a.txt`."""
+    target.mkdir(parents=True, exist_ok=True)  # also if no image could be read
     for image in images:
         try:
             content = read_bytes(image.path)

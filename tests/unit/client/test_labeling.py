@@ -274,3 +274,13 @@ def test_a_data_set_without_objects(folder, tmp_path):
     assert len(dataset) == 3 and dataset.classes == ["a dog"]
     assert (tmp_path / "yolo/labels/a.txt").read_text() == ""
     assert json.loads((tmp_path / "coco.json").read_text())["annotations"] == []
+
+
+def test_a_data_set_without_images(tmp_path):
+    """Its files are written, even if no image could be read."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/broken.png").write_bytes(b"damaged")
+    dataset = labeled(tmp_path / "photos", ["a star"], yolo=tmp_path / "yolo", coco=tmp_path / "coco.json")
+    assert len(dataset) == 0
+    assert yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())["names"] == {0: "a star"}
+    assert json.loads((tmp_path / "coco.json").read_text())["images"] == []
