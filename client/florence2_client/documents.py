@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
+import os
 import reprlib
 import threading
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from florence2.images import encoded_image
 from florence2_client.images import ImageLike, decoded_image, read_bytes
 
 POINTS_PER_INCH = 72
-OVERVIEW = 1  # bit of TIFF's NewSubfileType: a smaller copy of another page
+NEW_SUBFILE_TYPE, OVERVIEW = 254, 1  # a tag of TIFF, and its bit for a smaller copy of another page
 
 _pdfium = threading.Lock()  # PDFium runs in one thread at a time
 
@@ -39,9 +41,27 @@ def pages(document: ImageLike, dpi: float = 200) -> Iterator[Image.Image]:
     if data is not None and found_format(data) == PDF:
         yield from _pdf_pages(data, dpi)
     elif data is not None and data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        yield from _tiff_pages(data)
+        for frame in _page_frames(io.BytesIO(data)):
+            yield decoded_image(data, frame)
     else:
         yield decoded_image(document if data is None else data)
+
+
+def page_count(file: str) -> int:
+    """Return how many pages a file has: those of a PDF or TIFF, as its suffix says, and 1 for any other.
+
+    A document that cannot be read counts as one page, too; `pages` says what is wrong with it.
+    """
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix in (".tif", ".tiff"):
+        return len(_page_frames(file))
+    if suffix == ".pdf":
+        with contextlib.suppress(ImportError, OSError, ValueError, RuntimeError):
+            import pypdfium2
+
+            with _pdfium, contextlib.closing(pypdfium2.PdfDocument(file)) as document:
+                return len(document) or 1
+    return 1
 
 
 def _pdf_pages(data: bytes, dpi: float) -> Iterator[Image.Image]:
@@ -76,15 +96,13 @@ def _pdf_pages(data: bytes, dpi: float) -> Iterator[Image.Image]:
             document.close()
 
 
-def _tiff_pages(data: bytes) -> Iterator[Image.Image]:
+def _page_frames(file: str | io.BytesIO) -> list[int]:
+    """Return the frames of a TIFF that are pages, and not smaller copies of other pages."""
     frames = []
-    try:
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-            for frame in itertools.count():
-                image.seek(frame)
-                if not getattr(image, "tag_v2", {}).get(254, 0) & OVERVIEW:
-                    frames.append(frame)
-    except Exception:  # EOFError after the last page; what Pillow makes of a damaged file is named when it is decoded
-        frames = frames or [0]
-    for frame in frames:
-        yield decoded_image(data, frame)
+    # EOFError after the last page; what Pillow makes of a damaged file is named when it is decoded.
+    with contextlib.suppress(Exception), Image.open(file, formats=("TIFF",)) as image:
+        for frame in itertools.count():
+            image.seek(frame)
+            if not getattr(image, "tag_v2", {}).get(NEW_SUBFILE_TYPE, 0) & OVERVIEW:
+                frames.append(frame)
+    return frames or [0]

@@ -19,17 +19,15 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path, PurePath
 
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from florence2.errors import InvalidRequest
-from florence2_client.documents import OVERVIEW
+from florence2_client.documents import page_count
 
 Image.init()
 SUFFIXES = frozenset(Image.registered_extensions()) - {".eps", ".ps", ".pdf", ".h5", ".hdf", ".grib", ".mpg", ".mpeg"}
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".list"})
 HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-NEW_SUBFILE_TYPE = 254  # a tag of TIFF
-TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 # Formats that need an extra: suffixes, its package, its name.
 EXTRAS = ((HEIC_SUFFIXES, "pi_heif", "heif"), (frozenset({".pdf"}), "pypdfium2", "pdf"))
 SUFFIXES |= {suffix for suffixes, package, _ in EXTRAS for suffix in suffixes if importlib.util.find_spec(package)}
@@ -144,24 +142,10 @@ def page_names(file: str) -> list[str]:
 
     That includes what cannot be read, of which the request tells more.
     """
-    suffix = os.path.splitext(file)[1].lower()
-    count = 1
     if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be read here, and be empty later
         return [file]
-    with contextlib.suppress(Exception):  # on damaged bytes, Pillow raises nearly every built-in exception
-        if suffix == ".pdf" and ".pdf" in SUFFIXES:
-            import pypdfium2
-
-            document = pypdfium2.PdfDocument(file)
-            count = len(document)
-            document.close()
-        elif suffix in TIFF_SUFFIXES:
-            with Image.open(file, formats=("TIFF",)) as image:
-                count = 0
-                for frame in ImageSequence.Iterator(image):
-                    count += not getattr(frame, "tag_v2", {}).get(NEW_SUBFILE_TYPE, 0) & OVERVIEW
-    count = max(count, 1)  # of a file without pages, the request tells what is wrong
-    if count == 1 and suffix != ".pdf":
+    count = page_count(file)
+    if count == 1 and not file.lower().endswith(".pdf"):
         return [file]
     return [f"{file}#{number}" for number in range(1, count + 1)]
 

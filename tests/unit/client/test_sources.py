@@ -95,8 +95,10 @@ def test_each_page_of_a_document_is_an_image(tmp_path, monkeypatch):
     sheet.save("one.tif")
     sheet.save("two.tif", save_all=True, append_images=[sheet])
     sheet.save("one.pdf")
+    sheet.save("moving.tif", "GIF", save_all=True, append_images=[Image.new("RGB", (30, 20), "red")])  # not a TIFF
     (tmp_path / "damaged.tif").write_bytes(b"II*\0")
-    assert image_paths(["."]) == ["./damaged.tif", "./one.pdf#1", "./one.tif", "./two.tif#1", "./two.tif#2"]
+    files, pages = ["damaged.tif", "moving.tif"], ["one.pdf#1", "one.tif", "two.tif#1", "two.tif#2"]
+    assert image_paths(["."]) == [f"./{name}" for name in files + pages]
     assert file_of("./two.tif#2") == ("./two.tif", 2)
     (tmp_path / "odd.tif#1").touch()
     assert file_of("odd.tif#1") == ("odd.tif#1", None) and file_of("a.png#1") == ("a.png#1", None)
