@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from florence2.contract import OPTIONS
@@ -232,6 +233,18 @@ def number(
 
 seconds = number(float, 0, LONGEST_TIMEOUT, above=True)
 port = number(int, 0, 65535)
+
+
+@contextlib.contextmanager
+def needing_extra(what: str, extra: str) -> Iterator[None]:
+    """Name the extra to install if an import in this block lacks a package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("florence2"):
+            raise
+        remedy = f"run: pip install 'florence2-triton[{extra}]'"
+        raise Florence2Error(f"{what} needs more packages ({error}); {remedy}") from error
 
 
 def in_flags(error: Florence2Error) -> str:

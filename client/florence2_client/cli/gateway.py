@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from florence2.errors import Florence2Error, InvalidRequest
+from florence2.errors import InvalidRequest
 from florence2.server.options import ServingOptions
 from florence2_client.cli.arguments import (
     FILES,
@@ -17,6 +17,7 @@ from florence2_client.cli.arguments import (
     add_connection,
     add_listening,
     connection,
+    needing_extra,
     number,
     require_with,
     require_without,
@@ -108,18 +109,12 @@ def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, and then until running requests are answered; return the exit code."""
     require_with(options, ["--repository"], "--serve")
     require_without(options, ["--url", "--header", "--ca"], "--serve")
-    try:
+    with needing_extra("the gateway", "gateway"):
         from florence2_client.gateway.access import Limits
         from florence2_client.gateway.app import GatewayOptions, make_app
         from florence2_client.gateway.label_studio.files import require_address
         from florence2_client.gateway.observe import print_line
         from florence2_client.gateway.server import Front
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("florence2"):
-            raise
-        raise Florence2Error(
-            f"the gateway needs more packages ({error}); run: pip install 'florence2-triton[gateway]'"
-        ) from error
     require_address(options.label_studio)
     where = connection(options)
     gateway = GatewayOptions(

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from florence2.errors import Florence2Error, InvalidRequest
+from florence2.errors import InvalidRequest
 from florence2_client.async_client import AsyncClient
-from florence2_client.cli.arguments import FILES, add_connection, add_listening, connection, require_with
+from florence2_client.cli.arguments import (
+    FILES,
+    add_connection,
+    add_listening,
+    connection,
+    needing_extra,
+    require_with,
+)
 from florence2_client.cli.gateway import add_access, keys_of
 
 EXAMPLES = """\
@@ -44,12 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until the agent leaves, Ctrl-C or SIGTERM; return the exit code."""
     require_with(options, ONLY_OVER_HTTP, "--http")
-    try:
+    with needing_extra("MCP", "mcp"):
         from florence2_client.gateway.tools import Toolbox
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("florence2"):
-            raise
-        raise Florence2Error(f"MCP needs more packages ({error}); run: pip install 'florence2-triton[mcp]'") from error
     files: list[Path] | None = options.allow_files_from or ([] if options.http else None)
     for folder in files or ():
         if not folder.is_dir():

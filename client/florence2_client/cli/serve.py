@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from florence2.errors import Florence2Error, ServerError
+from florence2.errors import ServerError
 from florence2.server import machine
 from florence2.server.options import ServingOptions
-from florence2_client.cli.arguments import add_connection, add_listening, connection, number, port
+from florence2_client.cli.arguments import add_connection, add_listening, connection, needing_extra, number, port
 from florence2_client.client import Client
 from florence2_client.request import LONGEST_TIMEOUT
 
@@ -96,12 +96,8 @@ def run_server(options: ServingOptions, front: Callable[[str], AbstractContextMa
     """Serve until Ctrl-C, with something in front of the server (see `foreground.serve`); return the exit code."""
     if not options.tritonserver and (problem := machine.missing()):
         raise ServerError(problem)  # ahead of the packages, which cannot all be installed on an unsupported Python
-    try:
+    with needing_extra("the server", "serve"):
         from florence2.server import folder, foreground
-    except ModuleNotFoundError as error:
-        raise Florence2Error(
-            f"the server needs more packages ({error}); run: pip install 'florence2-triton[serve]'"
-        ) from error
     folder.models_of(options.repository)  # so that a mistake is all that is printed
     return foreground.serve(options, front)
 
@@ -117,12 +113,8 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
 
 def serve_page(options: argparse.Namespace) -> int:
     """Serve the web page until Ctrl-C, or SIGTERM, which containers send."""
-    try:
+    with needing_extra("the page", "ui"):
         from florence2_client.page import served_page
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise Florence2Error("the page needs Gradio: pip install 'florence2-triton[ui]'") from error
     stopped = threading.Event()
     with (
         Client(**connection(options)) as client,

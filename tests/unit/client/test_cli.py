@@ -453,7 +453,7 @@ def test_the_page_without_gradio_says_what_to_install(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert cli.main(["ui"]) == 1
-    assert "the page needs Gradio: pip install 'florence2-triton[ui]'" in capsys.readouterr().err
+    assert "run: pip install 'florence2-triton[ui]'" in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):
