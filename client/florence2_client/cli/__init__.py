@@ -23,6 +23,7 @@ from florence2 import __version__
 from florence2.errors import Florence2Error, InvalidRequest
 from florence2_client.cli.arguments import in_flags
 from florence2_client.cli.console import complain
+from florence2_command import INTERRUPTED
 
 COMMANDS = {  # name -> module:function, and one line of help
     "run": ("florence2_client.cli.run:add_arguments", "run tasks on one image"),
@@ -62,7 +63,6 @@ ARGPARSE_WORDS = (  # its messages, and what they become
     (r"^argument (\S+): expected (?:one|at least one) argument", r"\1 needs a value"),
     (r"^argument (\S+): ignored explicit argument (.+)", r"\1 takes no value, not even \2"),
 )
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # no mistake in the command
 

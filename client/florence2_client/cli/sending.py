@@ -28,12 +28,12 @@ from florence2_client.journal import Entry, Journal, Key
 from florence2_client.resuming import option_differences, require_same_model
 from florence2_client.sources import file_name, file_of, naming, output_path, stamp_of, why_absent, write_image
 from florence2_client.tasks import Prompt
+from florence2_command import INTERRUPTED
 
 MOST_FAILURES_IN_A_ROW = 20
 MOST_MISTAKES_SHOWN = 10
 MOST_DRAWN_AT_ONCE = 4
 WHOLE_IMAGE = "<loc_0><loc_0><loc_999><loc_999>"
-INTERRUPTED = 130
 PROBE_RETRY_SECONDS = 5.0  # so that a server that was never started is reported soon
 
 
@@ -44,6 +44,7 @@ class Batch:
         """Raise InvalidPrompt if a task has no text, or one that it cannot take, whatever the image."""
         self._options = options
         self._paths = paths
+        self._path_set = frozenset(paths)
         self._tasks = tasks
         for task, text in tasks:
             require_prompt(task, text, options.tiles)
@@ -67,7 +68,7 @@ class Batch:
         Raise InvalidRequest if it is the answer to one of this run's requests, but with other options.
         """
         path, request = entry.key[0], entry.request or {}
-        if entry.key not in self._keys and not (entry.is_of_image and path in self._paths_of_keys):
+        if entry.key not in self._keys and not (entry.is_of_image and path in self._path_set):
             return False
         differences = option_differences(request, self._request)
         if entry.error is not None and (differences or not request or self._options.retry_errors):
@@ -83,10 +84,6 @@ class Batch:
         if entry.error is None:
             self._kept.add(frozenset((request.get("served") or {}).items()))
         return entry.error is not None and path in self._absent
-
-    @cached_property
-    def _paths_of_keys(self) -> frozenset[str]:
-        return frozenset(self._paths)
 
     def _stamp(self, path: str) -> list[int] | None:
         """Return what tells whether a file has changed; None, and the reason noted, if it cannot be opened."""
@@ -105,29 +102,28 @@ class Batch:
             complain(f"note: {count} image{'s' * (count > 1)} changed since the last run and will be sent again")
         left = len(self._open_keys())
         try:
-            if left:
-                with Progress(len(self._keys), len(self._keys) - left) as self._progress, retries_shown(self._progress):
-                    asyncio.run(self._send_all())
+            try:
+                if left:
+                    done = len(self._keys) - left
+                    with Progress(len(self._keys), done) as self._progress, retries_shown(self._progress):
+                        asyncio.run(self._send_all())
+            finally:
+                self._report()
         except KeyboardInterrupt:
-            self._report()
             return INTERRUPTED
         except Florence2Error as error:
-            self._report()
             complain(in_flags(error))
             return error.exit_code
-        except OSError:  # a full disk
-            self._report()
-            raise
-        self._report()
         return 1 if self._unanswered else 2 if self._failed() or self._absent else 0
 
     def _open_keys(self) -> set[Key]:
         return {key for key in self._keys if key not in self._journal}
 
     def _failed(self) -> int:
-        return len(self._keys & self._journal.failed) + len(
-            self._journal.unreadable & self._paths_of_keys - {path for path, *_ in self._keys & self._journal.failed}
-        )
+        """Return the number of requests with an error, and of images that failed in a run with other tasks."""
+        failed = self._keys & self._journal.failed
+        elsewhere = self._journal.unreadable & self._path_set - {path for path, *_ in failed}
+        return len(failed) + len(elsewhere)
 
     def _questions(self) -> Iterator[Question]:
         for path in self._paths:
