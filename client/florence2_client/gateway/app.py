@@ -31,7 +31,7 @@ from florence2_client.cli.health import Health, check_health
 from florence2_client.gateway.access import NO_LIMITS, Guard, Limits
 from florence2_client.gateway.anylabeling import XAnyLabeling
 from florence2_client.gateway.backend import Backend, count_tokens, unless_gone
-from florence2_client.gateway.chat import Asked, Chunks, completion, read_messages
+from florence2_client.gateway.chat import Chunks, completion, read_messages
 from florence2_client.gateway.errors import AsciiJson, Refused, error_body, error_response
 from florence2_client.gateway.images import ImageSource
 from florence2_client.gateway.label_studio.files import ProjectFiles, require_address
@@ -89,10 +89,8 @@ def make_app(options: GatewayOptions, log: Callable[[str], None] | None = print_
         app.include_router(router)
     app.get("/health", responses={503: {"description": "the server does not work"}})(gateway.health)
     app.get("/metrics", response_class=Response, responses={401: ERRORS[401]})(gateway.metrics)
-    app.add_exception_handler(Florence2Error, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_error)
-    app.add_exception_handler(Exception, _answer_error)
+    for kind in Florence2Error, RequestValidationError, HTTPException, Exception:
+        app.add_exception_handler(kind, _answer_error)
     app.add_middleware(Guard, keys=options.keys, limits=options.limits)
     if options.origins:
         app.add_middleware(
@@ -165,40 +163,16 @@ class Gateway:
         known = task_from_name(asked.task.partition(">")[0] + ">" if asked.task.startswith("<") else asked.task)
         state["task"] = known.token if known else "other"
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
-        options = {**body.options(), "timeout": self._options.timeout}
+        options: Any = {**body.options(), "timeout": self._options.timeout}
         logprobs = bool(body.logprobs)
+        image = await unless_gone(request, self._backend.images.read(asked.image_url))
         if body.stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
             chunks = Chunks(head, logprobs=logprobs, include_usage=include_usage)
-            return await self._stream(request, client, asked, options, chunks)
-        result = await unless_gone(request, self._run(client, asked, options))
+            return await _streamed(request, client.stream(image, asked.task, asked.text, **options), chunks)
+        result = await unless_gone(request, client.run(image, asked.task, asked.text, **options))
         count_tokens(state, [result])
         return AsciiJson(completion(result, head, logprobs=logprobs))
-
-    async def _run(self, client: AsyncClient, asked: Asked, options: Any) -> Result[Any]:
-        image = await self._backend.images.read(asked.image_url)
-        return await client.run(image, asked.task, asked.text, **options)
-
-    async def _stream(
-        self, request: Request, client: AsyncClient, asked: Asked, options: Any, chunks: Chunks
-    ) -> StreamingResponse:
-        """Return the response once the first result is there, so that an early error has its own status."""
-        image = await self._backend.images.read(asked.image_url)
-        results = client.stream(image, asked.task, asked.text, **options)
-        first = await unless_gone(request, anext(results))
-
-        async def events() -> AsyncIterator[str]:
-            yield _event(chunks.first())
-            try:
-                async with contextlib.aclosing(results):
-                    async for chunk in _chunks(first, results, chunks, request.scope["state"]):
-                        yield _event(chunk)
-            except Florence2Error as error:
-                request.scope["state"]["error"] = error.code
-                yield _event(error_body(error))
-            yield "data: [DONE]\n\n"
-
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
     async def health(self) -> Any:
         """Say whether the server works, by a real request every few seconds."""
@@ -218,17 +192,28 @@ class Gateway:
         return Response(generate_latest(self.counts.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _chunks(
-    first: Result[Any], rest: AsyncGenerator[Result[Any], None], chunks: Chunks, state: dict[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
-    result = first
-    while not result.final:
-        if grown := chunks.growth(result):
-            yield grown
-        result = await anext(rest)
-    count_tokens(state, [result])
-    for chunk in chunks.last(result):
-        yield chunk
+async def _streamed(request: Request, results: AsyncGenerator[Result[Any], None], chunks: Chunks) -> StreamingResponse:
+    """Return the response once the first result is there, so that an early error has its own status."""
+    first, state = await unless_gone(request, anext(results)), request.scope["state"]
+
+    async def events() -> AsyncIterator[str]:
+        yield _event(chunks.first())
+        try:
+            async with contextlib.aclosing(results):
+                result = first
+                while not result.final:
+                    if grown := chunks.growth(result):
+                        yield _event(grown)
+                    result = await anext(results)
+                count_tokens(state, [result])
+                for chunk in chunks.last(result):
+                    yield _event(chunk)
+        except Florence2Error as error:
+            state["error"] = error.code
+            yield _event(error_body(error))
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
 def _event(value: dict[str, Any]) -> str:
