@@ -186,8 +186,8 @@ class AsyncClient(
         if options.get("tiles") is not None and (tiled := await self._tiled(image, task, text, options)):
             replies = self.run_many(tiled.questions(), concurrency=TILES_IN_FLIGHT, ordered=False)
             async with contextlib.aclosing(replies):
-                taken = [reply async for reply in replies if reply.unwrap()]
-            return await asyncio.to_thread(tiled.merged, taken)
+                results = {reply.question.key: reply.unwrap() async for reply in replies}
+            return await asyncio.to_thread(tiled.merged, results)
         exchange = await self._exchange(image, task, text, {**options, "tiles": None})
         while True:
             try:

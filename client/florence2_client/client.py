@@ -171,7 +171,7 @@ class Client(
         if options.get("tiles") is not None and (tiled := self._tiled(image, task, text, options)):
             replies = self.run_many(tiled.questions(), concurrency=TILES_IN_FLIGHT, ordered=False)
             with contextlib.closing(replies):
-                return tiled.merged(replies)
+                return tiled.merged({reply.question.key: reply.unwrap() for reply in replies})
         exchange = self._exchange(image, task, text, {**options, "tiles": None})
         while True:
             try:

@@ -7,7 +7,7 @@ send its questions in flight together, and return what it merges.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from PIL import Image
@@ -15,7 +15,7 @@ from PIL import Image
 from florence2.answers import Answer, Quads, TextAnswer
 from florence2.errors import InvalidOption
 from florence2.tasks import TASKS, TaskInput
-from florence2_client.exchange import Question, Reply, shared_timeout
+from florence2_client.exchange import Question, shared_timeout
 from florence2_client.images import EncodedImage, ImageLike, decoded_image, encoded_bytes
 from florence2_client.merging import View, generated_text, merge
 from florence2_client.request import Options, Region, require_timeout
@@ -76,9 +76,8 @@ class Tiled:
             image: ImageLike = self._upright.crop(box) if number else self._image
             yield Question(image, self._sent, self._text, number, {**self._options, **self._left()})
 
-    def merged(self, replies: Iterable[Reply]) -> Result[Any]:
-        """Return one result in pixels of the whole image. Raise the first error: a missing tile would go unnoticed."""
-        results = {reply.question.key: reply.unwrap() for reply in replies}
+    def merged(self, results: Mapping[int, Result[Any]]) -> Result[Any]:
+        """Return one result in pixels of the whole image, from those of all questions by their keys."""
         size = self._upright.size
         views = [View(box, results[number].answer, whole=number == 0) for number, box in enumerate(self._boxes)]
         answer: Answer = merge(views, by_label=self._token in BY_LABEL)
