@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from florence2.errors import InvalidRequest
 from florence2_client.client import Client
-from florence2_client.labeled import LabeledImage, confirmed, questions_about
+from florence2_client.labeled import LabeledImage, confirmed
 
 
 @dataclass
@@ -26,7 +26,7 @@ def judge(client: Client, images: Sequence[LabeledImage], task: str, concurrency
 
     Raise InvalidRequest if the server's answers have no confidences.
     """
-    asked = [(image, question) for image in images for question in questions_about(image, task)]
+    asked = [(image, question) for image in images for question in image.questions(task)]
     replies = client.run_many((question for _, question in asked), concurrency=concurrency)
     judged = Judged()
     for (image, question), reply in zip(asked, replies, strict=True):

@@ -25,6 +25,14 @@ class LabeledImage:
     path: Path
     objects: list[tuple[str, Box]]
 
+    def questions(self, task: str) -> Iterator[Question]:
+        """Yield the requests of a task: one, or one for each label of the image if the task takes a phrase."""
+        if TASKS[task].input is TaskInput.NONE:
+            yield Question(self.path, task)
+        else:
+            for label in dict.fromkeys(label for label, _ in self.objects):
+                yield Question(self.path, task, label)
+
     def labels_for(self, question: Question) -> list[tuple[str, Box]]:
         """Return the objects that the right answer locates, labeled as it labels them."""
         task = TASKS[question.task]
@@ -76,15 +84,6 @@ def _annotations_in(folder: Path) -> Path:
         count = "no" if not named else "more than one"
         raise InvalidRequest(f"{folder} has {count} .json file with COCO labels; name it with --annotations")
     return named[0]
-
-
-def questions_about(image: LabeledImage, task: str) -> Iterator[Question]:
-    """Yield the requests of a task: one, or one for each label of the image if the task takes a phrase."""
-    if TASKS[task].input is TaskInput.NONE:
-        yield Question(image.path, task)
-    else:
-        for label in dict.fromkeys(label for label, _ in image.objects):
-            yield Question(image.path, task, label)
 
 
 def confirmed(found: Sequence[Found], labels: Sequence[tuple[str, Box]]) -> list[bool]:

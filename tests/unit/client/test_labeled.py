@@ -7,7 +7,7 @@ import pytest
 from florence2.errors import InvalidRequest
 from florence2_client import Found
 from florence2_client.exchange import Question
-from florence2_client.labeled import confirmed, overlap, questions_about, read_coco
+from florence2_client.labeled import confirmed, overlap, read_coco
 
 BOX = (10.0, 10.0, 30.0, 30.0)
 COCO = {
@@ -61,8 +61,8 @@ def test_other_folders_are_refused(tmp_path, files, sentence):
 
 def test_a_task_is_asked_once_or_for_each_label(folder):
     [image] = read_coco(folder)
-    assert [question.text for question in questions_about(image, "<OD>")] == [None]
-    phrases = [question.text for question in questions_about(image, "<OPEN_VOCABULARY_DETECTION>")]
+    assert [question.text for question in image.questions("<OD>")] == [None]
+    phrases = [question.text for question in image.questions("<OPEN_VOCABULARY_DETECTION>")]
     assert phrases == ["dog", "cat"]
     assert image.labels_for(Question(image.path, "<OPEN_VOCABULARY_DETECTION>", "dog")) == [("dog", BOX)]
     assert [label for label, _ in image.labels_for(Question(image.path, "<REGION_PROPOSAL>"))] == ["", ""]
