@@ -120,14 +120,12 @@ def errors_table() -> str:
 
 def openapi_request() -> str:
     """Return the properties of a request to Triton's generate extension."""
-    return _properties(
-        (tensor.name, _schema(tensor) | _limits(tensor.name) | _examples(tensor)) for tensor in contract.INPUTS
-    )
+    return _properties(contract.INPUTS)
 
 
 def openapi_answer() -> str:
     """Return the properties of its answer."""
-    return _properties((tensor.name, _schema(tensor)) for tensor in contract.OUTPUTS)
+    return _properties(contract.OUTPUTS)
 
 
 def _schema(tensor: Tensor) -> dict[str, Any]:
@@ -136,7 +134,8 @@ def _schema(tensor: Tensor) -> dict[str, Any]:
         item["enum"] = ["stop", "length"]
     size = tensor.dims[0]
     schema = item if size == 1 else {"type": "array", "items": item, "minItems": size, "maxItems": size}
-    return schema | {"description": tensor.help}
+    examples = {"examples": list(TASKS)} if tensor is contract.TASK else {}
+    return schema | {"description": tensor.help} | examples | _limits(tensor.name)
 
 
 def _limits(name: str) -> dict[str, Any]:
@@ -149,13 +148,9 @@ def _limits(name: str) -> dict[str, Any]:
     }
 
 
-def _examples(tensor: Tensor) -> dict[str, Any]:
-    return {"examples": list(TASKS)} if tensor is contract.TASK else {}
-
-
-def _properties(schemas: Iterable[tuple[str, dict[str, Any]]]) -> str:
-    """JSON is YAML, and one line a property is easy to compare."""
-    return "\n".join(f"        {name}: {json.dumps(schema, ensure_ascii=False)}" for name, schema in schemas)
+def _properties(tensors: Iterable[Tensor]) -> str:
+    """Return a line of JSON, which is YAML as well, for each tensor."""
+    return "\n".join(f"        {tensor.name}: {json.dumps(_schema(tensor), ensure_ascii=False)}" for tensor in tensors)
 
 
 def openapi_codes() -> str:

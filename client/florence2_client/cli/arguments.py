@@ -26,8 +26,8 @@ from florence2_client.transports import DEFAULT_URL, Tls
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # shtab's names for completing file names
 PYTHON_TYPES = {"INT32": int, "INT64": int, "FP32": float}
 FLAGS = {option.name: f"--{option.keyword.replace('_', '-')}" for option in OPTIONS}
-WORDS = {"TASK": "--task", "TEXT": "--text", "max_side": "--max-side"}
-WORDS |= FLAGS | {option.keyword: FLAGS[option.name] for option in OPTIONS}
+FLAG_OF = {"TASK": "--task", "TEXT": "--text", "max_side": "--max-side"}  # of a name that messages have
+FLAG_OF |= FLAGS | {option.keyword: FLAGS[option.name] for option in OPTIONS}
 MOST_IN_FLIGHT = 4096
 ANY_SIZE = (1 << 31, 1 << 31)  # of an image: a region that fits into this one may fit
 TEXT_HELP = "a phrase or caption; for region tasks x1,y1,x2,y2 in pixels"
@@ -249,13 +249,11 @@ def needing_extra(what: str, extra: str) -> Iterator[None]:
 
 def in_flags(error: Florence2Error) -> str:
     """Return the error's sentence, with flags in place of the tensors' and keywords' names."""
-    if not isinstance(error, InvalidRequest):
-        return str(error)
-    return _with_flags(str(error))
+    return _with_flags(str(error)) if isinstance(error, InvalidRequest) else str(error)
 
 
 def _with_flags(text: str) -> str:
-    return re.sub(rf"(?<![-\w])({'|'.join(WORDS)})\b", lambda name: WORDS[name[0]], text)
+    return re.sub(rf"(?<![-\w])({'|'.join(FLAG_OF)})\b", lambda name: FLAG_OF[name[0]], text)
 
 
 def _tiles(text: str) -> str:

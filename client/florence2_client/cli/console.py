@@ -163,9 +163,9 @@ def table(rows: Sequence[Row], numbers: bool = False, heading: bool = True) -> l
         grid.add_column(justify="right" if numbers else "left", no_wrap=True)
     for row in rows:
         grid.add_row(*(Text(" ".join(cell.split()) or "-") for cell in row))
-    console = Console(file=io.StringIO(), width=10_000, color_system=None)
-    console.print(grid)
-    first, *lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    output = io.StringIO()
+    Console(file=output, width=10_000, color_system=None).print(grid)
+    first, *lines = [line.rstrip() for line in output.getvalue().splitlines()]
     return [styled(first, "bold", sys.stdout) if heading else first, *lines]
 
 

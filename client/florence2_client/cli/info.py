@@ -110,7 +110,7 @@ def print_models(options: argparse.Namespace) -> int:
             raise InvalidRequest(f"there is no model {server['model']!r}; there is {names}")
     for place, model in enumerate(models):
         if wants_json(options):
-            print(json.dumps({"model": model.name, **model.description}))
+            print(json_line({"model": model.name, **model.description}))
             continue
         rows = [(key.replace("_", " "), value) for key, value in model.description.items()]
         print(*[""] * bool(place), model.name, *(f"  {line}" for line in table(rows, heading=False)), sep="\n")

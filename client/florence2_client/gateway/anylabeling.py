@@ -34,6 +34,7 @@ WIDGETS: dict[TaskInput, dict[str, dict[str, str]]] = {  # what the window shows
     TaskInput.TEXT: {"edit_text": {"placeholder": "what to look for, such as: a red car, a dog"}, "button_send": {}},
     TaskInput.REGION: {"add_pos_rect": {}, "button_run_rect": {}, "button_clear": {}, "button_finish_object": {}},
 }
+THRESHOLDS: dict[str, dict[str, str]] = {"input_conf": {}, "edit_conf": {}}  # of confidence
 BATCH_MODES = {TaskInput.NONE: "default", TaskInput.TEXT: "text_prompt", TaskInput.REGION: None}
 SEVERAL = re.compile(r"[,.;]")  # between the phrases of a prompt
 MOST_TEXTS = 100  # phrases or boxes: each is a request
@@ -118,7 +119,9 @@ def describe(name: str) -> dict[str, Any]:
             "name": task.name.replace("_", " ").capitalize().replace("Od", "Object detection").replace("Ocr", "OCR"),
             "description": task.summary,
             "batch_processing_mode": BATCH_MODES[task.input],
-            "active_widgets": {**WIDGETS[task.input], **_thresholds(task), "toggle_preserve_existing_annotations": {}},
+            "active_widgets": WIDGETS[task.input]
+            | ({} if task.grammar is Grammar.TEXT else THRESHOLDS)
+            | {"toggle_preserve_existing_annotations": {}},
         }
         for task in sorted(TASKS.values(), key=lambda task: task.token != DEFAULT_TASK)  # the first is the default
     ]
@@ -127,10 +130,6 @@ def describe(name: str) -> dict[str, Any]:
         "display_name": f"Florence-2 ({name})", "widgets": widgets, "params": {}, "batch_processing_mode": "default",
         "available_tasks": tasks,
     }  # fmt: skip
-
-
-def _thresholds(task: Task) -> dict[str, dict[str, str]]:
-    return {} if task.grammar is Grammar.TEXT else {"input_conf": {}, "edit_conf": {}}
 
 
 def texts_of(task: Task, params: Mapping[str, Any]) -> list[Any]:

@@ -83,7 +83,7 @@ class LabelStudio:
 
     async def health(self) -> Any:
         """Say that the backend runs. Label Studio gives it a second, so it sends no request to the server."""
-        return {"status": "UP", "model_class": "Florence2"}
+        return Status()
 
     async def setup(self) -> Any:
         """Return the name of the model. There is nothing to set up: each request brings its configuration."""
