@@ -20,10 +20,9 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from bench.harness import embedded_server, usage_of
+from bench.harness import FLORENCE2, SECONDS_BETWEEN_SAMPLES, embedded_server, usage_of
 
 MOST_GROWTH_MIB = 32.0  # 10,000 keys of answers take 3
-SECONDS_BETWEEN_SAMPLES = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def measure(url: str, images: Path, out: Path, count: int) -> list[str]:
 
 def run(url: str, images: Path, out: Path, kill_at: int | None = None) -> list[Sample]:
     """Run `florence2 batch` and watch it; `kill_at` is the number of answers at which to kill it."""
-    command = [str(Path(sys.executable).with_name("florence2")), "batch", str(images), "--tasks", "caption"]
+    command = [FLORENCE2, "batch", str(images), "--tasks", "caption"]
     command += ["--out", str(out), "--url", url, "--num-beams", "1", "--max-new-tokens", "1"]
     samples: list[Sample] = []
     start = time.monotonic()

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
 
 from bench.decode import BASE, bart_config
+from florence2.config import ModelConfig
 from tools.toy_model import architecture
 
 BUNDLED = architecture.BUNDLED
@@ -19,7 +21,12 @@ IMAGE_TOKEN = BASE.tokens.known  # the ids below it are text and locations
 
 
 def base_checkpoint(folder: Path) -> Path:
-    """Make a checkpoint of base geometry with random weights, always the same, unless it exists.
+    """Make a checkpoint of base geometry with random weights, unless it exists."""
+    return random_checkpoint(folder, base_config())
+
+
+def random_checkpoint(folder: Path, config: Florence2Config) -> Path:
+    """Make a checkpoint with random weights, always the same, unless it exists.
 
     Speed depends on sizes, not on what was learned. The tokenizer is the bundled one with unused words inserted, so
     that the ids, and the rows of the output head, are those of the published model.
@@ -27,7 +34,7 @@ def base_checkpoint(folder: Path) -> Path:
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        model = Florence2ForConditionalGeneration(base_config())
+        model = Florence2ForConditionalGeneration(config)
         with torch.no_grad():  # rows without a token must not win, and transformers does not forbid them
             model.get_input_embeddings().weight[IMAGE_TOKEN + 1 :] = 0
         architecture.save(model, base_processor(), folder)
@@ -35,11 +42,15 @@ def base_checkpoint(folder: Path) -> Path:
 
 
 def base_config() -> Florence2Config:
-    text = BASE.text
+    return config_of(BASE)
+
+
+def config_of(model: ModelConfig, **vision: Any) -> Florence2Config:
+    """Return the sizes as transformers' configuration; `vision` is what its encoder has other than base's."""
+    tokens = {"decoder_start_token_id": model.tokens.decoder_start, "forced_eos_token_id": model.tokens.eos}
     return Florence2Config(
-        text_config=bart_config(text)
-        | {"decoder_start_token_id": BASE.tokens.decoder_start, "forced_eos_token_id": BASE.tokens.eos},
-        vision_config=dict(projection_dim=text.d_model),  # base is the default for the rest
+        text_config=bart_config(model.text) | tokens,
+        vision_config={"projection_dim": model.text.d_model, **vision},
         image_token_id=IMAGE_TOKEN,
     )
 

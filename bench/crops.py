@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import AutoProcessor, Florence2ForConditionalGeneration, GenerationConfig
 
-from bench.checkpoints import base_checkpoint
+from bench.checkpoints import base_checkpoint, export
 from bench.harness import embedded_server
 from florence2_client import Client, Options
 from florence2_export.checkpoint import read_checkpoint
@@ -42,10 +41,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where exports are kept")
     options = parser.parse_args()
     checkpoint = options.checkpoint or base_checkpoint(options.work / "base")
-    repository = options.work / f"{checkpoint.name}-{options.size}"
-    if not repository.exists():
-        command = [sys.executable, "-m", "export", checkpoint, "--repository", repository, "--precision", "float32"]
-        subprocess.run([*command, "--image-size", str(options.size)], check=True, stdout=sys.stderr)
+    repository = export(checkpoint, options.work, "float32", image_size=options.size)
     screenshot, boxes = draw_icons(options.crops)
     texts, seconds = ours(repository, screenshot, boxes)
     crops = [screenshot.crop(box) for box in boxes]

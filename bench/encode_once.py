@@ -17,7 +17,6 @@ import random
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -29,7 +28,7 @@ from unittest.mock import patch
 
 from PIL import Image
 
-from bench.harness import MIB, embedded_server
+from bench.harness import FLORENCE2, MIB, embedded_server
 from bench.load import Kind, parse_mix
 from florence2.server import embedded, folder
 from florence2.server.embedded import EmbeddedServer
@@ -86,7 +85,7 @@ def batch(server: EmbeddedServer, images: int, tasks: str, concurrency: int, see
     with tempfile.TemporaryDirectory() as name:
         for number in range(images):
             Path(name, f"{number}.png").write_bytes(image(seed + number))
-        command = [str(Path(sys.executable).with_name("florence2")), "batch", name, "--tasks", tasks]
+        command = [FLORENCE2, "batch", name, "--tasks", tasks]
         command += ["--out", f"{name}/answers.jsonl", "--url", server.grpc_url, "--max-new-tokens", "20"]
         start = time.monotonic()
         subprocess.run([*command, "--concurrency", str(concurrency)], check=True, capture_output=True)

@@ -17,13 +17,12 @@ import itertools
 import random
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 
 import aiohttp
 from PIL import Image
 
-from bench.harness import ClosedLoop, embedded_server
+from bench.harness import FLORENCE2, ClosedLoop, embedded_server
 from florence2_client import AsyncClient
 
 TASK, TOKENS, SIDE = "<CAPTION>", 20, 320
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     with embedded_server(options.repository) as server:
-        command = [str(Path(sys.executable).with_name("florence2")), "gateway", "--url", server.grpc_url, "--port", "0"]
+        command = [FLORENCE2, "gateway", "--url", server.grpc_url, "--port", "0"]
         with subprocess.Popen([*command, "--no-access-log"], stdout=subprocess.PIPE, text=True) as gateway:
             assert gateway.stdout is not None
             base_url = next(line for line in gateway.stdout if line.startswith("The gateway")).split()[4]

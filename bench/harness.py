@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from florence2.server.options import ServingOptions
 
 MIB = 2**20
 SECONDS_BETWEEN_SAMPLES = 0.5
+FLORENCE2 = str(Path(sys.executable).with_name("florence2"))  # the command
 
 
 def embedded_server(

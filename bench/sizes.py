@@ -16,39 +16,18 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
-from transformers import Florence2Config, Florence2ForConditionalGeneration
-
 from bench.capacity import keep_in_flight, processes_by_stage
-from bench.checkpoints import IMAGE_TOKEN, base_processor, export
-from bench.decode import PRECISIONS, bart_config
+from bench.checkpoints import config_of, export, random_checkpoint
+from bench.decode import PRECISIONS
 from bench.harness import Peak, embedded_server, proportional_memory, shared_memory
 from bench.load import Sender, parse_mix
 from bench.memory import SIZES
 from florence2.server.embedded import EmbeddedServer
-from tools.toy_model import architecture
 
-# the vision encoder of large; base is transformers' default
-LARGE_VISION = dict(embed_dim=[256, 512, 1024, 2048], num_heads=[8, 16, 32, 64], num_groups=[8, 16, 32, 64])
-VISION = {"base": {}, "large": LARGE_VISION}
-
-
-def checkpoint(size: str, folder: Path) -> Path:
-    """Make a checkpoint with random weights, as large as the published one, unless it exists."""
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        model_config = SIZES[size]
-        tokens = {"decoder_start_token_id": model_config.tokens.decoder_start, "forced_eos_token_id": 2}
-        config = Florence2Config(
-            text_config=bart_config(model_config.text) | tokens,
-            vision_config=VISION[size] | {"projection_dim": model_config.text.d_model},
-            image_token_id=IMAGE_TOKEN,
-        )
-        model = Florence2ForConditionalGeneration(config)
-        with torch.no_grad():  # rows without a token must not win, and transformers does not forbid them
-            model.get_input_embeddings().weight[IMAGE_TOKEN + 1 :] = 0
-        architecture.save(model, base_processor(), folder)
-    return folder
+VISION = {  # of the encoder, where it is not transformers' default
+    "base": {},
+    "large": dict(embed_dim=[256, 512, 1024, 2048], num_heads=[8, 16, 32, 64], num_groups=[8, 16, 32, 64]),
+}
 
 
 def disk(folder: Path) -> float:
@@ -89,7 +68,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/bench/sizes"))
     parser.add_argument("--in-flight", type=int, default=8)
     options = parser.parse_args()
-    source = checkpoint(options.size, options.folder / options.size)
+    config = config_of(SIZES[options.size], **VISION[options.size])
+    source = random_checkpoint(options.folder / options.size, config)
     repository = export(source, options.folder, options.precision)
     print(f"{options.size} in {options.precision}")
     print(f"checkpoint {disk(source):.2f} GB, repository {disk(repository):.2f} GB")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from bench.checkpoints import BUNDLED, export
 from bench.harness import embedded_server
 from florence2_client import Client, Found, Options, Tiles
 from florence2_client.tiling import tile_boxes
@@ -77,10 +77,7 @@ def main() -> int:
     parser.add_argument("--image", type=Path, help="draw the tiles and the answers in a part of the first scene")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        repository = options.repository or Path(folder) / "repository"
-        if not options.repository:
-            command = [sys.executable, "-m", "export", "demo/checkpoint", "--repository", str(repository)]
-            subprocess.run(command, check=True, stdout=sys.stderr)
+        repository = options.repository or export(BUNDLED, Path(folder), "auto")
         with embedded_server(repository, print) as server, Client(server.grpc_url, retry_for=600) as client:
             measure(client, Tiles(options.tile, options.overlap), options.scenes, options.image)
     return 0

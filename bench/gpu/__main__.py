@@ -57,15 +57,8 @@ def main() -> int:
         if seconds < 20:
             print(f"=== {part}: no time left", flush=True)
             continue
-        command = [
-            sys.executable,
-            "-m",
-            f"bench.gpu.{part}",
-            "--device",
-            options.device,
-            "--seconds",
-            str(seconds * 0.75),
-        ]
+        command = [sys.executable, "-m", f"bench.gpu.{part}", "--device", options.device]
+        command += ["--seconds", str(seconds * 0.75)]
         command += ["--small"] if options.small else []
         with (out / f"{part}.log").open("w") as log:
             process = subprocess.Popen(

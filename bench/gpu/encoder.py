@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2ForConditionalGeneration
 
-from bench.checkpoints import base_config
+from bench.checkpoints import BUNDLED, base_config
 from bench.decode import BASE
 from bench.gpu.harness import Report, arguments, memory_mib, milliseconds
 from florence2.triton.onnx_session import open_session
@@ -28,14 +28,12 @@ from florence2_export import repository, targets
 from florence2_export.checkpoint import read_checkpoint
 from florence2_export.vision import INPUT, OUTPUT, VisionEncoder, export_vision
 
-CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
-
 
 def model_and_checkpoint(options: argparse.Namespace) -> tuple[Florence2ForConditionalGeneration, Any]:
     """Return base with random weights, or the bundled checkpoint for a CPU."""
     if options.small:
-        checkpoint = read_checkpoint(str(CHECKPOINT))
-        return Florence2ForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval(), checkpoint
+        checkpoint = read_checkpoint(str(BUNDLED))
+        return Florence2ForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32).eval(), checkpoint
     torch.manual_seed(0)
     with torch.device(options.device):
         model = Florence2ForConditionalGeneration(base_config()).eval()

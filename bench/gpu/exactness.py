@@ -7,13 +7,13 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
+from bench.checkpoints import BUNDLED
 from bench.compare.quality import LONGEST
 from bench.decode import random_weights
 from bench.gpu.harness import (
@@ -35,8 +35,6 @@ from florence2.engine.sequence import Request
 from florence2_export.checkpoint import read_checkpoint
 from tools.toy_model import scenes
 from tools.toy_model.evaluate import MEASURES, Scores
-
-CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 
 
 def in_waves(engine: Engine, requests: Sequence[Request]) -> list[Generation]:
@@ -62,7 +60,7 @@ class Case(NamedTuple):
 @torch.inference_mode()
 def cases(model: Florence2ForConditionalGeneration, config: ModelConfig, seeds: Sequence[int]) -> list[Case]:
     """Return every task on drawn scenes, with the features that this device computes."""
-    processor = AutoProcessor.from_pretrained(CHECKPOINT)
+    processor = AutoProcessor.from_pretrained(BUNDLED)
     found = []
     for seed in seeds:
         scene = scenes.make_scene(seed)
@@ -79,9 +77,9 @@ def cases(model: Florence2ForConditionalGeneration, config: ModelConfig, seeds: 
 
 def against_transformers(report: Report, options: argparse.Namespace) -> None:
     """Compare token for token in float32, all tasks, greedy and with beams, with requests that join late."""
-    checkpoint = read_checkpoint(str(CHECKPOINT))
+    checkpoint = read_checkpoint(str(BUNDLED))
     config, weights = checkpoint.config, checkpoint.weights
-    model = Florence2ForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    model = Florence2ForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32)
     asked = cases(model.to(options.device).eval(), config, range(1 if options.small else 2))
     for beams in (1, 3, 5):
         requests = [replace(case.request, options=replace(case.request.options, num_beams=beams)) for case in asked]
@@ -94,8 +92,8 @@ def against_transformers(report: Report, options: argparse.Namespace) -> None:
 
 def precisions(report: Report, options: argparse.Namespace) -> None:
     """Compare the half precisions with float32 on this device: answers, log-probs, and quality on drawn scenes."""
-    checkpoint = read_checkpoint(str(CHECKPOINT))
-    model = Florence2ForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    checkpoint = read_checkpoint(str(BUNDLED))
+    model = Florence2ForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32)
     asked = cases(model.to(options.device).eval(), checkpoint.config, range(100, 101 if options.small else 112))
     exact: list[Generation] = []
     metrics: dict[str, float] = {}

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import Florence2ForConditionalGeneration
 
-from bench.gpu.exactness import CHECKPOINT, SPECIAL, Case, cases, in_waves, quality
+from bench.checkpoints import BUNDLED
+from bench.gpu.exactness import SPECIAL, Case, cases, in_waves, quality
 from bench.gpu.harness import engine_of, reference_answers
 from florence2.tasks import TASKS
 from florence2_export.checkpoint import Checkpoint, read_checkpoint
@@ -24,12 +25,12 @@ BOUNDS = {"float16": (0.5, 0.01), "bfloat16": (0.2, 0.02)}
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    return read_checkpoint(str(CHECKPOINT))
+    return read_checkpoint(str(BUNDLED))
 
 
 @pytest.fixture(scope="module")
 def reference(device: str) -> Florence2ForConditionalGeneration:
-    return Florence2ForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval().to(device)
+    return Florence2ForConditionalGeneration.from_pretrained(BUNDLED, dtype=torch.float32).eval().to(device)
 
 
 @pytest.fixture(scope="module")
