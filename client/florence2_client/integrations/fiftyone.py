@@ -38,6 +38,11 @@ class Florence2Model(fom.Model):
     and `tiles`.
     """
 
+    media_type = "image"  # FiftyOne applies such a model to the frames of videos as well
+    ragged_batches = False  # nothing is stacked, so FiftyOne may make batches of images of different sizes
+    transforms = None  # the server prepares the images
+    preprocess = False
+
     def __init__(
         self,
         url: str = DEFAULT_URL,
@@ -54,36 +59,12 @@ class Florence2Model(fom.Model):
     ) -> None:
         """Raise InvalidRequest if the task, its classes, or the URL cannot be used."""
         self.config = SimpleNamespace()  # FiftyOne looks here for thresholds of the model's own
-        self.preprocess = False
         self._ontology = Ontology.of(task, classes, other)
         self._client = Client(url, model, headers=headers, tls=tls, retry_for=retry_for)
         weakref.finalize(self, self._client.close)  # FiftyOne keeps models open between uses
         self._concurrency = concurrency
         self._options = options
         self._tolerance = Tolerance()
-
-    @property
-    def media_type(self) -> str:
-        """Return "image": FiftyOne applies such a model to the frames of videos as well."""
-        return "image"
-
-    @property
-    def ragged_batches(self) -> bool:
-        """Return False: nothing is stacked, so FiftyOne may make batches of images of different sizes."""
-        return False
-
-    @property
-    def transforms(self) -> None:
-        """Return None: the server prepares the images."""
-        return None
-
-    @property
-    def preprocess(self) -> bool:
-        return self._preprocess
-
-    @preprocess.setter
-    def preprocess(self, value: bool) -> None:
-        self._preprocess = value
 
     def predict(self, arg: ImageLike) -> fo.Label:
         """Return the label of an image: an array [height, width, 3], or any other form that the client takes.
