@@ -168,7 +168,7 @@ def reference_answers(
         model.device, model.dtype
     )
     prompts = torch.tensor([request.prompt_ids for request in requests], device=model.device)
-    embedded = torch.cat([features.to(model.device, model.dtype), model.get_input_embeddings()(prompts)], dim=1)
+    embedded = torch.cat([features, model.get_input_embeddings()(prompts)], dim=1)
     encoded = model.model.language_model.encoder(inputs_embeds=embedded)
     rules = generation_config(config, requests[0].options)
     answers: list[list[int]] = model.generate(encoder_outputs=encoded, generation_config=rules)[:, 1:].tolist()
