@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -54,8 +54,7 @@ class ShapesRequest(JsonBody):
 class XAnyLabeling:
     """The routes."""
 
-    def __init__(self, backend: Callable[[], Backend]) -> None:
-        """`backend` is known once the gateway runs."""
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
     def router(self, responses: dict[int | str, dict[str, Any]]) -> APIRouter:
@@ -70,20 +69,20 @@ class XAnyLabeling:
     async def health(self) -> Any:
         """Say that the gateway runs; its own /health tests the server."""
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return {"status": "healthy", "models_loaded": len(self._backend().clients), "timestamp": now}
+        return {"status": "healthy", "models_loaded": len(self._backend.clients), "timestamp": now}
 
     async def models(self) -> Any:
         """List the models, each with its tasks and the widgets that they need."""
-        return {"success": True, "data": {name: describe(name) for name in self._backend().clients}}
+        return {"success": True, "data": {name: describe(name) for name in self._backend.clients}}
 
     async def info(self, model_id: str) -> Any:
         """Describe a model."""
-        self._backend().client(model_id)
+        self._backend.client(model_id)
         return AsciiJson({"success": True, "data": {"model_id": model_id, **describe(model_id)}})
 
     async def predict(self, request: Request, body: ShapesRequest) -> Any:
         """Run a task on an image."""
-        backend, state = self._backend(), request.scope["state"]
+        backend, state = self._backend, request.scope["state"]
         client = backend.client(body.model)
         task = parse_task(str(body.params.get("current_task") or DEFAULT_TASK)).known
         if task is None:

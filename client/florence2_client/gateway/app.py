@@ -107,6 +107,10 @@ class Gateway:
         self._options = options
         require_address(options.label_studio[0])
         self._address = parse_url(options.url, options.headers, options.tls)
+        self._images = ImageSource(options.image_hosts)
+        self._files = ProjectFiles(self._images, *options.label_studio)
+        self._backend = Backend(self._images, options.timeout)
+        self._labeling = Backend(self._images, options.timeout)
         self._started = int(time.time())
         self._health: tuple[float, Health] | None = None
         self._probing = asyncio.Lock()
@@ -115,33 +119,24 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """Hold the connections while the application runs."""
-        transport = open_async_transport(self._address)
-        options = self._options
-
-        def clients(retry_for: float) -> dict[str, AsyncClient]:
-            return {
-                model.removesuffix("_ensemble"): AsyncClient(
+        options, transport = self._options, open_async_transport(self._address)
+        # Labeling tools do not retry by themselves. Other clients know how long they want to wait, so an overload must
+        # reach them at once.
+        for backend, retry_for in (self._labeling, DEFAULT_RETRY_SECONDS), (self._backend, 0.0):
+            for model in options.models:
+                backend.clients[model.removesuffix("_ensemble")] = AsyncClient(
                     options.url, model, headers=options.headers, tls=options.tls, retry_for=retry_for,
                     transport=transport,
-                )
-                for model in options.models
-            }  # fmt: skip
-
-        async with ImageSource(options.image_hosts) as images, ProjectFiles(images, *options.label_studio) as files:
-            # Without retries: back-pressure must reach the client, which knows how long it wants to wait.
-            self._backend = Backend(clients(0), images, options.timeout)
-            # Labeling tools do not come back by themselves.
-            self._labeling = Backend(clients(DEFAULT_RETRY_SECONDS), images, options.timeout)
-            self._files = files
-            yield
-        await transport.close()
+                )  # fmt: skip
+        try:
+            async with self._images, self._files:
+                yield
+        finally:
+            await transport.close()
 
     def labeling(self) -> list[APIRouter]:
         """Return the routes for labeling tools."""
-        return [
-            LabelStudio(lambda: self._labeling, lambda: self._files).router(ERRORS),
-            XAnyLabeling(lambda: self._labeling).router(ERRORS),
-        ]
+        return [LabelStudio(self._labeling, self._files).router(ERRORS), XAnyLabeling(self._labeling).router(ERRORS)]
 
     async def models(self) -> Any:
         """List the models."""

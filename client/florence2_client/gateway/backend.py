@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -19,11 +19,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Backend:
-    """The models by the names that requests have for them, and their images. `timeout`: seconds for a request."""
+    """Where images come from, and the models by the names that requests have for them, once the gateway runs.
 
-    clients: Mapping[str, AsyncClient]
+    `timeout`: seconds for a request.
+    """
+
     images: ImageSource
     timeout: float
+    clients: dict[str, AsyncClient] = field(default_factory=dict)
 
     def client(self, model: str) -> AsyncClient:
         """Return the client of a model. Raise ModelNotFound if there is none of this name."""

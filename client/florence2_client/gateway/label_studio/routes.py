@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -64,8 +63,7 @@ class Status(BaseModel):
 class LabelStudio:
     """The routes."""
 
-    def __init__(self, backend: Callable[[], Backend], files: Callable[[], ProjectFiles]) -> None:
-        """`backend` and `files` are known once the gateway runs."""
+    def __init__(self, backend: Backend, files: ProjectFiles) -> None:
         self._backend = backend
         self._files = files
 
@@ -102,7 +100,7 @@ class LabelStudio:
         return {}
 
     def _version(self) -> str:
-        return next(iter(self._backend().clients))
+        return next(iter(self._backend.clients))
 
     async def predict(self, request: Request, body: PredictRequest) -> Any:
         """Return predictions for tasks. A task that fails does not affect the others.
@@ -120,7 +118,7 @@ class LabelStudio:
         async def attempt(task: LabelingTask) -> list[dict[str, Any]] | Florence2Error:
             async with places:
                 try:
-                    return await label(self._backend(), self._files(), config, task, state, drawn)
+                    return await label(self._backend, self._files, config, task, state, drawn)
                 except Florence2Error as error:
                     return error
 
