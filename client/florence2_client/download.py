@@ -20,12 +20,29 @@ MOST_SECONDS = 60.0
 MOST_SILENCE = 10.0  # seconds to connect, and between two pieces
 PIECE = 1 << 16
 LONGEST_SHOWN = 120  # characters
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses for networks that have only IPv6
 
 
 def shortened(text: str) -> str:
     """Return a path or URL for a message: no longer than a line, and without the query, which may hold a key."""
     text = text.partition("?")[0] if "://" in text[:20] else text
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+
+
+def is_of_the_internet(address: str) -> bool:
+    """Return whether an IP address is neither private, nor this machine, nor reserved.
+
+    >>> is_of_the_internet("8.8.8.8"), is_of_the_internet("10.0.0.1"), is_of_the_internet("::ffff:127.0.0.1")
+    (True, False, False)
+    """
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = parsed.ipv4_mapped or parsed.sixtofour
+        if parsed in NAT64:
+            inner = ipaddress.IPv4Address(parsed.packed[-4:])
+        if inner is not None:
+            return is_of_the_internet(str(inner))
+    return parsed.is_global and not parsed.is_multicast
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -53,7 +70,7 @@ def _is_private(url: str) -> bool:
         found = socket.getaddrinfo(urlsplit(url).hostname, None)
     except (OSError, UnicodeError):
         return False
-    return any(not ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_global for entry in found)
+    return not all(is_of_the_internet(str(entry[4][0])) for entry in found)
 
 
 def download(url: str) -> bytes:

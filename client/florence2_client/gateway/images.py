@@ -7,7 +7,6 @@ of hosts that its operator named, connects only to addresses of the internet, an
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
@@ -20,28 +19,11 @@ from aiohttp.resolver import ThreadedResolver
 from florence2 import __version__
 from florence2.errors import InvalidImage
 from florence2.images import encoded_image
-from florence2_client.download import MOST_BYTES, MOST_SECONDS, MOST_SILENCE, shortened
+from florence2_client.download import MOST_BYTES, MOST_SECONDS, MOST_SILENCE, is_of_the_internet, shortened
 
 MOST_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses for networks that have only IPv6
 MOST_FETCHES = 32  # at the same time; others wait
-
-
-def is_of_the_internet(address: str) -> bool:
-    """Return whether an IP address is neither private, nor this machine, nor reserved.
-
-    >>> is_of_the_internet("8.8.8.8"), is_of_the_internet("10.0.0.1"), is_of_the_internet("::ffff:127.0.0.1")
-    (True, False, False)
-    """
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        inner = parsed.ipv4_mapped or parsed.sixtofour
-        if parsed in NAT64:
-            inner = ipaddress.IPv4Address(parsed.packed[-4:])
-        if inner is not None:
-            return is_of_the_internet(str(inner))
-    return parsed.is_global and not parsed.is_multicast
 
 
 class _CheckedResolver(AbstractResolver):

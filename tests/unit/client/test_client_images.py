@@ -386,3 +386,8 @@ def test_an_image_that_pillow_cannot_read_is_refused(error, monkeypatch):
     monkeypatch.setattr(image, "save", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(InvalidImage, match="the image cannot be read"):
         encoded_bytes(image)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "[::ffff:10.0.0.1]", "[64:ff9b::a00:1]", "[2002:a00:1::]"])
+def test_private_addresses_are_known_in_every_form(host):
+    assert download._is_private(f"http://{host}/image.png") and not download._is_private("http://8.8.8.8/image.png")
