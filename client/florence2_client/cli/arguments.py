@@ -125,7 +125,9 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", action=Once, required=True, type=task_name, metavar="TASK", help="such as od, caption or ocr"
     )
-    parser.add_argument("--text", action=Once, metavar="T", help=TEXT_HELP)
+    parser.add_argument(
+        "--text", action=Once, type=str, metavar="T", help=TEXT_HELP
+    )  # blank is no text, as on the server
 
 
 def add_several_tasks(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +136,7 @@ def add_several_tasks(parser: argparse.ArgumentParser) -> None:
         "--task", "--tasks", required=True, action="extend", type=task_names, metavar="TASK",
         help="such as od, caption or ocr, or several: caption,od",
     )  # fmt: skip
-    parser.add_argument("--text", action="append", metavar="T", help=f"{TEXT_HELP}; repeatable")
+    parser.add_argument("--text", action="append", type=str, metavar="T", help=f"{TEXT_HELP}; repeatable")
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:

@@ -64,8 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", required=True, action="extend", type=_tasks, metavar="T,T",
                         help="such as caption,od,ocr")  # fmt: skip
     parser.add_argument(
-        "--text", action="append", metavar="T", help="phrase, caption or region for tasks that take one; repeatable"
-    )
+        "--text", action="append", type=str, metavar="T",
+        help="phrase, caption or region for tasks that take one; repeatable",
+    )  # fmt: skip
     parser.add_argument(
         "--out", required=True, type=Path, metavar="FILE.jsonl", help="answers, one JSON line each; - prints them"
     )

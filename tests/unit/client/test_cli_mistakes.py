@@ -22,7 +22,7 @@ WITH_VALUES = [
     for name, parser in COMMANDS.items()
     for action in parser._actions
     for flag in action.option_strings
-    if flag.startswith("--") and action.nargs != 0
+    if flag.startswith("--") and action.nargs != 0 and flag != "--text"
 ]
 MCP_OVER_HTTP = ("--host x", "--port 1", "--api-key k", "--api-key-file f", "--requests-per-minute 1",
                  "--concurrency 1", "--max-body-mib 1")  # fmt: skip
@@ -61,6 +61,15 @@ def test_an_empty_value_is_refused_by_every_option(capsys, command, flag, form):
     error = sentence(capsys, command, *arguments)
     name = next(action.option_strings[0] for action in COMMANDS[command]._actions if flag in action.option_strings)
     assert name in error or "''" in error or "names no task" in error
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_blank_text_counts_as_absent(capsys, server, image, text):
+    """As on the server: a caption needs none, and a phrase is missed."""
+    assert cli.main(["run", image, "--task", "caption", "--text", text]) == 0
+    capsys.readouterr()
+    error = sentence(capsys, "run", image, "--task", "open_vocabulary_detection", "--text", text)
+    assert "takes a phrase or a caption as its text, but none was sent" in error
 
 
 @pytest.mark.parametrize("command", ["run", "batch", "bench", "calibrate", "export"])
