@@ -54,7 +54,7 @@ NO_CONNECTION = re.compile(
 )
 # What another gRPC server says to a request for Triton.
 NOT_TRITON = re.compile("method not found|unknown (service|method)", re.IGNORECASE)
-REFUSED, UNKNOWN, TIMED_OUT = "connection refused", "unknown host", "timed out"
+UNKNOWN, TIMED_OUT = "unknown host", "timed out"
 # What Triton writes before the message of a model.
 PREFIXES = re.compile(
     r"^(\[request id: [^\]]*\] "
@@ -83,10 +83,11 @@ def deadline_exceeded(timeout: float) -> DeadlineExceeded:
 def connection_failed(address: Address, reason: object) -> ConnectionFailed:
     """Return the error for an address where no server answers, or none that speaks the protocol.
 
-    Unless nothing listens, this asks the port what it speaks, which takes up to a few seconds.
+    Unless the host is unknown or silent, this asks the port what it speaks, which takes up to a few seconds. A refused
+    connection says little: gRPC names only one of the addresses of a name such as localhost.
     """
     words = _short(str(reason))
-    if words not in (REFUSED, UNKNOWN, TIMED_OUT) and not address.others and (found := wrong_listener(address)):
+    if words not in (UNKNOWN, TIMED_OUT) and not address.others and (found := wrong_listener(address)):
         return ConnectionFailed(f"no answer from {address}: {found}")
     return ConnectionFailed(
         f"no answer from {address} ({words}); is the server running? Start it with `florence2 serve`"
@@ -96,7 +97,7 @@ def connection_failed(address: Address, reason: object) -> ConnectionFailed:
 def _short(reason: str) -> str:
     """Sum up the chains of causes that gRPC and the system report in a few plain words."""
     for signs, words in (
-        ("refused", REFUSED),
+        ("refused", "connection refused"),
         ("not known|resolving|resolution|name not found", UNKNOWN),
         (r"HTTP/2|Expected HTTP|[\x00-\x08]", "that port speaks another protocol"),
         ("certificate", "its certificate is not trusted"),

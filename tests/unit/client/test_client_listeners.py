@@ -18,6 +18,8 @@ from PIL import Image
 
 from florence2.errors import ConnectionFailed
 from florence2_client import AsyncClient, Client, Tls, cli
+from florence2_client.transports import parse_url
+from florence2_client.transports.errors import connection_failed
 
 IMAGE = Image.new("RGB", (8, 8))
 
@@ -172,3 +174,10 @@ def test_the_command_line_says_it_too(ports, url, tmp_path, capsys):
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
+
+
+def test_a_refusal_of_one_address_does_not_hide_the_listener(ports):
+    """localhost has two addresses; gRPC may name the one where nothing listens."""
+    address = parse_url(f"grpc://localhost:{ports['https']}")
+    error = connection_failed(address, "failed to connect to all addresses; last error: Connection refused")
+    assert "that port uses TLS, and grpc:// does not" in str(error)
