@@ -144,7 +144,7 @@ class AsyncClient(
                 await asyncio.sleep(exchange.wait_after(error))
 
     async def close(self) -> None:
-        """Close the connections; a second call does nothing.
+        """Close the connections; a second call does nothing. Requests in progress end with Cancelled.
 
         >>> import asyncio
         >>> asyncio.run(AsyncClient("grpc://127.0.0.1:8001").close())

@@ -10,7 +10,7 @@ import contextlib
 import json
 import queue
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from typing import Any
 
 import grpc
@@ -105,11 +105,13 @@ class AsyncGrpcTransport:
         """Prepare the channel; nothing connects yet."""
         self._address = address
         self._client = triton_aio.InferenceServerClient(**connection_arguments(address))
+        self._closed = False
 
     async def infer(self, model: str, tensors: Tensors, timeout: float | None) -> Outputs:
         """Await the response."""
         try:
-            result = await self._client.infer(**_call(self._address, model, tensors, timeout))
+            with self._ended_by_closing():
+                result = await self._client.infer(**_call(self._address, model, tensors, timeout))
         except InferenceServerException as error:
             raise await asyncio.to_thread(translated, self._address, error, timeout) from error
         return _outputs(result)
@@ -124,8 +126,9 @@ class AsyncGrpcTransport:
         started = time.monotonic()
         arrivals = self._client.stream_infer(requests(), stream_timeout=timeout, headers=headers)
         try:
-            async for result, error in arrivals:
-                yield _streamed(self._address, result, error, timeout)
+            with self._ended_by_closing():
+                async for result, error in arrivals:
+                    yield _streamed(self._address, result, error, timeout)
         except grpc.RpcError as error:
             # A limit that passes before gRPC has sent the request comes as an internal error of its own.
             if timeout is not None and time.monotonic() - started >= timeout:
@@ -139,14 +142,26 @@ class AsyncGrpcTransport:
         """Return what the export recorded about a model."""
         headers = self._address.request_headers
         try:
-            told = await self._client.get_model_config(model, as_json=True, client_timeout=timeout, headers=headers)
+            with self._ended_by_closing():
+                told = await self._client.get_model_config(model, as_json=True, client_timeout=timeout, headers=headers)
         except InferenceServerException as error:
             raise await asyncio.to_thread(translated, self._address, error, timeout) from error
         return description_of(told.get("config"))
 
     async def close(self) -> None:
-        """Close the channel."""
+        """Close the channel. Requests in progress end with Cancelled."""
+        self._closed = True
         await self._client.close()
+
+    @contextlib.contextmanager
+    def _ended_by_closing(self) -> Iterator[None]:
+        """Raise Cancelled for what gRPC raises if the channel is closed: as if the task were cancelled, or misused."""
+        try:
+            yield
+        except (asyncio.CancelledError, grpc.aio.UsageError) as error:
+            if not self._closed:
+                raise
+            raise Cancelled("the client was closed") from error
 
 
 def _streamed(address: Address, result: Any, error: InferenceServerException | None, timeout: float | None) -> Outputs:

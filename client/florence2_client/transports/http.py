@@ -119,6 +119,8 @@ class AsyncHttpTransport:
                 raise await asyncio.to_thread(connection_failed, self._address, "timed out") from error
             raise deadline_exceeded(timeout) from error
         except (OSError, aiohttp.ClientError) as error:
+            if self._closed:
+                raise Cancelled("the client was closed") from error
             raise await asyncio.to_thread(connection_failed, self._address, reason(error)) from error
 
 

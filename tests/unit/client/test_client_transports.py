@@ -384,6 +384,23 @@ def test_closing_ends_requests_under_way(protocol):
         assert time.monotonic() - start < 0.9
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_closing_ends_requests_of_asyncio(protocol):
+    """A task that waits for an answer, or comes too late, is told so; it is not cancelled itself."""
+
+    async def close_under_way(script, url):
+        transport = open_async_transport(parse_url(url))
+        waiting = asyncio.create_task(transport.infer("slow", TENSORS, None))
+        while not script.timeouts:  # until the server has the request
+            await asyncio.sleep(0.01)
+        await transport.close()
+        return await asyncio.gather(waiting, transport.infer("fine", TENSORS, 5.0), return_exceptions=True)
+
+    with scripted_server(protocol) as (script, url):
+        outcomes = asyncio.run(close_under_way(script, url))
+    assert [type(outcome) for outcome in outcomes] == [Cancelled, Cancelled]
+
+
 def test_several_servers_take_turns_and_one_may_go(opened):
     """Each gets its share. Requests pass one that is away, and those that it held are told so."""
     with scripted_server("grpc") as (script, url), contextlib.ExitStack() as second:
