@@ -65,7 +65,7 @@ def test_an_empty_value_is_refused_by_every_option(capsys, command, flag, form):
 
 @pytest.mark.parametrize("text", ["", " "])
 def test_a_blank_text_counts_as_absent(capsys, server, image, text):
-    """As on the server: a caption needs none, and a phrase is missed."""
+    """The server reads it so: a caption needs none, and a phrase is missed."""
     assert cli.main(["run", image, "--task", "caption", "--text", text]) == 0
     capsys.readouterr()
     error = sentence(capsys, "run", image, "--task", "open_vocabulary_detection", "--text", text)
