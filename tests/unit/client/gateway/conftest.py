@@ -1,10 +1,10 @@
-"""A gateway in front of a model of the test's own, which answers each task as the test says."""
+"""A gateway in front of a fake model, which answers each task as the test says."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
-import json
 
 import numpy as np
 import pytest
@@ -13,35 +13,59 @@ from starlette.testclient import TestClient
 
 from florence2_client.gateway import app as app_module
 from florence2_client.gateway.app import GatewayOptions, make_app
+from florence2_client.transports.base import REQUEST_HEADERS
+from tests.unit.client.fake_transport import outputs
 
 SIZE = (200, 100)
 
 
 class Model:
-    """Takes the place of the transport. `answers`: task, or (task, text) -> answer as JSON, or an error."""
+    """Take the place of the transport, and keep what is sent.
+
+    `answers`: task, or (task, text) -> the answer as JSON, or an error. `parts`: the texts and finish reasons of a
+    stream; an error in place of a text ends it.
+    """
 
     def __init__(self):
-        self.answers, self.asked = {}, []
+        self.answers, self.parts = {}, []
+        self.sent, self.headers = [], []
+
+    @property
+    def asked(self):
+        """Return the task and text of each request."""
+        return [(sent["TASK"].decode(), sent["TEXT"].decode() if "TEXT" in sent else None) for _, sent in self.sent]
+
+    def receive(self, model, tensors):
+        """Keep a request, and return its task and text."""
+        self.sent.append((model, {name: tensor[0] for name, tensor in tensors.items()}))
+        self.headers.append(dict(REQUEST_HEADERS.get()))
+        return self.asked[-1]
 
     async def infer(self, model, tensors, timeout):
-        task, text = (tensors[name][0].decode() if name in tensors else None for name in ("TASK", "TEXT"))
-        self.asked.append((task, text))
-        answer = self.answers.get((task, text), self.answers.get(task))
-        if isinstance(answer, Exception):
-            raise answer
-        return {
-            "RESULT": np.array([json.dumps({task: answer}).encode()], dtype=object),
-            "GENERATED_TEXT": np.array([b"as generated"], dtype=object),
-            "FINISH_REASON": np.array([b"stop"], dtype=object),
-            "NUM_TOKENS": np.array([7], dtype=np.int32),
-            "SEQUENCE_SCORE": np.array([-0.25], dtype=np.float32),
-            "IMAGE_SIZE": np.array(SIZE, dtype=np.int32),
-            "NUM_PROMPT_TOKENS": np.array([590], dtype=np.int32),
-            "TOKEN_LOG_PROBS": np.array([b'[["a", -0.5]]'], dtype=object),
-        }
+        task, text = self.receive(model, tensors)
+        return response(task, self.answers[(task, text) if (task, text) in self.answers else task])
+
+    async def stream(self, model, tensors, timeout):
+        task, _ = self.receive(model, tensors)
+        for text, finish_reason in self.parts:
+            yield response(task, text, finish_reason)
 
     async def close(self):
         pass
+
+
+def response(task, answer, finish_reason="stop"):
+    """Return the outputs for an answer, or raise it if it is an error."""
+    if isinstance(answer, Exception):
+        raise answer
+    return outputs(
+        task,
+        answer,
+        FINISH_REASON=np.array([finish_reason.encode()], dtype=object),
+        IMAGE_SIZE=np.array(SIZE, dtype=np.int32),
+        NUM_PROMPT_TOKENS=np.array([590], dtype=np.int32),
+        TOKEN_LOG_PROBS=np.array([b'[["a", -0.5]]'], dtype=object),
+    )
 
 
 @pytest.fixture
@@ -52,23 +76,24 @@ def model(monkeypatch):
 
 
 @pytest.fixture
-def labeling(model):
-    """Return a function that opens a gateway with options."""
-    opened = []
+def open_gateway(model):
+    """Return a function that opens a gateway with options; `lines` of its client are those of the access log."""
+    with contextlib.ExitStack() as stack:
 
-    def start(log=None, **options):
-        opened.append(TestClient(make_app(GatewayOptions(**options), log), raise_server_exceptions=False))
-        return opened[-1].__enter__()
+        def start(**options):
+            lines = []
+            app = make_app(GatewayOptions(**options), lines.append)
+            client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
+            client.lines = lines
+            return client
 
-    yield start
-    for client in opened:
-        client.__exit__(None, None, None)
+        yield start
 
 
 @pytest.fixture
-def label_studio(labeling, image_url):
-    """Return a function that asks Label Studio's routes for predictions."""
-    client = labeling()
+def label_studio(open_gateway, image_url):
+    """Return a function that sends tasks to Label Studio's route for predictions."""
+    client = open_gateway()
 
     def send(config, *data, context=None, status=200):
         tasks = [{"id": number, "data": each} for number, each in enumerate(data or ({"image": image_url},))]

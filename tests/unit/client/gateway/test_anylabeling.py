@@ -43,8 +43,8 @@ class PublishedResponse(BaseModel):
 
 
 @pytest.fixture
-def predict(labeling, image_url):
-    client = labeling()
+def predict(open_gateway, image_url):
+    client = open_gateway()
 
     def send(params, status=200, **changed):
         body = {"model": "florence2", "image": image_url, "params": params, **changed}
@@ -56,8 +56,8 @@ def predict(labeling, image_url):
     return send
 
 
-def test_models_have_the_tasks_and_the_widgets_that_they_need(labeling):
-    client = labeling(models=("florence2_ensemble", "large_ensemble"))
+def test_models_have_the_tasks_and_the_widgets_that_they_need(open_gateway):
+    client = open_gateway(models=("florence2_ensemble", "large_ensemble"))
     models = client.get("/x-anylabeling/v1/models").json()["data"]
     assert list(models) == ["florence2", "large"]
     tasks = {task["id"]: task for task in models["large"]["available_tasks"]}
@@ -169,8 +169,8 @@ def test_back_pressure_has_a_status_of_its_own(predict, model, monkeypatch):
     assert predict({}, 429)["code"] == "QUEUE_FULL"
 
 
-def test_the_key_is_a_header_of_its_own(labeling):
-    client = labeling(keys=("secret",))
+def test_the_key_is_a_header_of_its_own(open_gateway):
+    client = open_gateway(keys=("secret",))
     assert client.get("/x-anylabeling/health").status_code == 200
     refused = client.get("/x-anylabeling/v1/models", headers={"Token": "wrong"})
     assert refused.status_code == 401 and refused.json()["success"] is False

@@ -1,4 +1,4 @@
-"""The routes in front of a server of the test's own, which answers or fails as the test says."""
+"""The routes of the gateway in front of a fake model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import base64
 import json
 import logging
 
-import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from florence2.errors import (
     ConnectionFailed,
@@ -25,79 +23,14 @@ from florence2_client.cli.health import Health
 from florence2_client.gateway import app as app_module
 from florence2_client.gateway.access import Limits
 from florence2_client.gateway.app import GatewayOptions, make_app
-from florence2_client.transports.base import REQUEST_HEADERS
 
 URL = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\nimage").decode()
 
 
-def outputs(text, finish_reason="stop"):
-    return {
-        "RESULT": np.array([json.dumps({"<CAPTION>": text}).encode()], dtype=object),
-        "GENERATED_TEXT": np.array([text.encode()], dtype=object),
-        "FINISH_REASON": np.array([finish_reason.encode()], dtype=object),
-        "NUM_TOKENS": np.array([7], dtype=np.int32),
-        "SEQUENCE_SCORE": np.array([-0.25], dtype=np.float32),
-        "IMAGE_SIZE": np.array([40, 50], dtype=np.int32),
-        "NUM_PROMPT_TOKENS": np.array([590], dtype=np.int32),
-        "TOKEN_LOG_PROBS": np.array([b'[["a", -0.5]]'], dtype=object),
-    }
-
-
-class FakeTransport:
-    """Answers with `error` or with words, and remembers what it was sent."""
-
-    def __init__(self):
-        self.error, self.sent, self.headers, self.cancelled = None, [], [], 0
-        self.waits = False
-        self.parts = [("a", ""), ("a dog", ""), ("a dog, sleeping", "stop")]
-
-    async def infer(self, model, tensors, timeout):
-        self.sent.append((model, {name: tensor[0] for name, tensor in tensors.items()}))
-        self.headers.append(dict(REQUEST_HEADERS.get()))
-        if self.error:
-            raise self.error
-        try:
-            if self.waits:
-                await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return outputs("a dog, sleeping")
-
-    async def stream(self, model, tensors, timeout):
-        self.sent.append((model, {name: tensor[0] for name, tensor in tensors.items()}))
-        for text, finish_reason in self.parts:
-            if isinstance(text, Exception):
-                raise text
-            yield outputs(text, finish_reason)
-
-    async def close(self):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    fake = FakeTransport()
-    monkeypatch.setattr(app_module, "open_async_transport", lambda address: fake)
-    return fake
-
-
-@pytest.fixture
-def open_gateway(server):
-    """Return a function that opens a gateway with options, and the lines of its access log."""
-    opened = []
-
-    def start(**options):
-        lines = []
-        client = TestClient(make_app(GatewayOptions(**options), lines.append), raise_server_exceptions=False)
-        client.__enter__()
-        opened.append(client)
-        client.lines = lines
-        return client
-
-    yield start
-    for client in opened:
-        client.__exit__(None, None, None)
+@pytest.fixture(autouse=True)
+def caption(model):
+    model.answers = {"<CAPTION>": "a dog, sleeping"}
+    model.parts = [("a", ""), ("a dog", ""), ("a dog, sleeping", "stop")]
 
 
 def body(text="caption", url=URL, **more):
@@ -112,23 +45,23 @@ def send(client, *args, headers=None, **options):
     )
 
 
-def test_an_answer(open_gateway, server):
+def test_an_answer_has_the_form_of_openai(open_gateway, model):
     client = open_gateway()
     answer = send(client, max_tokens=9, num_beams=1).json()
     assert answer["object"] == "chat.completion" and answer["model"] == "florence2"
     assert answer["choices"][0]["message"]["content"] == "a dog, sleeping"
     assert answer["usage"] == {"prompt_tokens": 590, "completion_tokens": 7, "total_tokens": 597}
-    model, tensors = server.sent[0]
-    assert model == "florence2_ensemble" and tensors["IMAGE"] == b"\x89PNG\r\n\x1a\nimage"
+    name, tensors = model.sent[0]
+    assert name == "florence2_ensemble" and tensors["IMAGE"] == b"\x89PNG\r\n\x1a\nimage"
     assert tensors["TASK"] == b"<CAPTION>" and tensors["MAX_NEW_TOKENS"] == 9 and tensors["NUM_BEAMS"] == 1
 
 
-def test_models_are_listed_and_others_refused(open_gateway, server):
+def test_models_are_listed_and_others_refused(open_gateway, model):
     client = open_gateway(models=("florence2_ensemble", "large_ensemble"))
-    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["florence2", "large"]
+    assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["florence2", "large"]
     send(client, model="large")
     send(client, model="large_ensemble")
-    assert [model for model, _ in server.sent] == ["large_ensemble", "large_ensemble"]
+    assert [name for name, _ in model.sent] == ["large_ensemble", "large_ensemble"]
     refused = send(client, model="gpt-4o\ud800")
     assert refused.status_code == 404 and refused.json()["error"]["code"] == "MODEL_NOT_FOUND"
 
@@ -147,10 +80,10 @@ def test_models_are_listed_and_others_refused(open_gateway, server):
         (RuntimeError("a bug with a secret"), 500, "server_error"),
     ],
 )
-def test_errors_have_the_form_of_openai(open_gateway, server, error, status, kind, caplog):
+def test_errors_have_the_form_of_openai(open_gateway, model, error, status, kind, caplog):
     caplog.set_level(logging.CRITICAL)
     client = open_gateway()
-    server.error = error
+    model.answers = {"<CAPTION>": error}
     answer = send(client)
     found = answer.json()["error"]
     assert answer.status_code == status and found["type"] == kind
@@ -209,13 +142,13 @@ def test_the_field_with_the_mistake_is_the_param(open_gateway):
 
 
 @pytest.mark.parametrize("url", ["https://example.com/a.png", "file:///etc/passwd", "/etc/passwd", "README.md"])
-def test_no_other_url_reaches_the_client_library(open_gateway, server, url):
+def test_no_other_url_reaches_the_client_library(open_gateway, model, url):
     """It would read files and fetch whatever it is given."""
     answer = send(open_gateway(), url=url)
-    assert answer.status_code == 400 and answer.json()["error"]["code"] == "INVALID_IMAGE" and not server.sent
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "INVALID_IMAGE" and not model.sent
 
 
-def test_other_routes_and_methods(open_gateway):
+def test_errors_of_other_routes_and_methods_have_the_same_form(open_gateway):
     client = open_gateway()
     assert client.get("/v1/completions").json()["error"]["code"] == "NOT_FOUND"
     assert client.get("/v1/chat/completions").json()["error"]["code"] == "METHOD_NOT_ALLOWED"
@@ -228,33 +161,43 @@ def events(answer):
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def test_a_stream(open_gateway, server):
+def test_a_stream_has_the_form_of_openai(open_gateway, model):
     chunks = events(send(open_gateway(), stream=True, stream_options={"include_usage": True}))
-    assert server.sent[0][0] == "florence2_stream"
+    assert model.sent[0][0] == "florence2_stream"
     contents = [chunk["choices"][0]["delta"].get("content") for chunk in chunks[:-1]]
     assert contents == ["", "a", " dog", ", sleeping", None]
     assert chunks[-1]["usage"]["completion_tokens"] == 7
 
 
-def test_a_stream_that_fails_before_it_begins_has_a_status(open_gateway, server):
-    server.parts = [(ModelNotFound("unknown model"), "")]
+def test_a_stream_that_fails_before_it_begins_has_a_status(open_gateway, model):
+    model.parts = [(ModelNotFound("unknown model"), "")]
     refused = send(open_gateway(), stream=True)
     assert refused.status_code == 404 and "florence2 serve --stream" in refused.json()["error"]["message"]
 
 
-def test_a_stream_that_fails_later_ends_with_the_error(open_gateway, server):
-    server.parts = [("a", ""), (InternalError("the server failed"), "")]
+def test_a_stream_that_fails_later_ends_with_the_error(open_gateway, model):
+    model.parts = [("a", ""), (InternalError("the server failed"), "")]
     client = open_gateway()
     chunks = events(send(client, stream=True))
     assert chunks[-1]["error"]["code"] == "INTERNAL"
     assert json.loads(client.lines[-1])["error"] == "INTERNAL"
 
 
-def test_a_client_that_leaves_cancels_its_request(server):
-    """In the event loop, because TestClient cannot disconnect."""
+def test_a_client_that_leaves_cancels_its_request(model):
+    """The app runs in an event loop of the test, because TestClient cannot disconnect."""
     app = make_app(GatewayOptions(), None)
     content = json.dumps(body()).encode()
-    server.waits = True
+    cancelled = []
+
+    async def infer(name, tensors, timeout):
+        model.receive(name, tensors)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(name)
+            raise
+
+    model.infer = infer
 
     async def scenario():
         arrivals = asyncio.Queue()
@@ -271,30 +214,32 @@ def test_a_client_that_leaves_cancels_its_request(server):
         }  # fmt: skip
         async with app.router.lifespan_context(app):
             call = asyncio.create_task(app(scope, arrivals.get, send_message))
-            while not server.sent:
+            while not model.sent:
                 await asyncio.sleep(0)
             await arrivals.put({"type": "http.disconnect"})
             await call
         return sent
 
     assert asyncio.run(scenario())[0]["status"] == 499
-    assert server.cancelled == 1
+    assert cancelled == ["florence2_ensemble"]
 
 
-def test_trace_context_goes_on_to_the_server(open_gateway, server):
+def test_trace_context_goes_on_to_the_server(open_gateway, model):
     client = open_gateway()
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     send(client, headers={"traceparent": trace, "tracestate": "vendor=1"})
     send(client, headers={"traceparent": "nonsense"})
-    assert server.headers == [{"traceparent": trace, "tracestate": "vendor=1"}, {}]
+    assert model.headers == [{"traceparent": trace, "tracestate": "vendor=1"}, {}]
     assert json.loads(client.lines[0])["trace"] == "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
-def test_the_log_and_the_metrics_hold_no_content(open_gateway):
+def test_the_log_and_the_metrics_hold_no_content(open_gateway, model):
     client = open_gateway(keys=("secret-key",))
     key = {"Authorization": "Bearer secret-key"}
-    send(client, "<OPEN_VOCABULARY_DETECTION>my secret", headers=key)
-    send(client, "a prompt of my own about a secret", headers=key)
+    prompts = ("<OPEN_VOCABULARY_DETECTION>my secret", "a prompt of my own about a secret")
+    model.answers = dict.fromkeys(prompts, "words")
+    for prompt in prompts:
+        send(client, prompt, headers=key)
     send(client)
     first, second, third = map(json.loads, client.lines)
     assert first["task"] == "<OPEN_VOCABULARY_DETECTION>" and second["task"] == "other"
