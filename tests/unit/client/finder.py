@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from florence2.errors import Florence2Error, InvalidImage
+from tests.unit.client.fake_transport import outputs
 from tests.unit.client.in_flight import CountingTransport
-from tests.unit.client.test_client import outputs
 
 NO_BOXES = {"bboxes": [], "labels": [], "confidences": []}
 NOTHING = {

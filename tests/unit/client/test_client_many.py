@@ -21,7 +21,7 @@ from florence2.errors import (
 )
 from florence2_client import AsyncClient, Client, Question
 from florence2_client.exchange import FIRST_WAIT, LONGEST_WAIT, Retry
-from tests.unit.client.test_client import outputs, png
+from tests.unit.client.fake_transport import outputs, png
 
 IMAGE = png()
 
@@ -221,8 +221,8 @@ def test_what_cannot_pass_is_not_asked_again(ask_busy, error):
     assert len(ask_busy.transport.timeouts) == 1
 
 
-def test_retries_end(ask_busy):
-    """Without retries the first refusal is the answer; a time limit ends them too, with the server's own reason."""
+def test_retries_end_with_the_servers_own_reason(ask_busy):
+    """Without retries it is that of the first refusal. A timeout ends retries too."""
     with pytest.raises(Unavailable, match="busy"):
         ask_busy(Unavailable("busy"), retry_for=0)
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Several tasks, phrases or regions in one call of either client: `ask`, lists, and `Results`."""
+"""Several tasks, phrases or regions in one call of either client: `ask` and lists."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence2.answers import Boxes, BoxesAndPolygons, Polygons, Quads, TextAnswer
-from florence2.errors import DeadlineExceeded, InvalidImage, InvalidOption, InvalidPrompt, InvalidRequest, QueueFull
+from florence2.answers import Boxes, BoxesAndPolygons, TextAnswer
+from florence2.errors import DeadlineExceeded, InvalidImage, InvalidOption, InvalidPrompt, QueueFull
 from florence2_client import AsyncClient, Client, Failure, Prompt, Result, Results
-from florence2_client.objects import Shape
-from florence2_client.tasks import prompts_of
+from tests.unit.client.fake_transport import outputs, png
 from tests.unit.client.in_flight import CountingTransport
-from tests.unit.client.test_client import outputs, png
 
 IMAGE = png((200, 100))
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
 
 
 class Server(CountingTransport):
-    """A transport that answers each task in its form, records what was sent, and refuses what it is told."""
+    """Answer each task in its form, and keep what was sent. `refused`: text or task -> the first errors to raise."""
 
     def __init__(self, refused: dict[str, list[Exception]] | None = None) -> None:
         super().__init__()
@@ -113,7 +111,7 @@ BOXES = [
 
 
 def test_every_method_with_a_text_takes_a_list():
-    """None is forgotten: each parameter named phrase, caption or region."""
+    """LISTED has every method with a parameter named phrase, caption or region."""
     named = {
         name for name, method in inspect.getmembers(Client, inspect.isfunction)
         if {"phrase", "caption", "region"} & set(inspect.signature(method).parameters)
@@ -122,8 +120,8 @@ def test_every_method_with_a_text_takes_a_list():
 
 
 @pytest.mark.parametrize("method", LISTED)
-def test_a_list_is_a_request_each(call, method):
-    """In any form that holds several; one phrase or one region still gives one result."""
+def test_each_item_of_a_list_is_a_request(call, method):
+    """The list may have any form that holds several. One phrase or region gives one result, not a list."""
     several, one = (BOXES, (1, 2, 3, 4)) if "region" in method else (PHRASES, "a dog")
     for given in map(copy.copy, several):
         results, server = call(method, IMAGE, given, num_beams=1)
@@ -142,8 +140,43 @@ def test_torch_boxes_are_boxes(call):
     assert call("ocr_region", IMAGE, torch.tensor([1, 2, 3, 4]))[0].prompt_text == "1.0,2.0,3.0,4.0"
 
 
-def test_an_error_is_that_of_its_own_request(call):
-    """The others are answered; reading what is missing raises the error, with its own class."""
+def test_ask_takes_one_text_or_several(call):
+    """A string is one task, and four numbers are one region."""
+    assert texts(call("ask", IMAGE, "ocr_region", (1, 2, 3, 4))[1]) == [("<REGION_TO_OCR>", "1.0,2.0,3.0,4.0")]
+    assert texts(call("ask", IMAGE, ["caption", "find"], ["a", "b"])[1]) == [
+        ("<CAPTION>", ""), ("<OPEN_VOCABULARY_DETECTION>", "a"), ("<OPEN_VOCABULARY_DETECTION>", "b"),
+    ]  # fmt: skip
+    assert len(call("run", IMAGE, "find", ["a", "b"])[0]) == 2
+
+
+@pytest.mark.parametrize("tasks", [["caption", "od"], ["caption"], ["<OPEN_VOCABULARY_DETECTION>own", ("find", "own")]])
+def test_a_text_that_no_task_takes_is_a_mistake(call, tasks):
+    with pytest.raises(InvalidPrompt, match="none of the tasks takes the text 'a dog'"):
+        call("ask", IMAGE, tasks, ["a dog"])
+
+
+def test_a_text_goes_only_to_the_tasks_that_take_it(call):
+    """A task that lacks its text is sent without one: the server says what is missing."""
+    _, server = call("ask", IMAGE, ["find", "ocr_region", "od"], ["a"])
+    assert texts(server) == [("<OD>", ""), ("<OPEN_VOCABULARY_DETECTION>", "a"), ("<REGION_TO_OCR>", "")]
+
+
+def test_phrases_are_the_labels_of_what_they_found(call):
+    """Together they are one detection result. Phrases that were not found are in `unmatched`."""
+    found, _ = call("find", IMAGE, ["a dog", "nothing", "a red car"])
+    assert found.labels == ["a dog", "a red car"] and found.unmatched == ["nothing"]
+    merged = found.merged()
+    assert merged.answer == BoxesAndPolygons([[1.0, 2.0, 30.0, 40.0]] * 2, ["a dog", "a red car"], [], [], [0.5, 0.5])
+    assert merged.labels == found.labels and merged.image_size == (200, 100)
+    assert Result.from_dict(json.loads(json.dumps(merged.to_dict()))) == merged
+    assert merged.to_coco("a.png") == found.to_coco("a.png")
+    assert [category["name"] for category in found.to_coco()["categories"]] == ["a dog", "a red car"]
+    assert found.to_yolo(["a red car", "a dog"])[0].startswith("1 ")
+    assert found.draw(IMAGE).size == found[0].draw(IMAGE).size
+
+
+def test_an_error_belongs_to_its_own_request(call):
+    """The others are answered. Reading anything of a failed result raises its error."""
     refused = {"a cat": [InvalidPrompt("no cats")]}
     results, _ = call("find", IMAGE, ["a dog", "a cat", "a red car"], refused=refused)
     dog, cat, car = results
@@ -174,7 +207,7 @@ def test_an_error_is_that_of_its_own_request(call):
     [("no-such.png", {}, InvalidImage), (b"", {}, InvalidImage), (IMAGE, {"timeout": 0}, InvalidOption),
      (IMAGE, {"timeout": "soon"}, InvalidOption), (IMAGE, {"max_side": 0}, InvalidOption)],
 )  # fmt: skip
-def test_an_error_before_anything_is_sent_is_that_of_all(call, image, options, error):
+def test_a_wrong_image_or_option_fails_every_request(call, image, options, error):
     results, server = call("ask", image, ["caption", "captoin", "od"], **options)
     assert [type(one) for one in results.errors] == [error] * 3 and not server.sent
     assert [result.task for result in results] == ["<CAPTION>", "captoin", "<OD>"]
@@ -187,7 +220,7 @@ def test_a_mistaken_task_or_region_fails_on_its_own(call):
 
 
 def test_what_is_no_task_fails_on_its_own(call):
-    """A value of another type, and a tuple of another length; a list of a task and its text is as good as a tuple."""
+    """Values of another type and tuples of another length are mistakes; a list of a task and its text is not."""
     results, _ = call("ask", IMAGE, [None, ("find", "a", "b"), ["find", "a dog"], 7])
     assert [type(one.error) for one in results] == [InvalidPrompt, InvalidPrompt, type(None), InvalidPrompt]
 
@@ -202,7 +235,7 @@ def test_a_busy_server_is_tried_again(call):
 
 
 def test_the_image_is_read_once(call):
-    """Whatever its form: an open file, an array, or one that is scaled down for all; regions are scaled with it."""
+    """This holds for an open file, and for an image that is scaled down for all, and regions with it."""
     reads = []
 
     class File(io.BytesIO):
@@ -221,7 +254,7 @@ def test_the_image_is_read_once(call):
 
 
 def test_the_timeout_is_for_the_whole_call(call):
-    """What is left of it is the limit of a request that starts later; the option of each reaches the server."""
+    """A request that starts later has what is left of it."""
     _, server = call("find", IMAGE, ["a dog"] * 40, timeout=10, num_beams=1)
     limits = [timeout for *_, timeout in server.sent]
     assert len(limits) == 40 and max(limits) <= 10 and min(limits) < max(limits)
@@ -229,122 +262,12 @@ def test_the_timeout_is_for_the_whole_call(call):
     assert [type(one) for one in late.errors] == [DeadlineExceeded]
 
 
-def test_what_is_in_flight_is_bounded():
+def test_at_most_sixteen_requests_are_in_flight():
     results = Client(transport=(server := Server())).find(IMAGE, [f"thing {number}" for number in range(50)])
     assert [result.prompt_text for result in results] == [f"thing {number}" for number in range(50)]
     assert 1 <= server.most <= 16
 
 
-def test_a_bug_is_not_an_answer(call):
+def test_an_unknown_option_is_a_type_error(call):
     with pytest.raises(TypeError, match="num_beam"):
         call("find", IMAGE, ["a dog", "a cat"], num_beam=1)
-
-
-# ---- which text goes to which task
-
-OWN = ("<DocVQA>", "What?")
-
-
-@pytest.mark.parametrize(
-    ("tasks", "given", "sent"),
-    [
-        (["caption", "od"], [], [("caption", None), ("od", None)]),
-        (["find"], ["a", "b"], [("find", "a"), ("find", "b")]),
-        (["caption", "find", "segment"], ["a", "b"],
-         [("caption", None), ("find", "a"), ("find", "b"), ("segment", "a"), ("segment", "b")]),
-        (["find", "ocr_region"], ["a", "1,2,3,4", (5, 6, 7, 8), "<loc_1><loc_2><loc_3><loc_4>"],
-         [("find", "a"), ("ocr_region", "1,2,3,4"), ("ocr_region", (5, 6, 7, 8)),
-          ("ocr_region", "<loc_1><loc_2><loc_3><loc_4>")]),
-        (["find", "ocr_region"], ["a"], [("find", "a"), ("ocr_region", None)]),
-        ([("find", "own"), "segment"], ["a"], [("find", "own"), ("segment", "a")]),
-        (["<REGION_TO_OCR>1,2,3,4", "segment"], ["a"], [("<REGION_TO_OCR>1,2,3,4", None), ("segment", "a")]),
-        (["<DocVQA>", "find"], ["a"], [("<DocVQA>", "a"), ("find", "a")]),
-        (["<DocVQA>What?", "find"], ["a"], [("<DocVQA>What?", None), ("find", "a")]),
-        ([Prompt("a prompt of one's own"), "od"], ["a"], [("a prompt of one's own", "a"), ("od", None)]),
-        ([Prompt("a prompt of one's own"), "find"], ["a"], [("a prompt of one's own", None), ("find", "a")]),
-        ([OWN, "od"], [], [OWN, ("od", None)]),
-        (["caption", "od"], [" "], [("caption", None), ("od", None)]),
-        (["captoin", "find"], ["a"], [("captoin", None), ("find", "a")]),
-    ],
-)  # fmt: skip
-def test_a_text_goes_to_the_tasks_that_take_it(tasks, given, sent):
-    """Each is sent to those of its kind, and a blank one to none that takes none."""
-    assert prompts_of(tasks, given) == sent
-
-
-@pytest.mark.parametrize(
-    ("tasks", "given", "left"),
-    [
-        (["caption", "od"], ["a dog"], "'a dog'"),
-        (["caption"], ["a dog"], "'a dog'"),
-        (["<OPEN_VOCABULARY_DETECTION>own", ("find", "own")], ["a dog"], "'a dog'"),
-        (["find", "ocr_region", "od"], ["a"], None),
-    ],
-)
-def test_a_text_that_no_task_takes_is_a_mistake(call, tasks, given, left):
-    if left:
-        with pytest.raises(InvalidPrompt, match=f"none of the tasks takes the text {left}"):
-            call("ask", IMAGE, tasks, given)
-    else:
-        assert len(call("ask", IMAGE, tasks, given)[0]) == len(tasks)
-
-
-def test_ask_takes_one_text_or_several(call):
-    """A string is one task, and four numbers are one region."""
-    assert texts(call("ask", IMAGE, "ocr_region", (1, 2, 3, 4))[1]) == [("<REGION_TO_OCR>", "1.0,2.0,3.0,4.0")]
-    assert texts(call("ask", IMAGE, ["caption", "find"], ["a", "b"])[1]) == [
-        ("<CAPTION>", ""), ("<OPEN_VOCABULARY_DETECTION>", "a"), ("<OPEN_VOCABULARY_DETECTION>", "b"),
-    ]  # fmt: skip
-    assert len(call("run", IMAGE, "find", ["a", "b"])[0]) == 2
-
-
-# ---- Results as one
-
-
-def test_phrases_are_the_labels_of_what_they_found(call):
-    """Together they are one detection result, with the answers that are empty named."""
-    found, _ = call("find", IMAGE, ["a dog", "nothing", "a red car"])
-    assert found.labels == ["a dog", "a red car"] and found.unmatched == ["nothing"]
-    merged = found.merged()
-    assert merged.answer == BoxesAndPolygons([[1.0, 2.0, 30.0, 40.0]] * 2, ["a dog", "a red car"], [], [], [0.5, 0.5])
-    assert merged.labels == found.labels and merged.image_size == (200, 100)
-    assert Result.from_dict(json.loads(json.dumps(merged.to_dict()))) == merged
-    assert merged.to_coco("a.png") == found.to_coco("a.png")
-    assert [category["name"] for category in found.to_coco()["categories"]] == ["a dog", "a red car"]
-    assert found.to_yolo(["a red car", "a dog"])[0].startswith("1 ")
-    assert found.draw(IMAGE).size == found[0].draw(IMAGE).size
-
-
-def test_results_of_all_kinds_are_merged():
-    """Boxes, quads, outlines and regions become labeled boxes and outlines; scores stay if all boxes have one."""
-
-    def result(task, answer, text=None):
-        return Result(task, answer, "", "stop", 1, -1.0, (200, 100), text)
-
-    region = TextAnswer("car<loc_0><loc_0><loc_499><loc_999>")
-    results = Results(
-        [
-            result("<CAPTION>", TextAnswer("a dog")),
-            result("<OD>", Boxes([[3.0, 4.0, 1.0, 2.0]], ["dog"], [0.5])),
-            result("<OCR_WITH_REGION>", Quads([SQUARE], ["EXIT"])),
-            result("<REFERRING_EXPRESSION_SEGMENTATION>", Polygons([[SQUARE, SQUARE]], [""]), "a hat"),
-            result("<CAPTION_TO_PHRASE_GROUNDING>", Boxes([[1.0, 2.0, 3.0, 4.0]], ["dog"], [0.5]), "a dog and a cat"),
-        ]
-    )
-    answer = results.merged().answer
-    assert answer.bboxes == [[1, 2, 3, 4]] * 2 and answer.bboxes_labels == ["dog", "dog"] and answer.scores == [0.5] * 2
-    assert answer.polygons == [[SQUARE], [SQUARE, SQUARE]] and answer.polygons_labels == ["EXIT", "a hat"]
-    assert results.merged().num_tokens == 5 and results.merged().score == -1.0
-    results.append(result("<REGION_TO_CATEGORY>", region, "1,2,3,4"))
-    assert results.merged().answer.scores is None
-    assert results.labels == ["dog", "EXIT", "a hat", "dog", "car"]
-    assert {found.shape for found in results.objects} == {Shape.BOX, Shape.QUAD, Shape.POLYGON}
-
-
-def test_results_without_a_common_image_are_not_converted():
-    one = Result("<OD>", Boxes([], []), "", "stop", 1, 0.0, (200, 100))
-    other = Result("<OD>", Boxes([], []), "", "stop", 1, 0.0, (100, 100))
-    for results in (Results([one, other]), Results()):
-        with pytest.raises(InvalidRequest):
-            results.to_coco()
-    assert Results().objects == [] and Results([one]).merged().objects == []

@@ -13,7 +13,8 @@ from florence2.tasks import OTHER_NAMES, TASKS, TaskInput
 from florence2_client import Client, Prompt, UnmarkedPrompt, parse_task
 from florence2_client.methods import TaskMethods
 from florence2_client.request import build_request
-from tests.unit.client.test_client import png
+from florence2_client.tasks import prompts_of
+from tests.unit.client.fake_transport import png
 
 
 def sent(task: str, text: str | None = None, **options: object) -> tuple[bytes, bytes | None]:
@@ -115,3 +116,33 @@ def test_a_marked_prompt_is_sent_as_it_is(prompt):
 )
 def test_a_region_is_scaled_with_its_image(task, text, expected):
     assert sent(task, text, max_side=50) == expected
+
+
+OWN = ("<DocVQA>", "What?")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "given", "sent"),
+    [
+        (["caption", "od"], [], [("caption", None), ("od", None)]),
+        (["find"], ["a", "b"], [("find", "a"), ("find", "b")]),
+        (["caption", "find", "segment"], ["a", "b"],
+         [("caption", None), ("find", "a"), ("find", "b"), ("segment", "a"), ("segment", "b")]),
+        (["find", "ocr_region"], ["a", "1,2,3,4", (5, 6, 7, 8), "<loc_1><loc_2><loc_3><loc_4>"],
+         [("find", "a"), ("ocr_region", "1,2,3,4"), ("ocr_region", (5, 6, 7, 8)),
+          ("ocr_region", "<loc_1><loc_2><loc_3><loc_4>")]),
+        (["find", "ocr_region"], ["a"], [("find", "a"), ("ocr_region", None)]),
+        ([("find", "own"), "segment"], ["a"], [("find", "own"), ("segment", "a")]),
+        (["<REGION_TO_OCR>1,2,3,4", "segment"], ["a"], [("<REGION_TO_OCR>1,2,3,4", None), ("segment", "a")]),
+        (["<DocVQA>", "find"], ["a"], [("<DocVQA>", "a"), ("find", "a")]),
+        (["<DocVQA>What?", "find"], ["a"], [("<DocVQA>What?", None), ("find", "a")]),
+        ([Prompt("a prompt of one's own"), "od"], ["a"], [("a prompt of one's own", "a"), ("od", None)]),
+        ([Prompt("a prompt of one's own"), "find"], ["a"], [("a prompt of one's own", None), ("find", "a")]),
+        ([OWN, "od"], [], [OWN, ("od", None)]),
+        (["caption", "od"], [" "], [("caption", None), ("od", None)]),
+        (["captoin", "find"], ["a"], [("captoin", None), ("find", "a")]),
+    ],
+)  # fmt: skip
+def test_a_text_goes_to_the_tasks_that_take_it(tasks, given, sent):
+    """Each is sent to those of its kind, and a blank one to none that takes none."""
+    assert prompts_of(tasks, given) == sent

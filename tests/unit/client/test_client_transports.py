@@ -1,25 +1,18 @@
-"""The real transports, for threads and for asyncio, against small servers of the test's own that answer as Triton
-does when things go wrong.
-"""
+"""The real transports, for threads and for asyncio, against servers that follow a script."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.server
-import json
 import shutil
 import socket
-import ssl
 import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from florence2.errors import (
     Cancelled,
@@ -32,99 +25,13 @@ from florence2.errors import (
 from florence2_client import Tls
 from florence2_client.transports import open_async_transport, open_transport, parse_url
 from florence2_client.transports.http import decode_response, event_outputs
-
-CODES = {  # of gRPC and of Triton's HTTP
-    "INVALID_ARGUMENT": (grpc.StatusCode.INVALID_ARGUMENT, 400),
-    "UNAVAILABLE": (grpc.StatusCode.UNAVAILABLE, 503),
-    "INTERNAL": (grpc.StatusCode.INTERNAL, 500),
-}
+from tests.unit.client.scripted_server import scripted_server
 
 TENSORS = {"TASK": np.array([b"<OD>"], dtype=object)}
 
 
-class Script:
-    """What the test's server does with a request, and what it saw. The model's name is the script."""
-
-    def __init__(self):
-        self.timeouts = []
-        self.connections = set()
-        self.headers = {}
-
-    def play(self, model, timeout):
-        """The status name to fail with, or None to answer."""
-        self.timeouts.append(timeout)
-        if model == "slow":
-            time.sleep(1.5)
-        return model if model in CODES else None
-
-
-class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, script):
-        self.script = script
-
-    def ModelInfer(self, request, context):
-        self.script.connections.add(context.peer())
-        self.script.headers = dict(context.invocation_metadata())
-        status = self.script.play(request.model_name, request.parameters["timeout"].int64_param)
-        if status:
-            context.abort(CODES[status][0], "in ensemble 'e', the reason")
-        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
-        answer.outputs.add(name="NUM_TOKENS", datatype="INT32", shape=[1])
-        answer.raw_output_contents.append((7).to_bytes(4, "little"))
-        return answer
-
-    def ModelConfig(self, request, context):
-        script_says = self.script.play(request.name, 0)
-        if script_says:
-            context.abort(CODES[script_says][0], "the reason")
-        answer = service_pb2.ModelConfigResponse()
-        answer.config.name, answer.config.platform = request.name, "ensemble"
-        answer.config.parameters["image_size"].string_value = "64x64"
-        return answer
-
-
-def http_handler(script):
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self):
-            script.connections.add(self.client_address)
-            script.headers = {name.lower(): value for name, value in self.headers.items()}
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            header = json.loads(body[: int(self.headers["Inference-Header-Content-Length"])])
-            model = self.path.split("/")[3]
-            status = script.play(model, header["parameters"].get("timeout", 0))
-            output = {"name": "NUM_TOKENS", "datatype": "INT32", "shape": [1], "data": [7]}
-            answer = {"error": "in ensemble 'e', the reason"} if status else {"outputs": [output]}
-            if model == "foreign":
-                self.reply(502, b"<html>")
-            else:
-                self.reply(CODES[status][1] if status else 200, json.dumps(answer).encode())
-
-        def do_GET(self):
-            model = self.path.split("/")[3]
-            status = script.play(model, 0)
-            config = {"platform": "ensemble", "parameters": {"image_size": {"string_value": "64x64"}}}
-            answer = {"error": "the reason"} if status else config
-            body = b"<p>" if model == "foreign" else json.dumps(answer).encode()
-            self.reply(CODES[status][1] if status else 200, body)
-
-        def reply(self, code, body):
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.close_connection = self.path.split("/")[3] == "hang_up"  # without a word of it
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self.wfile.write(body)
-
-        def log_message(self, *arguments):
-            pass
-
-    return Handler
-
-
 class FromThreads:
-    """An asyncio transport, for the tests to call like the other: its event loop runs in a thread of its own."""
+    """An asyncio transport with the methods of the other one. Its event loop runs in a thread of its own."""
 
     def __init__(self, address):
         self.loop = asyncio.new_event_loop()
@@ -153,7 +60,7 @@ class FromThreads:
 
 @pytest.fixture(params=["threads", "asyncio"])
 def opened(request):
-    """Opens either kind of transport for a URL; it is closed after the test."""
+    """Return a function that opens either kind of transport for a URL; they are closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def open_url(url, **options):
@@ -163,35 +70,6 @@ def opened(request):
             return transport
 
         yield open_url
-
-
-@contextlib.contextmanager
-def scripted_server(protocol, certificate=None):
-    """A server that does what its script says; yields the script and the server's URL."""
-    script = Script()
-    if protocol == "grpc":
-        server = grpc.server(ThreadPoolExecutor(4))
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(GrpcService(script), server)
-        if certificate:
-            pair = certificate.with_suffix(".key").read_bytes(), certificate.read_bytes()
-            port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
-        else:
-            port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-    else:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http_handler(script))
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        port = server.server_port
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield script, f"{protocol}{'s' * bool(certificate)}://127.0.0.1:{port}"
-    if protocol == "grpc":
-        server.stop(None)
-    else:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -323,7 +201,7 @@ def test_http_error_that_is_not_tritons_is_an_internal_error(served):
 
 
 def test_headers_go_with_every_request(served, opened):
-    """What a gateway asks for arrives, its name in lower case as gRPC needs it."""
+    """Names are in lower case, as gRPC needs them."""
     _, script, url = served
     opened(url, headers={"X-Api-Key": "secret"}).infer("fine", TENSORS, 5.0)
     assert script.headers["x-api-key"] == "secret"
@@ -362,8 +240,8 @@ def test_kept_connection_that_the_server_closed_is_replaced(served):
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_closed_transport_asks_no_more(protocol):
-    """A thread that comes too late gets one of our errors."""
+def test_a_closed_transport_sends_no_request(protocol):
+    """A thread that is too late gets one of our errors."""
     with scripted_server(protocol) as (_, url):
         transport = open_transport(parse_url(url))
         transport.close()
@@ -402,7 +280,7 @@ def test_closing_ends_requests_of_asyncio(protocol):
 
 
 def test_several_servers_take_turns_and_one_may_go(opened):
-    """Each gets its share. Requests pass one that is away, and those that it held are told so."""
+    """Each gets its share. If one stops, its requests fail and later ones go to the other."""
     with scripted_server("grpc") as (script, url), contextlib.ExitStack() as second:
         other, other_url = second.enter_context(scripted_server("grpc"))
         transport = opened(f"{url},{other_url.removeprefix('grpc://')}")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from florence2.errors import InvalidImage, InvalidOption, InvalidPrompt, Unavailable
 from florence2_client import AsyncClient, Client
-from tests.unit.client.test_client import outputs
+from tests.unit.client.fake_transport import outputs
 
 GRAY = np.arange(40, dtype=np.uint8)[:, None] * 5 + np.arange(50, dtype=np.uint8)  # [40, 50], each pixel of its own
 
@@ -101,8 +101,8 @@ def test_results_are_in_the_order_of_the_boxes_each_with_its_own_error(caption):
     assert "a box is four numbers x1, y1, x2, y2, not (1, 2, 3)" in str(results[3].error)
 
 
-def test_a_hundred_crops(caption):
-    """An array of boxes, as detectors return it; options are those of every request."""
+def test_results_are_in_the_order_of_the_boxes(caption):
+    """Boxes may be an array, as detectors return it. Options go with every request."""
     corners = np.random.default_rng(0).integers(0, 20, (100, 2))
     boxes = np.concatenate([corners, corners + 8], axis=1)
     results = caption(GRAY, boxes, num_beams=1, max_new_tokens=20)

@@ -121,8 +121,8 @@ def test_long_text_of_a_region_goes_below():
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "<loc_1>", "<loc_1>" * 5, "a" * 3000, "\u200d中文", "\ud800"])
-def test_odd_text_is_drawn_somehow(text):
-    """No text answer breaks the drawing."""
+def test_no_text_breaks_the_drawing(text):
+    """These are empty, long, or no letters at all."""
     draw(canvas(), TextAnswer(text))
 
 

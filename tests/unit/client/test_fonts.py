@@ -80,8 +80,8 @@ def test_width_is_that_of_all_fonts(own_fonts):
     assert columns[-1] + 1 - 10 == pytest.approx(font.getlength(f"l{WIDE}"), abs=2)
 
 
-def test_what_no_font_has_is_told_once(own_fonts):
-    """The warning names the character and the remedy; it does not come again for the same script."""
+def test_a_script_without_a_font_is_warned_of_once(own_fonts):
+    """The warning names the character and the remedy."""
     with pytest.warns(MissingGlyphs, match=r"U\+E003.*fonts-noto-cjk"):
         ink("\ue003")
     with warnings.catch_warnings():
@@ -89,7 +89,7 @@ def test_what_no_font_has_is_told_once(own_fonts):
         ink("\ue003\ue004")
 
 
-def test_drawing_uses_them(own_fonts):
+def test_drawings_use_the_fonts_of_foreign_scripts(own_fonts):
     """A label in a foreign script leaves more than a box on the chip."""
     canvas = Image.new("RGB", (640, 480), "gray")
     labeled, boxed = (draw(canvas, Boxes([[100, 100, 300, 200]], [text])) for text in (WIDE * 3, "\ue004" * 3))

@@ -44,7 +44,7 @@ def labeled(folder, *arguments, finder=None, **options):
         return label(folder, *arguments, client=client, **options)
 
 
-def test_a_data_set_of_supervision(folder):
+def test_the_result_is_a_data_set_of_supervision(folder):
     dataset = labeled(folder, ontology=ONTOLOGY)
     assert isinstance(dataset, supervision.DetectionDataset) and dataset.classes == ["star", "box"]
     assert dataset.image_paths == [str(folder / name) for name in ("a.png", "b.jpg", "sub/a.png")]
@@ -55,16 +55,16 @@ def test_a_data_set_of_supervision(folder):
         assert detections.confidence.tolist() == pytest.approx([0.9, 0.6, 0.4])
 
 
-def test_thresholds(folder):
-    """The surest of overlapping objects of a class stays; a confidence leaves out what is less sure."""
+def test_overlapping_and_unsure_objects_are_left_out(folder):
+    """`nms` keeps the surest of overlapping objects of a class; `min_confidence` leaves out what is less sure."""
     detections = next(iter(labeled(folder, ontology=ONTOLOGY, nms=0.5).annotations.values()))
     assert detections.xyxy.tolist() == [STAR, BOX]
     detections = next(iter(labeled(folder, ontology=ONTOLOGY, min_confidence=0.5).annotations.values()))
     assert detections.xyxy.tolist() == [STAR, CLOSE]
 
 
-def test_the_models_own_classes(folder):
-    """They are numbered as they appear; of a task with labels of its own only those that are named are kept."""
+def test_without_an_ontology_the_classes_are_the_models_own(folder):
+    """They are numbered as they appear. If classes are given, other labels are left out, or kept under one name."""
     assert labeled(folder).classes == ["star", "box"]
     assert [each.class_id.tolist() for each in labeled(folder, ["Box"], task="od").annotations.values()] == [[0]] * 3
     kept = labeled(folder, ["box"], task="od", other="thing")
@@ -268,7 +268,7 @@ def test_without_supervision_nothing_is_sent(folder, monkeypatch):
     assert not finder.asked
 
 
-def test_a_data_set_without_objects(folder, tmp_path):
+def test_a_data_set_without_objects_is_complete(folder, tmp_path):
     """It has all images, the classes that were looked for, and empty label files."""
     dataset = labeled(folder, ["a dog"], yolo=tmp_path / "yolo", coco=tmp_path / "coco.json")
     assert len(dataset) == 3 and dataset.classes == ["a dog"]

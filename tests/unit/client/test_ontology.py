@@ -27,7 +27,7 @@ FIND = "<OPEN_VOCABULARY_DETECTION>"
         (None, {}), ("", {}),
     ],
 )  # fmt: skip
-def test_classes_in_any_form(classes, phrases):
+def test_classes_may_have_any_form(classes, phrases):
     assert Ontology.of("find" if phrases else None, classes).phrases == phrases
 
 
@@ -108,8 +108,8 @@ def results(error):
     return Results([failure("od", None, error)])
 
 
-def test_which_errors_end_it():
-    """Mistakes in the request and an absent server end it, others if they persist."""
+def test_errors_that_concern_every_image_end_the_run():
+    """These are mistakes in the request and an absent server. Others end it if they persist."""
     for error in (InvalidOption("beams"), ConnectionFailed("absent")):
         with pytest.raises(type(error)):
             Tolerance().settle("a.png", results(error))

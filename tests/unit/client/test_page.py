@@ -19,8 +19,8 @@ from florence2_client.page.images import LARGEST_SIDE, preview_of
 from florence2_client.page.layout import LABELS, Answers
 from florence2_client.page.requests import MOST_REQUESTS, Card, ask, card_of, given_options, running
 from florence2_client.result import Result
-from tests.unit.client.test_client import outputs
-from tests.unit.client.test_client_images import HEIC
+from tests.unit.client.fake_transport import outputs
+from tests.unit.client.heic import HEIC
 
 BOX, LINE = [1.0, 2.0, 30.0, 20.0], [1.0, 2.0, 30.0, 2.0, 30.0, 20.0, 1.0, 20.0]
 
@@ -146,7 +146,7 @@ def test_an_unreadable_file_has_a_sentence_for_a_preview(tmp_path):
 def test_a_heic_photo_has_a_preview(tmp_path):
     pytest.importorskip("pi_heif")
     path = tmp_path / "photo.heic"
-    path.write_bytes(base64.b64decode(HEIC))
+    path.write_bytes(HEIC)
     preview = preview_of(str(path))
     assert preview.image and preview.width and not preview.problem
 

@@ -195,8 +195,8 @@ def test_tiles_can_be_given_in_several_forms(run, tiles, size, requests):
 @pytest.mark.parametrize(
     "tiles", [0, -5, 2.5, True, "", "many", "3x", "0x2", (0, 1), (1, 2, 3), ("a", "b"), [], b"auto", {"size": 3}]
 )
-def test_other_forms_are_refused(run, tiles):
-    """One sentence says what they may be."""
+def test_other_forms_of_tiles_are_refused(run, tiles):
+    """The message says what they may be."""
     with pytest.raises(InvalidOption, match="tiles must be 'auto', the size of a tile in pixels such as 640, or"):
         run(drawn((9, 9)), "od", tiles=tiles)
 
@@ -207,8 +207,8 @@ def test_tiles_must_make_sense(wrong):
         Tiles(**wrong)
 
 
-def test_what_tiles_exclude(run):
-    """A scaled image, too many tiles, and a stream."""
+def test_tiles_exclude_scaling_and_streams(run):
+    """There is also a limit on their number."""
     with pytest.raises(InvalidOption, match="tiles and max_side exclude each other"):
         run(drawn((2000, 2000)), "od", tiles="auto", max_side=800)
     with pytest.raises(InvalidOption, match=r"tiles would be 15,625; at most 4,096"):

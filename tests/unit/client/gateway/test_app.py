@@ -123,17 +123,17 @@ NOT_FINITE = ("NaN", "Infinity", "-Infinity", "1e999")
          '{"tasks": [], "label_config": "", "params": {"context": {"result": [{"value": {"x": NUMBER}}]}}}'),
     ],
 )  # fmt: skip
-def test_a_number_that_json_does_not_have_is_refused(open_gateway, server, path, content, number):
+def test_a_number_that_json_does_not_have_is_refused(open_gateway, model, path, content, number):
     """Comparisons with NaN are false, so that it would leave out everything; and no answer could repeat it."""
     headers = {"Content-Type": "application/json"}
     answer = open_gateway().post(f"/{path}", content=content.replace("NUMBER", number), headers=headers)
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "INVALID_REQUEST"
-    assert "not finite" in answer.json()["error"]["message"] and not server.sent
+    assert "not finite" in answer.json()["error"]["message"] and not model.sent
 
 
-def test_a_text_is_no_number_that_is_not_finite(open_gateway, server):
+def test_a_text_is_no_number_that_is_not_finite(open_gateway, model):
     error = send(open_gateway(), temperature="nan").json()["error"]
-    assert error["param"] == "temperature" and "finite number" in error["message"] and not server.sent
+    assert error["param"] == "temperature" and "finite number" in error["message"] and not model.sent
 
 
 def test_the_field_with_the_mistake_is_the_param(open_gateway):

@@ -53,7 +53,7 @@ def result(answer, task="<CAPTION>", finish_reason="stop", pairs=()):
         ([user(text("<OD>"), {"type": "image_url", "image_url": IMAGE["image_url"]["url"]})], ("<OD>", None)),
     ],
 )
-def test_messages_are_read(messages, expected):
+def test_the_last_message_of_the_user_is_read(messages, expected):
     assert read(*messages) == Asked(IMAGE["image_url"]["url"], *expected)
 
 
@@ -117,7 +117,7 @@ def test_boxes_are_json_and_text_is_text():
     assert content_of(result(region, "a prompt of a fine-tune")) == region.text
 
 
-def test_completion():
+def test_a_completion_has_the_form_of_openai():
     pairs = [("a", -0.1), (" dog", -0.25), ("\ufffd", -2.0), ("", -0.5)]
     found = completion(result(TextAnswer("a dog"), finish_reason="length", pairs=pairs), HEAD, logprobs=True)
     [choice] = found["choices"]

@@ -82,7 +82,7 @@ def test_addresses_outside_the_internet(address):
     assert not is_of_the_internet(address)
 
 
-def test_addresses_of_the_internet():
+def test_only_public_addresses_are_of_the_internet():
     assert is_of_the_internet("8.8.8.8") and is_of_the_internet("2606:4700:4700::1111")
 
 

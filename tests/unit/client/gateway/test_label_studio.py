@@ -192,7 +192,7 @@ def test_controls_that_the_model_knows_nothing_of_have_no_results(label_studio, 
     assert results(label_studio(view(*controls))) == [] and model.asked == []
 
 
-def test_two_images_of_a_task(label_studio, model, image_url):
+def test_a_control_answers_for_its_own_image(label_studio, model, image_url):
     model.answers = {"<CAPTION>": "a star"}
     config = f'<View>{IMAGE}<Image name="other" value="$second"/><TextArea name="t" toName="other"/></View>'
     assert results(label_studio(config, {"second": image_url}))[0]["to_name"] == "other"

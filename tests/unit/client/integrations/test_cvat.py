@@ -86,14 +86,14 @@ def annotate(monkeypatch):
     return annotated
 
 
-def test_rectangles_of_phrases(load, annotate):
+def test_phrases_become_rectangles(load, annotate):
     """Labels are phrases, or have one; each shape has its confidence."""
     shapes, client = annotate(load("labels=str:star,a green box=box"), {"star": "rectangle", "box": "any"})
     assert shapes == [("star", "rectangle", STAR), ("star", "rectangle", BOX), ("box", "rectangle", BOX)]
     assert [shape.score for shape in client.shapes] == pytest.approx([0.9, 0.3, 0.6])
 
 
-def test_labels_of_the_model(load, annotate):
+def test_labels_without_an_equal_in_the_task_are_skipped_or_mapped(load, annotate):
     """Others are skipped, or mapped."""
     labels = {"star": "any", "box": "any"}
     assert [name for name, *_ in annotate(load("task=str:od", "labels=str:star"), labels)[0]] == ["star"]
@@ -115,8 +115,8 @@ def test_polygons_of_one_object_are_a_group(load, annotate):
     assert groups[0] == groups[1] != groups[2] == groups[3] and min(groups) > 0
 
 
-def test_masks(load, annotate):
-    """An object has one mask; CVAT may ask for polygons instead."""
+def test_an_object_has_one_mask(load, annotate):
+    """CVAT may ask for polygons instead."""
     function = load("task=str:segment", "labels=str:star", "shape=str:mask")
     [(_, kind, points)], _ = annotate(function, {"star": "mask"})
     mask = masks.decode_mask(points, image_width=100, image_height=100)

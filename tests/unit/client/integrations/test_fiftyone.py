@@ -114,8 +114,8 @@ def test_a_batch_of_images_of_different_sizes(model):
     assert widths == pytest.approx([40 / (100 + 10 * number) for number in (0, 1, 2, 4, 5, 6, 7)])
 
 
-def test_failures(model):
-    """An image's own is raised by `predict`; an absent server ends a batch."""
+def test_predict_raises_the_error_of_its_image(model):
+    """In a batch such an image has no labels. An absent server ends the batch."""
     with pytest.raises(InvalidImage):
         model("od").predict(b"damaged")
     with pytest.raises(InternalError):

@@ -34,8 +34,8 @@ def test_directory_is_read_to_the_bottom(folder):
     assert image_paths(["images"]) == ["images/a.PNG", "images/b.jpg", "images/sub/c.webp"]
 
 
-def test_pattern_list_and_file(folder, monkeypatch):
-    """A glob, a list file, standard input, and a file by its own name, even without an ending."""
+def test_a_source_may_be_a_pattern_a_list_or_a_file(folder, monkeypatch):
+    """A list may come on standard input, and a file that is named needs no ending."""
     assert image_paths(["images/**/*.webp"]) == ["images/sub/c.webp"]
     (folder / "list.txt").write_text("images/b.jpg\n\n  missing.jpg  \n")
     assert image_paths(["list.txt"]) == ["images/b.jpg", "missing.jpg"]
@@ -44,7 +44,7 @@ def test_pattern_list_and_file(folder, monkeypatch):
     assert image_paths(["images/odd"]) == ["images/odd"]
 
 
-def test_a_image_comes_once(folder):
+def test_an_image_comes_once(folder):
     """Sources may overlap."""
     assert image_paths(["images/b.jpg", "images", "images/*.jpg"])[0] == "images/b.jpg"
     assert len(image_paths(["images/b.jpg", "images", "images/*.jpg"])) == 3

@@ -12,7 +12,6 @@ from florence2.errors import InvalidRequest
 from florence2_client import cli
 from florence2_client.cli import gateway
 from florence2_client.cli.arguments import number
-from tests.unit.client.test_cli import FakeServer
 
 [COMMANDS] = [
     action.choices for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
@@ -26,13 +25,6 @@ WITH_VALUES = [
 ]
 MCP_OVER_HTTP = ("--host x", "--port 1", "--api-key k", "--api-key-file f", "--requests-per-minute 1",
                  "--concurrency 1", "--max-body-mib 1")  # fmt: skip
-
-
-@pytest.fixture
-def server(monkeypatch):
-    fake = FakeServer()
-    monkeypatch.setattr("florence2_client.client.open_transport", fake.open)
-    return fake
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from florence2_client import cli
 from florence2_client.cli import calibrate, info
 from florence2_client.labeled import read_coco
 
-TEMPLATE = Path(__file__).parents[3] / "model_repository"
+TEMPLATE = Path(__file__).parents[4] / "model_repository"
 ENSEMBLE = "florence2_ensemble/config.pbtxt"
 POSTPROCESS = "florence2_postprocess/1"
 

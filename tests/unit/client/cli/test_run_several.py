@@ -12,7 +12,7 @@ from PIL import Image
 from florence2.errors import ConnectionFailed, InternalError, InvalidPrompt
 from florence2_client import cli
 from florence2_client.cli.arguments import task_names
-from tests.unit.client.test_cli import FakeServer
+from tests.unit.client.cli.fake_server import FakeServer
 
 FIND = "open_vocabulary_detection"
 
