@@ -32,3 +32,12 @@ def shared(name: str) -> Path:
 @functools.cache
 def processor(checkpoint: Path = DEMO) -> Florence2Processor:
     return Florence2Processor.from_pretrained(checkpoint)
+
+
+def truncated(value):
+    """Return an answer with its coordinates cut to integers, as transformers does."""
+    if isinstance(value, dict):
+        return {key: truncated(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [truncated(item) for item in value]
+    return int(value) if isinstance(value, float) else value

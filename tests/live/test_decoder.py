@@ -13,7 +13,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from florence2.engine.metrics import METRICS
-from tests.live.test_ensemble import SEEDS, ask, call, png, refused, scene_image
+from tests.live.plain_requests import SEEDS, ask, call, png, refused, scene_image
 
 MODEL = "florence2_decoder"
 TOKENS, WIDTH = 37, 128  # the bundled checkpoint's image tokens and d_model

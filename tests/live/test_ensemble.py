@@ -1,71 +1,24 @@
-"""The whole served path against transformers, with plain tritonclient and urllib: the contract as clients see it."""
+"""The whole served path against transformers: the contract as clients see it."""
 
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import json
-import threading
-import urllib.error
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-import tritonclient.grpc as triton
 from PIL import Image
 from transformers import Florence2ForConditionalGeneration
-from tritonclient.utils import InferenceServerException
 
-from florence2.contract import OPTIONS
 from florence2.tasks import TASKS, Grammar
-from tests.reference import DEMO, processor
+from tests.live.plain_requests import GOOD, LIMIT, PLAIN, SEEDS, ask, call, examples, png, scene_image
+from tests.reference import DEMO, processor, truncated
 from tests.unit.test_model_repository import CONTRACT_OUTPUTS
-from tools.toy_model import evaluate, scenes
-from tools.toy_model.answers import Example
+from tools.toy_model import evaluate
 
-SEEDS = (900_001, 900_002)  # no scene of training, evaluation or the demo
-TYPES = {option.name: option.type for option in OPTIONS}
-DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
 DEFAULT_LIMIT = 512
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@functools.cache
-def scene_image(seed: int) -> Image.Image:
-    return scenes.make_scene(seed).draw(320)
-
-
-def tensor(name: str, value, datatype: str) -> triton.InferInput:
-    array = np.array([value], DTYPES[datatype])
-    item = triton.InferInput(name, [1], datatype)
-    item.set_data_from_numpy(array)
-    return item
-
-
-def ask(server, image: bytes, task: str | bytes, text: str | None = None, timeout: int | None = None, **options):
-    """One ModelInfer with plain tritonclient; the outputs as a dict."""
-    inputs = [tensor("IMAGE", image, "BYTES"), tensor("TASK", task, "BYTES")]
-    inputs += [tensor("TEXT", text, "BYTES")] if text is not None else []
-    inputs += [tensor(name, value, TYPES[name]) for name, value in options.items()]
-    with triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
-        answer = client.infer("florence2_ensemble", inputs, client_timeout=60, timeout=timeout)
-    names = [output.name for output in answer.get_response().outputs]
-    return {name: answer.as_numpy(name)[0 if name != "IMAGE_SIZE" else slice(None)] for name in names}
-
-
-def refused(server, *args, **options) -> tuple[str, str]:
-    """Status and message of a request that must fail."""
-    with pytest.raises(InferenceServerException) as caught:
-        ask(server, *args, **options)
-    return caught.value.status(), caught.value.message()
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +32,6 @@ def transformers_answer(model, image: Image.Image, text: str, **options) -> tupl
     with torch.inference_mode():
         ids = model.generate(**inputs, **{"max_new_tokens": DEFAULT_LIMIT, **options})[0, 1:].tolist()
     return ids, processor(DEMO).tokenizer.decode(ids, skip_special_tokens=False)
-
-
-def examples(seed: int) -> dict[str, Example]:
-    return scenes.make_examples(scenes.make_scene(seed), seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -114,15 +63,6 @@ def without_scores(result: dict) -> dict:
     return {task: {k: v for k, v in answer.items() if k not in ours} if isinstance(answer, dict) else answer}
 
 
-def truncated(value):
-    """transformers cuts coordinates to integers."""
-    if isinstance(value, dict):
-        return {key: truncated(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [truncated(item) for item in value]
-    return int(value) if isinstance(value, float) else value
-
-
 @pytest.mark.parametrize(
     ("token", "measure", "at_least"),
     [
@@ -135,7 +75,7 @@ def truncated(value):
     ],
 )
 def test_answers_are_right(server, token, measure, at_least):
-    """The answers are right, not only equal to transformers': twelve scenes that no training has seen."""
+    """They are right on twelve scenes that no training has seen, not only equal to those of transformers."""
     scores = evaluate.Scores()
     for seed in range(910_000, 910_012):
         question = examples(seed)[token]
@@ -176,8 +116,14 @@ def test_options_mean_what_they_mean_in_transformers(server, transformers_model,
     assert answer["FINISH_REASON"] == (b"length" if len(ids) == options.get("MAX_NEW_TOKENS") else b"stop")
 
 
+def test_more_new_tokens_than_positions_means_all_of_them(server):
+    """A client need not know how many positions the checkpoint has."""
+    most = ask(server, GOOD, "<CAPTION>", MAX_NEW_TOKENS=2**31 - 1)
+    assert most["RESULT"] == ask(server, GOOD, "<CAPTION>")["RESULT"]
+
+
 def test_raw_prompts_are_answered_as_plain_text(server, transformers_model):
-    """What fine-tunes need: any other text is the prompt itself, and the key of the answer."""
+    """Fine-tunes need this. Any text that is no task is the prompt itself, and the key of the answer."""
     image = scene_image(SEEDS[0])
     answer = ask(server, png(image), "What does the image describe?")
     _, text = transformers_answer(transformers_model, image, "What does the image describe?")
@@ -185,8 +131,8 @@ def test_raw_prompts_are_answered_as_plain_text(server, transformers_model):
     assert json.loads(answer["RESULT"]) == {"What does the image describe?": clean}
 
 
-def test_scores_are_the_mean_location_log_probs(server):
-    """One score a box, between 0 and 1."""
+def test_each_box_has_a_score(server):
+    """Scores are between 0 and 1."""
     boxes = json.loads(ask(server, png(scene_image(SEEDS[0])), "<OD>")["RESULT"])["<OD>"]
     assert len(boxes["scores"]) == len(boxes["bboxes"]) > 0
     assert all(0 < score <= 1 for score in boxes["scores"])
@@ -194,7 +140,7 @@ def test_scores_are_the_mean_location_log_probs(server):
 
 @pytest.mark.parametrize("token", [token for token in TASKS if TASKS[token].grammar is not Grammar.TEXT])
 def test_everything_located_has_a_confidence(server, token):
-    """Next to its label, in every task, with greedy and with beam search."""
+    """This holds for every task, with greedy and with beam search."""
     seed, lists = SEEDS[0], {"confidences": ("labels", "bboxes_labels"), "polygons_confidences": ("polygons_labels",)}
     image, text = png(scene_image(seed)), examples(seed)[token].input
     for beams in (1, 3):
@@ -206,16 +152,16 @@ def test_everything_located_has_a_confidence(server, token):
         assert answer["confidences"] or answer.get("polygons_confidences")
 
 
-def test_images_are_understood_in_every_wrapping(server):
-    """Raw bytes, base64 text and a data URL are the same image."""
+def test_an_image_may_be_bytes_base64_or_a_data_url(server):
+    """The answers are the same."""
     raw = png(scene_image(SEEDS[0]))
     text = base64.b64encode(raw)
     answers = [ask(server, image, "<OD>")["RESULT"] for image in (raw, text, b"data:image/png;base64," + text)]
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_coordinates_are_of_the_image_as_it_is_seen(server):
-    """A photo turned by its EXIF tag has its boxes where the viewer sees things."""
+def test_coordinates_refer_to_the_image_as_displayed(server):
+    """The EXIF tag says how a photo is turned."""
     upright = scene_image(SEEDS[0]).resize((400, 300))
     turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
     exif[0x0112] = 6  # shown after a turn by 90 degrees clockwise
@@ -226,216 +172,8 @@ def test_coordinates_are_of_the_image_as_it_is_seen(server):
     assert answer["RESULT"] == expected["RESULT"]
 
 
-GOOD = png(scenes.make_scene(SEEDS[0]).draw(64))
-
-
-MISTAKES = [
-    ((b"", "<OD>"), {}, "INVALID_IMAGE", "image"),
-    ((b"junk", "<OD>"), {}, "INVALID_IMAGE", "image"),
-    ((b"https://example.com/street.jpg", "<OD>"), {}, "INVALID_IMAGE", "URL"),
-    ((GOOD[: len(GOOD) // 2], "<OD>"), {}, "INVALID_IMAGE", "image"),
-    ((GOOD, ""), {}, "INVALID_PROMPT", "TASK|task"),
-    ((GOOD, b"\xff\xfe"), {}, "INVALID_PROMPT", "UTF-8"),
-    ((GOOD, "<OD>", "a dog"), {}, "INVALID_PROMPT", "<OD>"),
-    ((GOOD, "<OPEN_VOCABULARY_DETECTION>"), {}, "INVALID_PROMPT", "<OPEN_VOCABULARY_DETECTION>"),
-    ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "  "), {}, "INVALID_PROMPT", "<OPEN_VOCABULARY_DETECTION>"),
-    ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "a </s> b"), {}, "INVALID_PROMPT", "</s>"),
-    ((GOOD, "<REGION_TO_OCR>", "here"), {}, "INVALID_PROMPT", "region"),
-    ((GOOD, "<REGION_TO_OCR>", "1,2,3"), {}, "INVALID_PROMPT", "region"),
-    ((GOOD, "<REGION_TO_OCR>", "30,30,10,10"), {}, "INVALID_PROMPT", "corner"),
-    ((GOOD, "<REGION_TO_OCR>", "1000,1000,2000,2000"), {}, "INVALID_PROMPT", "image"),
-    ((GOOD, "<OPEN_VOCABULARY_DETECTION>", "dog " * 3000), {}, "INVALID_PROMPT", "token|long"),
-    ((GOOD, "<OD>"), {"NUM_BEAMS": 0}, "INVALID_OPTION", "NUM_BEAMS"),
-    ((GOOD, "<OD>"), {"NUM_BEAMS": 10_000}, "INVALID_OPTION", "NUM_BEAMS"),
-    ((GOOD, "<OD>"), {"MAX_NEW_TOKENS": 0}, "INVALID_OPTION", "MAX_NEW_TOKENS"),
-    ((GOOD, "<OD>"), {"MIN_NEW_TOKENS": 9, "MAX_NEW_TOKENS": 8}, "INVALID_OPTION", "MIN_NEW_TOKENS"),
-    ((GOOD, "<OD>"), {"NO_REPEAT_NGRAM_SIZE": -1}, "INVALID_OPTION", "NO_REPEAT_NGRAM_SIZE"),
-    ((GOOD, "<OD>"), {"REPETITION_PENALTY": 0.0}, "INVALID_OPTION", "REPETITION_PENALTY"),
-    ((GOOD, "<OD>"), {"LENGTH_PENALTY": float("nan")}, "INVALID_OPTION", "LENGTH_PENALTY"),
-    ((GOOD, "<OD>"), {"LENGTH_PENALTY": float("inf")}, "INVALID_OPTION", "LENGTH_PENALTY"),
-    ((GOOD, "<OD>"), {"LENGTH_PENALTY": -5.0}, "INVALID_OPTION", "LENGTH_PENALTY"),
-    ((GOOD, "<OD>"), {"TEMPERATURE": -1.0}, "INVALID_OPTION", "TEMPERATURE"),
-    ((GOOD, "<OD>"), {"TEMPERATURE": float("nan")}, "INVALID_OPTION", "TEMPERATURE"),
-    ((GOOD, "<OD>"), {"TOP_K": -1}, "INVALID_OPTION", "TOP_K"),
-    ((GOOD, "<OD>"), {"TOP_P": 1.5}, "INVALID_OPTION", "TOP_P"),
-    ((GOOD, "<OD>"), {"SEED": -1}, "INVALID_OPTION", "SEED"),
-    ((GOOD, "<OD>"), {"TEMPERATURE": 0.5, "NUM_BEAMS": 3}, "INVALID_OPTION", "NUM_BEAMS"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "options", "code", "named"), MISTAKES, ids=[row[2] for row in MISTAKES])
-def test_a_mistake_is_named_and_costs_no_other_request_anything(server, arguments, options, code, named):
-    """INVALID_ARGUMENT, the code and one sentence, no traceback or path."""
-    status, message = refused(server, *arguments, **options)
-    assert status == "StatusCode.INVALID_ARGUMENT"
-    assert f"{code}: " in message
-    assert any(word in message for word in named.split("|")), message
-    assert "Traceback" not in message and ".py" not in message and "/1/" not in message
-
-
-def test_more_new_tokens_than_positions_means_all_of_them(server):
-    """A client need not know how many positions the checkpoint has."""
-    most = ask(server, GOOD, "<CAPTION>", MAX_NEW_TOKENS=2**31 - 1)
-    assert most["RESULT"] == ask(server, GOOD, "<CAPTION>")["RESULT"]
-
-
-@pytest.mark.parametrize("model", ["florence2_ensemble/generate", "florence2_ensemble/infer"])
-def test_the_code_comes_over_http_too(server, model):
-    """Triton's generate extension answers every error with the same status."""
-    image = base64.b64encode(b"junk").decode()
-    if model.endswith("generate"):
-        body = {"IMAGE": image, "TASK": "<OD>"}
-    else:
-        inputs = {"IMAGE": image, "TASK": "<OD>"}.items()
-        body = {"inputs": [{"name": k, "shape": [1], "datatype": "BYTES", "data": [v]} for k, v in inputs]}
-    request = urllib.request.Request(f"{server.http_url}/v2/models/{model}", json.dumps(body).encode())
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request)
-    assert "INVALID_IMAGE: " in json.load(caught.value)["error"]
-
-
-def test_bad_requests_in_a_crowd_cost_the_good_ones_nothing(server):
-    """Forty at once, a third of them hostile: the others get the answers that they get without them."""
-    images = [png(scene_image(seed)) for seed in SEEDS]
-    tasks = ("<OD>", "<CAPTION>")
-    expected = {(i, task): ask(server, images[i], task)["GENERATED_TEXT"] for i in (0, 1) for task in tasks}
-    jobs = [(i % 2, tasks[i // 2 % 2], i % 3 == 0) for i in range(40)]
-
-    def run(job):
-        seed, task, hostile = job
-        if hostile:
-            return refused(server, b"\x89PNG junk", task)[0]
-        return ask(server, images[seed], task)["GENERATED_TEXT"]
-
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(run, jobs))
-    for (seed, task, hostile), answer in zip(jobs, answers, strict=True):
-        assert answer == ("StatusCode.INVALID_ARGUMENT" if hostile else expected[seed, task])
-
-
-def test_a_deadline_is_unavailable_and_its_neighbor_is_served(server):
-    """The request's own timeout, in microseconds, reaches the engine."""
-    image = png(scene_image(SEEDS[0]))
-    neighbor = {}
-    thread = threading.Thread(target=lambda: neighbor.update(ask(server, image, "<OD>")))
-    thread.start()
-    status, message = refused(server, image, "<MORE_DETAILED_CAPTION>", timeout=1)
-    thread.join()
-    assert status == "StatusCode.UNAVAILABLE"
-    assert "time limit" in message
-    assert neighbor["FINISH_REASON"] == b"stop"
-
-
-def call(server, model: str, tensors: dict[str, np.ndarray], outputs: list[str] | None = None):
-    """One ModelInfer with any tensors; the outputs as a dict, or the status and message of the refusal."""
-    inputs = []
-    for name, array in tensors.items():
-        datatype = next(kind for kind, dtype in DTYPES.items() if np.dtype(dtype) == array.dtype)
-        inputs.append(triton.InferInput(name, array.shape, datatype).set_data_from_numpy(array))
-    asked = [triton.InferRequestedOutput(name) for name in outputs or []]
-    with triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
-        try:
-            answer = client.infer(model, inputs, outputs=asked or None, client_timeout=60)
-        except InferenceServerException as error:
-            return error.status().removeprefix("StatusCode."), error.message()
-    return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
-
-
-def test_hostile_tensors_sent_straight_to_the_decoder_are_refused(server):
-    """Composing models are callable too; NaN, overflow, wrong shapes and ids out of range stop at the door."""
-    good, prompt = np.zeros((37, 128), np.float32), np.array([0, 9, 2], np.int32)
-    hostile = [
-        (np.full((37, 128), np.nan, np.float32), prompt),
-        (np.full((37, 128), 1e38, np.float32), prompt),
-        (np.zeros((36, 128), np.float32), prompt),
-        (good, np.array([], np.int32)),
-        (good, np.array([0, -5, 2], np.int32)),
-        (good, np.array([0, 2**31 - 1, 2], np.int32)),
-        (good, np.zeros(5000, np.int32)),
-    ]
-    for features, ids in hostile:
-        status, _ = call(server, "florence2_decoder", {"IMAGE_FEATURES": features, "PROMPT_IDS": ids})
-        assert status == "INVALID_ARGUMENT"
-    assert "TOKENS" in call(server, "florence2_decoder", {"IMAGE_FEATURES": good, "PROMPT_IDS": prompt})
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"LOG_PROBS": np.zeros(2, np.float32)},
-        {"LOG_PROBS": np.array([0, np.nan, 0], np.float32)},
-        {"LOG_PROBS": np.array([0, 3000, 0], np.float32)},
-        {"LOG_MASSES": np.zeros(2, np.float32)},
-        {"LOG_MASSES": np.array([0, np.nan, 0], np.float32)},
-        {"TOKENS": np.array([0, -1, 2], np.int32)},
-        {"TOKENS": np.array([0, 2**31 - 1, 2], np.int32)},
-        {"IMAGE_SIZE": np.array([0, 0], np.int32)},
-    ],
-    ids=str,
-)
-def test_hostile_tensors_sent_straight_to_postprocess_are_refused(server, change):
-    """Nothing but the decoder's own numbers makes an answer."""
-    good = {
-        "TOKENS": np.array([0, 9, 2], np.int32),
-        "LOG_PROBS": np.zeros(3, np.float32),
-        "IMAGE_SIZE": np.array([10, 10], np.int32),
-        "ANSWER_KEY": np.array(["<OD>"], np.object_),
-    }
-    assert "RESULT" in call(server, "florence2_postprocess", good)
-    assert call(server, "florence2_postprocess", good | change)[0] == "INVALID_ARGUMENT"
-
-
-PLAIN = {"IMAGE": np.array([GOOD], np.object_), "TASK": np.array(["<OD>"], np.object_)}
-LIMIT = {"MAX_NEW_TOKENS": np.array([8], np.int32)}
-
-
-@pytest.mark.parametrize("name", ["IMAGE", "TASK"])
-def test_a_missing_input_is_named(server, name):
-    """By preprocess. Triton 24.10 only counts inputs, so an ensemble with an optional one in its place says
-    "unexpected deadlock"; the code is right all the same.
-    """
-    tensors = {key: value for key, value in (PLAIN | LIMIT).items() if key != name}
-    assert call(server, "florence2_ensemble", tensors)[0] == "INVALID_ARGUMENT"
-    status, message = call(server, "florence2_preprocess", tensors)
-    assert status == "INVALID_ARGUMENT" and f"{name} is missing" in message
-
-
-@pytest.mark.parametrize("name", CONTRACT_OUTPUTS)
-def test_every_output_can_be_requested_by_itself(server, name):
-    """A client that wants one tensor gets that one."""
-    assert list(call(server, "florence2_ensemble", PLAIN | LIMIT, [name])) == [name]
-
-
-def generate(server, body: dict) -> tuple[int, dict]:
-    """POST to Triton's generate extension."""
-    request = urllib.request.Request(
-        f"{server.http_url}/v2/models/florence2_ensemble/generate", json.dumps(body).encode(), {"Connection": "close"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def test_generate_over_http_needs_only_json(server):
-    """curl's way: base64 image in, all outputs as JSON."""
-    image = png(scene_image(SEEDS[0]))
-    status, answer = generate(server, {"IMAGE": base64.b64encode(image).decode(), "TASK": "<OD>", "NUM_BEAMS": 1})
-    assert status == 200
-    assert json.loads(answer["RESULT"]) == json.loads(ask(server, image, "<OD>", NUM_BEAMS=1)["RESULT"])
-    assert answer["IMAGE_SIZE"] == [320, 320]
-
-
-def test_generate_names_mistakes_too(server):
-    """Triton makes every asynchronous error of generate a 400; the sentence is ours."""
-    status, answer = generate(server, {"IMAGE": "bm90IGEgcGljdHVyZQ==", "TASK": "<OD>"})
-    assert status == 400
-    assert "image" in answer["error"]
-
-
 def test_locations_that_the_model_spells_out_are_locations(server):
-    """Fine-tunes spell `<loc_1000>`, which is no token: the box is found, with its score, and the text stays."""
+    """Fine-tunes spell `<loc_1000>`, which is no token. The box is found, with its score, and the text stays."""
     text = "star<loc_92><loc_277><loc_1000><loc_704>triangle<loc_536><loc_329><loc_883><loc_639>"
     ids = processor().tokenizer.encode(text, add_special_tokens=False)
     answer = call(server, "florence2_postprocess", {
@@ -452,10 +190,16 @@ def test_locations_that_the_model_spells_out_are_locations(server):
     }
 
 
-def test_a_region_up_to_1000_is_the_whole_image(server):
-    """Clients that scale to 0..1000 name the far edges so."""
+def test_a_location_of_1000_is_the_edge_of_the_image(server):
+    """Clients that scale coordinates to 0..1000 send it, although the last location is 999."""
     image, edge = png(scene_image(SEEDS[0])), "<loc_{0}><loc_{0}>"
     answers = [
         ask(server, image, "<REGION_TO_CATEGORY>" + edge.format(0) + edge.format(far))["RESULT"] for far in (999, 1000)
     ]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("name", CONTRACT_OUTPUTS)
+def test_every_output_can_be_requested_by_itself(server, name):
+    """The response has no other."""
+    assert list(call(server, "florence2_ensemble", PLAIN | LIMIT, [name])) == [name]

@@ -20,8 +20,8 @@ import tritonclient.grpc as triton
 from florence2.errors import DeadlineExceeded, InvalidImage, InvalidOption, InvalidPrompt, ModelNotFound
 from florence2.tasks import TASKS
 from florence2_client import AsyncClient, Client, Result
+from tests.live.plain_requests import SEEDS, TYPES, ask, examples, png, scene_image, tensor
 from tests.live.test_decoder import metrics
-from tests.live.test_ensemble import SEEDS, TYPES, ask, examples, png, scene_image, tensor
 
 DECODER = "florence2_decoder_stream"
 LONG = "<MORE_DETAILED_CAPTION>"

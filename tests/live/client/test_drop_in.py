@@ -10,8 +10,7 @@ from PIL import Image
 
 from florence2.errors import InvalidImage, InvalidOption, InvalidPrompt
 from florence2_client.drop_in import pipeline, post_process_generation
-from tests.live.test_ensemble import truncated
-from tests.reference import DEMO, processor
+from tests.reference import DEMO, processor, truncated
 
 SCENE = Path(__file__).parents[3] / "demo/images/scene.png"
 TASK = "image-text-to-text"
@@ -41,7 +40,7 @@ def test_the_pipeline_answers_like_that_of_transformers(ours, theirs, text, opti
     assert ours(images=image, text=text, **options) == theirs(images=image, text=text, **options)
 
 
-def test_lists_of_images_and_texts(ours, theirs):
+def test_lists_of_images_and_texts_are_answered_alike(ours, theirs):
     image = Image.open(SCENE).convert("RGB")
     asked = [image, image], ["<OCR>", "<CAPTION>"]
     assert ours(*asked) == theirs(*asked)

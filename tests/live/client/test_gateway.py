@@ -86,7 +86,7 @@ def test_a_stream_adds_up_to_the_answer(sdk):
     assert cut.choices[0].finish_reason == "length" and cut.usage.completion_tokens == 3
 
 
-def test_async_requests_in_flight(base_url):
+def test_the_async_sdk_sends_requests_at_once(base_url):
     async def run():
         async with openai.AsyncOpenAI(base_url=base_url, api_key=KEY) as client:
             tasks = ["<OD>", "<OCR>", "<CAPTION>"] * 4
@@ -119,7 +119,7 @@ def test_mistakes_raise_the_exceptions_of_the_sdk(base_url, sdk):
 
 
 @pytest.mark.filterwarnings("ignore:Item:UserWarning")
-def test_litellm(base_url):
+def test_litellm_gets_an_answer(base_url):
     answer = litellm.completion(
         model="openai/florence2", api_base=base_url, api_key=KEY, messages=messages("<OCR>"), max_tokens=20
     )

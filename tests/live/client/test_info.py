@@ -38,8 +38,8 @@ def test_a_running_server_tells_the_same_over_both_protocols(server, repository,
     assert ask(capsys, "--url", server.http_url) == expected
 
 
-def test_people_get_lines(repository, capsys, monkeypatch):
-    """Aligned, a fact a line, under the model's name."""
+def test_a_terminal_gets_a_line_for_each_fact(repository, capsys, monkeypatch):
+    """They are aligned under the model's name."""
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert cli.main(["info", "--repository", str(repository)]) == 0

@@ -38,8 +38,8 @@ def test_fields_are_the_contracts(name, contract):
         assert SCHEMAS[name]["required"] == [tensor for tensor, (*_, optional) in contract.items() if not optional]
 
 
-def test_tasks_are_the_codes():
-    """All task tokens are examples of TASK."""
+def test_every_task_token_is_an_example():
+    """They are examples of TASK."""
     assert SCHEMAS["Request"]["properties"]["TASK"]["examples"] == list(TASKS)
 
 

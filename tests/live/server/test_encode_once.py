@@ -19,8 +19,8 @@ from florence2.triton.onnx_session import open_session
 from florence2_client import Client
 from florence2_export.repository import read_config
 from florence2_export.targets import as_triton_passes_it
+from tests.live.plain_requests import png, scene_image
 from tests.live.test_decoder import metrics
-from tests.live.test_ensemble import png, scene_image
 
 MODEL = "florence2_vision"
 TASKS = ("caption", "od", "ocr")

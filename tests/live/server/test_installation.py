@@ -19,7 +19,7 @@ from florence2.server.folder import assemble, mirror
 from florence2.server.installation import Installation, find_installation, find_wheel
 from florence2.server.launch import expected_regions
 from florence2.server.options import ServingOptions
-from tests.live.server.test_embedded import onnx_model, python_model
+from tests.live.server.small_models import onnx_model, python_model
 
 MODEL = """name: "%s" backend: "%s" instance_group [ { count: %d } ]"""
 

@@ -15,7 +15,7 @@ from PIL import Image
 from florence2 import images
 from florence2.errors import InvalidImage
 from florence2.images import MAX_SIDE, decode_image
-from tests.unit.domain.test_images import encode, icns
+from tests.unit.domain.image_files import encode, icns
 
 
 def bmp_rle(width, height, data):
