@@ -1,5 +1,7 @@
 """A small language model with random weights, and its config, for tests that need no reference."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from florence2.engine.bart import LanguageModel
 from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
+from florence2.engine.worker import Worker
 from tests.tiny_model import tiny_config
 
 
@@ -45,3 +48,10 @@ def make_request(config: ModelConfig):
         return Request(features, prompt, config.generation_options(**options))
 
     return make
+
+
+@pytest.fixture
+def worker(engine: Engine) -> Iterator[Worker]:
+    worker = Worker(engine)
+    yield worker
+    worker.stop()

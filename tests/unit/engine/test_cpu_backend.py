@@ -91,7 +91,7 @@ def test_it_computes_what_torch_does(odd, precision, tolerance):
 
 
 @pytest.mark.parametrize("untied", [[HEAD], [EMBEDDING.replace("shared", "decoder.embed_tokens")]])
-def test_untied_tables_of_int8_rows(odd, untied):
+def test_an_untied_embedding_is_not_read_from_the_head(odd, untied):
     """The decoder's embedding is read from the head's packed rows only where both are the same."""
     ours, torchs = (logits(build(odd, "int4", backend=each, untied=untied)) for each in (CpuBackend, CudaBackend))
     assert (ours - torchs).abs().max() < 0.02 * torchs.std()

@@ -31,8 +31,8 @@ def zeros(kind: type, **arrays):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_embedding(dtype):
-    """Scaled tokens plus positions, from tables of either type."""
+def test_embedding_adds_positions_to_scaled_tokens(dtype):
+    """The tables may have either type."""
     torch.manual_seed(0)
     tokens, positions = torch.randn(30, 19).to(dtype), torch.randn(10, 19).to(dtype)
     embedding = Embedding(as_array(tokens), as_array(positions), np.float32(2.5), zeros(Norm), 30)
@@ -67,8 +67,8 @@ def test_layer_norm_after_a_sum():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_gelu(threads):
-    """The same as torch's, over the range in which it is neither 0 nor x; threads share the columns."""
+def test_gelu_is_that_of_torch(threads):
+    """The range is that in which it is neither 0 nor x. Threads share the columns."""
     x = torch.linspace(-12, 12, ROWS * 9 * LANES).view(ROWS, 9 * LANES)
     ours = x.numpy().copy()
     for thread in range(threads):
@@ -77,8 +77,8 @@ def test_gelu(threads):
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 45])
-def test_softmax(length):
-    """The same as torch's over the first scores; what follows them is not touched."""
+def test_softmax_is_that_of_torch(length):
+    """It covers the first scores. What follows them stays as it is."""
     torch.manual_seed(0)
     scores = torch.randn(ROWS, 48) * 20
     ours = scores.numpy().copy()
@@ -105,7 +105,7 @@ def linear(precision: str, inputs: int, outputs: int) -> nn.Module:
 )
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, ROWS])
 @torch.inference_mode()
-def test_products(precision, tolerance, rows):
+def test_packed_products_are_those_of_torch(precision, tolerance, rows):
     """Two layers packed together give what torch gives, whatever the numbers of rows, inputs, outputs and threads."""
     torch.manual_seed(0)
     layers = [linear(precision, 51, 77) for _ in range(2)]

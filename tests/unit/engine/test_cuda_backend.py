@@ -158,8 +158,8 @@ def test_the_graph_that_was_not_used_for_longest_makes_room(make_engine, make_re
     ("count", "limit", "least", "size"),
     [(1, 300, 64, 64), (64, 300, 64, 64), (65, 300, 64, 128), (257, 300, 64, 300), (0, 24, 8, 8), (3, 24, 1, 4)],
 )
-def test_buckets(count, limit, least, size):
-    """Powers of two, and never more than there are."""
+def test_buckets_are_powers_of_two_within_the_limit(count, limit, least, size):
+    """The limit itself is the largest bucket."""
     assert _bucket(count, limit, least) == size
 
 

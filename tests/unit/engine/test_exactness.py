@@ -6,30 +6,22 @@ Checkpoints with random weights are the harder test: their answers wander, repea
 import dataclasses
 import itertools
 import random
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoProcessor,
-    Florence2Config,
-    Florence2ForConditionalGeneration,
-    GenerationConfig,
-)
+from transformers import Florence2ForConditionalGeneration
 
-from florence2.engine.backend import Backend
 from florence2.engine.cpu.backend import CpuBackend
 from florence2.engine.cuda.backend import CudaBackend
 from florence2.engine.engine import Engine
 from florence2.engine.sequence import Request
 from florence2.engine.weights import build_language_model, create_backend
-from florence2.locations import NEAR
-from florence2_export.checkpoint import Checkpoint, read_checkpoint
+from florence2_export.checkpoint import read_checkpoint
 from florence2_export.language import language_tensors
+from tests.reference import DEMO
+from tests.unit.engine.transformers_reference import Reference, random_checkpoint
 
-DEMO = Path(__file__).parents[3] / "demo" / "checkpoint"
 MAX_NEW_TOKENS = 40
 ROUNDINGS = 10  # of the features, where rounding decides
 OPTIONS = [
@@ -53,103 +45,6 @@ SAMPLED = [
     dict(temperature=0.4, top_k=0, top_p=0.9, repetition_penalty=0.7, no_repeat_ngram_size=0),
     dict(temperature=2.0, top_k=30, top_p=0.8, no_repeat_ngram_size=0, suppress_repeated_bos=True),
 ]
-
-
-@dataclass
-class Reference:
-    """transformers' model and the engine, on the same weights."""
-
-    model: Florence2ForConditionalGeneration
-    checkpoint: Checkpoint
-
-    @property
-    def untrained(self) -> list[int]:
-        """Rows of the embedding that no checkpoint ever trained; transformers must be told to leave them out."""
-        return list(range(self.checkpoint.config.tokens.known, self.checkpoint.config.text.vocab_size))
-
-    def engine(self, backend: type[Backend] = CpuBackend) -> Engine:
-        config = self.checkpoint.config
-        model = build_language_model(language_tensors(self.checkpoint.weights), config, "float32")
-        return Engine(backend(model, config, 24), config)
-
-    def features(self, seed: int) -> np.ndarray:
-        """Return the features of a random image, float32 [image tokens, d_model]."""
-        image = self.checkpoint.config.image
-        random = torch.Generator().manual_seed(seed)
-        pixels = torch.randn(1, 3, image.height, image.width, generator=random)
-        with torch.inference_mode():
-            return self.model.get_image_features(pixels).pooler_output[0].numpy()
-
-    def log_masses(self, request: Request, tokens: tuple[int, ...]) -> list[float]:
-        """Return the log of what transformers' model gives, without rules, to each token and the locations near it."""
-        ids = self.checkpoint.config.tokens
-        prompt = self.model.get_input_embeddings()(torch.tensor([request.prompt_ids]))
-        inputs = torch.cat([torch.from_numpy(request.image_features)[None], prompt], dim=1)
-        given = torch.tensor([[ids.decoder_start, *tokens[:-1]]])
-        with torch.inference_mode():
-            encoded = self.model.model.language_model.encoder(inputs_embeds=inputs)
-            logits = self.model(encoder_outputs=encoded, decoder_input_ids=given).logits[0]
-        masses = []
-        for token, probabilities in zip(tokens, logits.double().softmax(-1), strict=True):
-            locations = probabilities[ids.first_location : ids.first_location + 1000]
-            place = token - ids.first_location
-            near = locations[max(0, place - NEAR) : place + NEAR + 1] if 0 <= place < 1000 else probabilities[token]
-            masses.append(float(near.sum().log()))
-        return masses
-
-    def generate(self, request: Request) -> tuple[list[int], float | None]:
-        """Return transformers' tokens without the start token, and its sequences_scores (None for one beam)."""
-        answer = self.output(request)
-        score = float(answer.sequences_scores[0]) if request.options.num_beams > 1 else None
-        return answer.sequences[0, 1:].tolist(), score
-
-    def output(self, request: Request):
-        """Return all that transformers' `generate` returns."""
-        image_ids = [self.model.config.image_token_id] * self.checkpoint.config.image.tokens
-        features = torch.from_numpy(request.image_features)[None]
-        embed = self.model.get_input_embeddings()
-        inputs = torch.cat([features, embed(torch.tensor([request.prompt_ids]))], dim=1)
-        options = request.options
-        flags = {}
-        if options.num_beams > 1:
-            flags = dict(length_penalty=options.length_penalty, early_stopping=options.early_stopping)
-        if options.temperature:
-            names = ("temperature", "top_k", "top_p")
-            flags = dict(do_sample=True, **{name: getattr(options, name) for name in names})
-        bos = self.checkpoint.config.tokens.bos
-        with torch.inference_mode():
-            return self.model.generate(
-                input_ids=torch.tensor([[*image_ids, *request.prompt_ids]]),
-                encoder_outputs=self.model.model.language_model.encoder(inputs_embeds=inputs),
-                max_new_tokens=options.max_new_tokens,
-                num_beams=options.num_beams,
-                no_repeat_ngram_size=options.no_repeat_ngram_size,
-                min_new_tokens=options.min_new_tokens,
-                repetition_penalty=options.repetition_penalty,
-                bad_words_ids=[[bos, bos]] if options.suppress_repeated_bos else None,
-                **flags,
-                suppress_tokens=self.untrained or None,
-                return_dict_in_generate=True,
-                output_scores=True,
-            )
-
-
-def random_checkpoint(directory: Path, seed: int, untied: bool = False, **text) -> Path:
-    """Write a checkpoint of another geometry with the demo's tokenizer; large weights make its answers varied."""
-    config = Florence2Config.from_pretrained(DEMO)
-    for key, value in text.items():
-        setattr(config.text_config, key, value)
-    config.text_config.init_std = 0.12
-    config.vision_config.projection_dim = config.text_config.d_model
-    torch.manual_seed(seed)
-    model = Florence2ForConditionalGeneration(config)
-    if untied:
-        for module in (model.model.language_model.decoder.embed_tokens, model.lm_head):
-            module.weight = torch.nn.Parameter(module.weight + 0.05 * torch.randn_like(module.weight))
-    model.generation_config = GenerationConfig.from_pretrained(DEMO)
-    model.save_pretrained(directory)
-    AutoProcessor.from_pretrained(DEMO).save_pretrained(directory)
-    return directory
 
 
 GEOMETRIES = {
@@ -200,8 +95,8 @@ def rounded_differently(request: Request, noise: int) -> Request:
 
 
 @pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
-def test_every_combination_of_options_in_one_busy_batch(reference, backend):
-    """All at once: they queue, join late, leave early, and each gets transformers' answer to it."""
+def test_every_combination_of_options_answers_as_transformers_in_one_busy_batch(reference, backend):
+    """Requests queue, join late and leave early."""
     requests = [request_of(reference, seed, **options) for seed, options in enumerate(OPTIONS)]
     engine = reference.engine(backend)
     for request, generation in zip(requests, engine.generate(requests), strict=True):
@@ -209,7 +104,7 @@ def test_every_combination_of_options_in_one_busy_batch(reference, backend):
 
 
 @pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
-def test_at_least_so_many_tokens_and_a_penalty_on_repetitions(reference, backend):
+def test_min_new_tokens_and_repetition_penalty_are_those_of_transformers(reference, backend):
     """Both rules together with the ban on n-grams, for requests that share a batch with others of other rules."""
     requests = [request_of(reference, seed, **options) for seed, options in enumerate(RULES)]
     for request, generation in zip(requests, reference.engine(backend).generate(requests), strict=True):
@@ -266,7 +161,7 @@ def test_transformers_draws_the_same_tokens_at_the_same_quantiles(reference, bac
 
 
 @pytest.mark.parametrize("backend", [CpuBackend, CudaBackend])
-def test_a_checkpoint_that_wants_to_repeat_bos_for_ever(tmp_path, backend):
+def test_suppress_repeated_bos_frees_a_checkpoint_that_repeats_bos_forever(tmp_path, backend):
     """Stock checkpoints do without NO_REPEAT_NGRAM_SIZE, and so does transformers."""
     directory = random_checkpoint(tmp_path, 3, d_model=32, decoder_layers=1, untied=True)
     model = Florence2ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
@@ -287,7 +182,7 @@ def test_a_checkpoint_that_wants_to_repeat_bos_for_ever(tmp_path, backend):
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])
-def test_answers_that_are_cut(reference, max_new_tokens):
+def test_an_answer_is_cut_where_transformers_cuts_it(reference, max_new_tokens):
     """The limit counts the forced `<s>` and `</s>`."""
     for beams in (1, 3):
         request = request_of(reference, 5, num_beams=beams, max_new_tokens=max_new_tokens)
@@ -296,7 +191,7 @@ def test_answers_that_are_cut(reference, max_new_tokens):
         assert_equal(reference, request, generation)
 
 
-def test_a_sequence_that_fills_every_position(reference):
+def test_a_sequence_may_fill_every_position(reference):
     """Exactly max_positions tokens can be generated; the last one is never fed back. Long hypotheses tie in float32."""
     limit = reference.checkpoint.config.max_new_tokens
     for beams, ngram in ((1, 0), (3, 1)):
@@ -320,13 +215,20 @@ def test_a_late_request_changes_nothing_for_the_early_one(reference):
 
 
 def test_log_probs_are_transformers_transition_scores(reference):
-    """Token by token, for greedy and for beams; forced tokens count zero."""
-    for beams in (1, 3):
-        request = request_of(reference, 4, num_beams=beams)
-        [generation] = reference.engine().generate([request])
-        total = sum(generation.log_probs)
-        assert generation.score == pytest.approx(total / len(generation.tokens), abs=1e-4)
-        assert generation.log_probs[0] == 0.0
+    """Forced tokens count zero."""
+    request = request_of(reference, 4, num_beams=3)
+    [generation] = reference.engine().generate([request])
+    theirs = reference.output(request)
+    scores = reference.model.compute_transition_scores(theirs.sequences, theirs.scores, theirs.beam_indices)[0]
+    assert list(generation.log_probs) == pytest.approx(scores[: len(generation.tokens)].tolist(), abs=1e-3)
+    assert generation.log_probs[0] == 0.0
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_score_is_the_mean_of_the_log_probs(reference, beams):
+    [generation] = reference.engine().generate([request_of(reference, 4, num_beams=beams)])
+    assert generation.score == pytest.approx(sum(generation.log_probs) / len(generation.tokens), abs=1e-4)
+    assert generation.log_probs[0] == 0.0
 
 
 def test_padding_rows_of_the_embedding_are_never_generated(tmp_path):

@@ -81,7 +81,7 @@ def test_int8_is_close_to_the_exact_layer():
 
 
 @torch.inference_mode()
-def test_not_a_number_stays_one():
+def test_nan_stays_nan():
     """The engine recognizes a broken request by it."""
     project = pack(int8_layer(16, 8)[0])
     assert project(torch.full((1, 16), torch.nan)).isnan().all()

@@ -1,12 +1,13 @@
 """Every job gets exactly one answer: in the ordinary way, late, cancelled, refused, failed, or when the engine dies."""
 
+import dataclasses
 import os
-import threading
 import time
 
+import numpy as np
 import pytest
 
-from florence2.engine.backend import NO_TOKEN, DeviceLost
+from florence2.engine.backend import DeviceLost
 from florence2.engine.beam import Generation
 from florence2.engine.sender import Job
 from florence2.engine.worker import Worker
@@ -18,36 +19,7 @@ from florence2.errors import (
     QueueFull,
     Unavailable,
 )
-
-
-class Client:
-    """Collects the answers of one job."""
-
-    def __init__(self, request, **extra):
-        self.outcomes = []
-        self._answered = threading.Event()
-        self.job = Job(request, self._answer, **extra)
-
-    def _answer(self, outcome):
-        self.outcomes.append(outcome)
-        self._answered.set()
-
-    def wait(self):
-        assert self._answered.wait(10), "every job gets an answer"
-        return self.outcomes[0]
-
-
-@pytest.fixture
-def worker(engine):
-    worker = Worker(engine)
-    yield worker
-    worker.stop()
-
-
-def slow_down(engine, monkeypatch, seconds=0.02):
-    """Make steps take a while, so that requests overlap."""
-    step = engine.step
-    monkeypatch.setattr(engine, "step", lambda: (time.sleep(seconds), step())[1])
+from tests.unit.engine.worker_clients import Client, never_end, slow_down
 
 
 def test_requests_that_overlap_do_not_change_each_other_s_answers(worker, engine, make_request):
@@ -76,21 +48,6 @@ def test_a_short_request_overtakes_a_long_one(worker, engine, make_request, monk
     assert isinstance(short.wait(), Generation)
     assert not long.outcomes
     assert isinstance(long.wait(), Generation)
-
-
-def never_end(engine, monkeypatch):
-    """Make greedy searches go on until they must stop."""
-    find = engine.backend.step
-
-    def go_on(step):
-        found = find(step)
-        for group, candidates in zip(step.layout.groups, found, strict=True):
-            if group.beams == 1:
-                free = step.forced[step.layout.starts[group.requests]] == NO_TOKEN
-                candidates.tokens[free] = 5
-        return found
-
-    monkeypatch.setattr(engine.backend, "step", go_on)
 
 
 def test_a_deadline_ends_a_request_and_no_other(worker, engine, make_request, monkeypatch):
@@ -231,10 +188,6 @@ def test_an_answer_that_cannot_be_sent_harms_no_other(worker, make_request):
 
 def test_invalid_requests_are_refused_before_they_reach_the_engine(worker, make_request, config):
     """Direct calls to the decoder model can hold anything."""
-    import dataclasses
-
-    import numpy as np
-
     good = make_request(1)
     bad_features = [
         np.zeros((3, 3), np.float32),
@@ -248,65 +201,3 @@ def test_invalid_requests_are_refused_before_they_reach_the_engine(worker, make_
     for request in hostile:
         with pytest.raises(InvalidRequest):
             worker.submit(Client(request).job)
-
-
-def test_partial_answers_are_sent_until_the_answer_and_never_after(worker, engine, make_request, monkeypatch):
-    """Each is a longer beginning of the answer, unfinished; the answer comes last, and counts once."""
-    slow_down(engine, monkeypatch)
-    partial = []
-    client = Client(
-        make_request(1, num_beams=1, max_new_tokens=40), follow=lambda part: partial.append((part, client.outcomes[:]))
-    )
-    worker.submit(client.job)
-    answer = client.wait()
-    worker.stop()
-    assert len(partial) > 1 and not any(before for _, before in partial)
-    assert all(part.tokens == answer.tokens[: len(part.tokens)] and part.finish_reason == "" for part, _ in partial)
-    lengths = [len(part.tokens) for part, _ in partial]
-    assert lengths == sorted(set(lengths)) and lengths[-1] < len(answer.tokens)
-
-
-def test_partial_answers_that_leave_slowly_are_replaced_and_not_queued(worker, engine, make_request, monkeypatch):
-    """The engine goes on, and a slow client gets the newest one."""
-    monkeypatch.setattr("florence2.engine.sender.FOLLOW_SECONDS", 0.0)
-    slow_down(engine, monkeypatch, 0.005)
-    partial, waiting = [], []
-
-    def follow(part):
-        partial.append(len(part.tokens))
-        time.sleep(0.2)
-        waiting.append(worker.sender._outbox._items.qsize())
-
-    client = Client(make_request(1, num_beams=1, max_new_tokens=40), follow=follow)
-    worker.submit(client.job)
-    answer = client.wait()
-    assert len(partial) < len(answer.tokens) / 2
-    assert max(waiting) <= 2, "one partial answer and the answer"
-
-
-@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
-def test_a_partial_answer_that_cannot_be_sent_costs_no_answer(worker, make_request, error):
-    """A broken stream concerns its client only."""
-
-    def follow(_part):
-        raise error
-
-    client = Client(make_request(1, num_beams=1), follow=follow)
-    worker.submit(client.job)
-    assert isinstance(client.wait(), Generation)
-
-
-def test_nothing_follows_an_error_on_a_stream(worker, engine, make_request, monkeypatch):
-    """The error is a deadline, sent in the middle of a step."""
-    slow_down(engine, monkeypatch, 0.03)
-    never_end(engine, monkeypatch)
-    late = []
-    client = Client(
-        make_request(1, num_beams=1),
-        deadline=time.monotonic() + 0.3,
-        follow=lambda part: late.append(part) if client.outcomes else None,
-    )
-    worker.submit(client.job)
-    assert isinstance(client.wait(), DeadlineExceeded)
-    time.sleep(0.2)
-    assert not late

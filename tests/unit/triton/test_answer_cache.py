@@ -48,8 +48,8 @@ def test_equal_requests_get_the_answer_again(answers):
         with_options(early_stopping=False),
     ],
 )
-def test_other_requests_do_not(answers, other):
-    """Other features, another prompt, or any other option."""
+def test_other_requests_do_not_get_that_answer(answers, other):
+    """They have other features, another prompt or another option."""
     answers.put(answers.key(REQUEST), ANSWER)
     assert answers.get(answers.key(other)) is None
 

@@ -45,8 +45,8 @@ def test_one_of_no_bytes_stays_empty():
     assert cache.get("empty") is None and len(cache) == cache.bytes == 0
 
 
-def test_its_size_is_the_server_s(monkeypatch):
-    """Where none was given, the default."""
+def test_its_size_is_an_option_of_the_server(monkeypatch):
+    """There is a default."""
     monkeypatch.setenv("A_VARIABLE", "7")
     assert Cache.of_this_server("A_VARIABLE", 256).most_bytes == 7 * MIB
     monkeypatch.delenv("A_VARIABLE")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,64 +13,7 @@ import pytest
 from florence2.engine.metrics import ENCODER_METRICS
 from florence2.errors import InternalError, QueueFull, Unavailable
 from florence2.triton import encoder as module
-from florence2.triton.cache import ENTRY_BYTES, Cache
-from florence2.triton.encoder import Encoder
-
-SECONDS = 60  # a wait that only a defect makes this long
-ENTRY = ENTRY_BYTES + 4  # one float32
-
-
-class FakeSession:
-    """Return ten times its input. A test can hold a run, and make the runs of some images fail."""
-
-    def __init__(self) -> None:
-        self.runs: list[list[int]] = []  # the images of each
-        self.bad: set[int] = set()
-        self.began: queue.Queue[list[int]] = queue.Queue()
-        self.go_on = threading.Event()
-        self.go_on.set()
-
-    def run(self, feeds):
-        images = feeds["X"].reshape(-1).tolist()
-        self.runs.append(images)
-        self.began.put(images)
-        assert self.go_on.wait(SECONDS)
-        if self.bad & set(images):
-            raise RuntimeError("out of memory")
-        return {"Y": feeds["X"].astype(np.float32) * 10}
-
-    def hold(self) -> None:
-        self.go_on.clear()
-
-    def wait_until_it_runs(self) -> list[int]:
-        return self.began.get(timeout=SECONDS)
-
-
-class Requests:
-    """Send images to an encoder and collect what each request gets."""
-
-    def __init__(self, session: FakeSession, batch: int = 1, entries: int = 100) -> None:
-        self.samples: queue.SimpleQueue = queue.SimpleQueue()
-        self.encoder = Encoder(session, batch, Cache(entries * ENTRY), self.samples.put)
-        self.inboxes: list[queue.Queue] = []
-
-    def send(self, image: int, allowed=lambda waiting: True) -> queue.Queue:
-        inbox: queue.Queue = queue.Queue()
-        kept = self.encoder.submit(image, {"X": np.array([[image]])}, inbox.put, allowed=allowed)
-        if kept is not None:
-            inbox.put(kept)
-        self.inboxes.append(inbox)
-        return inbox
-
-    def metrics(self) -> dict[str, float]:
-        """Stop the encoder, and return all that it published."""
-        self.encoder.stop()
-        totals: Counter[str] = Counter()
-        while not self.samples.empty():
-            for series, value in self.samples.get():
-                name = series.metric.name.removeprefix("florence2_encoder_")
-                totals[name] = totals[name] + value if name.endswith("_total") else value
-        return dict(totals)
+from tests.unit.triton.encoding import ENTRY, SECONDS, FakeSession, Requests, result
 
 
 @pytest.fixture
@@ -79,13 +21,6 @@ def session() -> Iterator[FakeSession]:
     made = FakeSession()
     yield made
     made.go_on.set()
-
-
-def result(inbox: queue.Queue):
-    """Return the features of an image, or the error; each request gets one response."""
-    found = inbox.get(timeout=SECONDS)
-    assert inbox.empty()
-    return found if isinstance(found, Exception) else found["Y"].item()
 
 
 def test_an_image_is_encoded_once(session):
@@ -114,8 +49,8 @@ def test_known_images_are_answered_while_another_is_encoded(session):
     assert result(requests.send(1)) == 10, "the other one is still being encoded"
 
 
-def test_it_knows_what_waits_too(session):
-    """Two requests for an image that is still in the queue have one run, in its place."""
+def test_requests_for_an_image_in_the_queue_share_a_run(session):
+    """The image keeps its place in the queue."""
     session.hold()
     requests = Requests(session)
     inboxes = [requests.send(1)]
@@ -312,8 +247,8 @@ def test_every_metric_is_published_from_the_start(session):
 
 
 @pytest.mark.parametrize(("batch", "entries"), [(1, 100), (1, 0), (4, 3)])
-def test_many_threads(session, batch, entries):
-    """Each request gets one response, its own; runs, hits and joins add up; enough memory means one run an image."""
+def test_many_threads_get_the_responses_to_their_requests(session, batch, entries):
+    """Runs, hits and joins add up. With enough memory, each image has one run."""
     session.bad = {7}
     requests = Requests(session, batch, entries)
     wrong: list[object] = []
