@@ -52,8 +52,8 @@ def bytes_of(quantity):
 
 @example
 @pytest.mark.parametrize("version", ["1.27", "1.37"])
-def test_kubernetes_takes_it(render, example, version):
-    """Every object fits the schema of the oldest version that the chart allows, and of the newest known here."""
+def test_kubernetes_accepts_every_object(render, example, version):
+    """They fit the schemas of the oldest version that the chart allows, and of the newest known here."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for kind, manifests in render(example).items():
         if kind not in ("ScaledObject", "ServiceMonitor"):
@@ -61,8 +61,8 @@ def test_kubernetes_takes_it(render, example, version):
                 kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_keda_and_prometheus_take_it(render):
-    """Every field of these objects is in the definitions of their types."""
+def test_keda_and_prometheus_know_every_field(render):
+    """The fields are in the definitions of their types."""
     for kind in ("ScaledObject", "ServiceMonitor"):
         check_fields(the(render("cpu"), kind)["spec"], f"{kind}Spec")
 

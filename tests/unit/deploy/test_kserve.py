@@ -30,7 +30,7 @@ def test_kserve_knows_every_field(runtime, service):
         check_fields({"predictor": {"model": {"storage_url": "x"}}}, "InferenceServiceSpec")
 
 
-def test_kubernetes_takes_the_pod(runtime, service):
+def test_kubernetes_accepts_the_pod(runtime, service):
     """The runtime's containers and volumes form a valid pod, and the service's strategy is valid for a Deployment."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     spec, predictor = runtime["spec"], service["spec"]["predictor"]
@@ -55,7 +55,7 @@ def test_runtime_serves_the_model(runtime, service):
     assert str(options_of(container).repository) == "/mnt/models"
 
 
-def test_it_is_the_same_server(runtime, service, render):
+def test_the_server_is_run_as_in_the_chart(runtime, service, render):
     """Probes, command, pause and security equal the chart's; Kubernetes waits until all of it is over."""
     (container,), chart = runtime["spec"]["containers"], server_of(render(None))
     for same in ("image", "lifecycle", "resources"):

@@ -26,8 +26,8 @@ def said() -> str:
 
 
 @pytest.mark.parametrize("symptom", sorted(set(SYMPTOMS) - OF_TRITON))
-def test_the_sentence_is_said(symptom):
-    """In each part between what varies."""
+def test_the_code_says_each_sentence_of_the_guide(symptom):
+    """It says each part between what varies."""
     for part in (part.strip(" .;:()") for part in VARIES.split(symptom)):
         assert part in said(), f"nothing says {part!r}"
 

@@ -27,7 +27,7 @@ def written(folder: Path) -> Path:
     return folder
 
 
-def test_a_small_project(tmp_path):
+def test_the_measures_of_a_small_project(tmp_path):
     measured = measure(written(tmp_path))
     assert measured["files to follow one request"] == "7 (server 4, client 3)"
     assert measured["files that mention a generation option"] == "1 + 1 tests"
