@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from florence2.errors import CheckpointError, InvalidRequest
-from florence2_client import cli
+from florence2_client import Client, cli
 from florence2_client.cli import info
 from florence2_client.transports import parse_url
 from florence2_export.weight_files import content_hash
@@ -36,6 +36,9 @@ def test_a_running_server_tells_the_same_over_both_protocols(server, repository,
     expected = ask(capsys, "--repository", str(repository))
     assert ask(capsys, "--url", server.grpc_url) == expected
     assert ask(capsys, "--url", server.http_url) == expected
+    for url in (server.grpc_url, server.http_url):
+        with Client(url) as client:  # which tiles and batches need
+            assert {"model": client.model, **client._description()} == expected[0]
 
 
 def test_a_terminal_gets_a_line_for_each_fact(repository, capsys, monkeypatch):
