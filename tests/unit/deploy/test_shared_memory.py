@@ -71,7 +71,7 @@ def test_a_gpu_has_more_processes_and_larger_batches(needed: Needed):
             "{cpu stream} MiB for six model processes on a CPU and {gpu container stream} for eleven",
         ),
         ("docs/containers.md", "a server needs {cpu} MiB on a CPU and {gpu container} MiB in the GPU image"),
-        ("docs/gpu.md", "{gpu} MiB with base and {gpu large} MiB with large there"),
+        ("docs/gpu.md", "{gpu} MiB of it with base and {gpu large} MiB with large"),
         ("docs/capacity.md", "{cpu} MiB at most"),
     ],
 )
