@@ -7,7 +7,6 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,37 +24,10 @@ from florence2.errors import (
 from florence2_client import Tls
 from florence2_client.transports import open_async_transport, open_transport, parse_url
 from florence2_client.transports.http import decode_response, event_outputs
+from tests.unit.client.from_threads import FromThreads
 from tests.unit.client.scripted_server import scripted_server
 
 TENSORS = {"TASK": np.array([b"<OD>"], dtype=object)}
-
-
-class FromThreads:
-    """An asyncio transport with the methods of the other one. Its event loop runs in a thread of its own."""
-
-    def __init__(self, address):
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-        self.transport = self.call(self.made, address)
-
-    async def made(self, address):
-        return open_async_transport(address)
-
-    def call(self, function, *arguments):
-        return asyncio.run_coroutine_threadsafe(function(*arguments), self.loop).result()
-
-    def infer(self, *arguments):
-        return self.call(self.transport.infer, *arguments)
-
-    def describe(self, *arguments):
-        return self.call(self.transport.describe, *arguments)
-
-    def close(self):
-        self.call(self.transport.close)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
 
 
 @pytest.fixture(params=["threads", "asyncio"])

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
-import itertools
-import json
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from florence2.answers import TextAnswer
-from florence2.config import ImageConfig
 from florence2.errors import (
     ConnectionFailed,
     DeadlineExceeded,
@@ -23,78 +17,10 @@ from florence2.errors import (
     InvalidRequest,
     Unavailable,
 )
-from florence2.images import decode_image
 from florence2_client import AsyncClient, Client, Prompt, Tiles
 from florence2_client.tiles import TILED, TILES_IN_FLIGHT
-from florence2_client.tiling import MOST_AUTO, tile_boxes
-from tests import reference  # noqa: F401  the profile of hypothesis
-from tests.unit.client.in_flight import CountingTransport
-
-COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
-
-
-class Finder(CountingTransport):
-    """Answers with the box of each color, as far as the image shows it; 768 pixels of a side are all it sees."""
-
-    def __init__(self, fails=lambda size: None):
-        super().__init__()
-        self.fails, self.sizes, self.tasks, self.timeouts = fails, [], [], []
-        self.descriptions, self.described = [{}], []
-
-    def describe(self, model, timeout):
-        """Tell the next description, or raise it; the last one again and again."""
-        self.described.append((model, timeout))
-        told = self.descriptions[0] if len(self.descriptions) == 1 else self.descriptions.pop(0)
-        if isinstance(told, Exception):
-            raise told
-        return told
-
-    def answer(self, tensors, timeout):
-        image = decode_image(tensors["IMAGE"][0], ImageConfig.max_pixels)
-        if error := self.fails(image.size):
-            raise error
-        task = tensors["TASK"][0].decode()
-        with self.lock:
-            self.sizes.append(image.size)
-            self.tasks.append(task)
-            self.timeouts.append(timeout)
-        pixels = np.asarray(image)
-        boxes, labels = [], []
-        for name, color in COLORS.items():
-            ys, xs = np.nonzero((pixels == color).all(-1))
-            if len(xs) and max(np.ptp(xs), np.ptp(ys)) >= max(image.size) / 768 * 4:
-                boxes.append([float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)])
-                labels.append(name)
-        if task == "<OCR_WITH_REGION>":
-            quads = [[x1, y1, x2, y1, x2, y2, x1, y2] for x1, y1, x2, y2 in boxes]
-            answer = {"quad_boxes": quads, "labels": labels}
-        elif task.startswith("<OPEN"):
-            answer = {"bboxes": boxes, "bboxes_labels": labels, "polygons": [], "polygons_labels": []}
-        else:
-            answer = {"bboxes": boxes, "labels": labels, "scores": [0.25] * len(boxes)}
-        return {
-            "RESULT": np.array([json.dumps({task: answer}).encode()], object),
-            "GENERATED_TEXT": np.array([b""], object),
-            "FINISH_REASON": np.array([b"stop"], object),
-            "NUM_TOKENS": np.array([5], np.int32),
-            "SEQUENCE_SCORE": np.array([-0.5], np.float32),
-            "IMAGE_SIZE": np.array(image.size, np.int32),
-        }
-
-
-class AsyncFinder(Finder):
-    async def describe(self, model, timeout):
-        return super().describe(model, timeout)
-
-    async def infer(self, model, tensors, timeout):
-        self.now += 1
-        self.most = max(self.most, self.now)
-        await asyncio.sleep(0)
-        self.now -= 1
-        return self.answer(tensors, timeout)
-
-    async def close(self):
-        pass
+from florence2_client.tiling import tile_boxes
+from tests.unit.client.rectangles import COLORS, AsyncFinder, Finder
 
 
 @pytest.fixture(params=["threads", "asyncio"])
@@ -311,49 +237,3 @@ def test_ask_takes_tiles_too():
     assert objects.labels == ["red"] and lines.answer.text == "red"
     assert isinstance(caption.error, InvalidOption)
     assert "tiles and max_side exclude each other" in str(scaled.error)
-
-
-# ---- where the tiles lie
-
-SIZES = st.tuples(st.integers(1, 6000), st.integers(1, 6000))
-TILINGS = st.one_of(
-    st.just("auto"),
-    st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    st.integers(100, 3000),
-    st.builds(Tiles, st.integers(150, 2000), st.floats(0, 0.6)),
-)
-
-
-@given(SIZES, TILINGS, st.sampled_from([1, 8, 64, 192, 768, 1024]))
-def test_tiles_cover_every_pixel_and_overlap(size, tiles, model_side):
-    """In each direction they follow each other, share what they should, and end with the image."""
-    boxes = tile_boxes(size, tiles, model_side) or [(0, 0, *size)]
-    overlap = tiles.overlap if isinstance(tiles, Tiles) else 0.2
-    for axis in (0, 1):
-        spans = sorted({(box[axis], box[axis + 2]) for box in boxes})
-        assert spans[0][0] == 0 and spans[-1][1] == size[axis]
-        lengths = {end - start for start, end in spans}
-        assert len(lengths) == 1
-        for (_, end), (start, _) in itertools.pairwise(spans):
-            assert end - start >= overlap * min(lengths) - 2  # rounding moves both edges
-    columns, rows = (len({box[axis] for box in boxes}) for axis in (0, 1))
-    assert len(boxes) == columns * rows == len(set(boxes))
-
-
-@pytest.mark.parametrize(
-    ("size", "count"),
-    [
-        ((1152, 1152), 0),
-        ((1153, 300), 2),
-        ((1920, 1080), 6),
-        ((3840, 2160), 24),
-        ((2480, 3508), 24),
-        ((600, 30_000), 45),
-    ],
-)
-def test_auto_shows_the_model_each_pixel_while_the_tiles_are_not_too_many(size, count):
-    """Beyond that, tiles are larger."""
-    boxes = tile_boxes(size, "auto")
-    assert len(boxes) == count <= MOST_AUTO
-    sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes]
-    assert not sides or max(sides) <= 768 * (1.1 if max(size) < 10_000 else 1.3)
