@@ -39,6 +39,7 @@ CHANNEL = [
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.enable_http_proxy", 0),  # a company's http_proxy would swallow requests to 127.0.0.1
 ]
+STREAM_POLL_SECONDS = 0.5
 
 
 class GrpcTransport:
@@ -74,7 +75,13 @@ class GrpcTransport:
             with contextlib.suppress(InferenceServerException):  # it has already ended; the reason is queued
                 client.async_stream_infer(model, _inputs(tensors), timeout=triton_timeout(timeout))
             while True:
-                yield _streamed(self._address, *arrivals.get(), timeout)
+                try:
+                    arrived = arrivals.get(timeout=STREAM_POLL_SECONDS)
+                except queue.Empty:
+                    if client._stream._handler.is_alive() or not arrivals.empty():
+                        continue
+                    return  # it ended without an error, of which tritonclient does not tell
+                yield _streamed(self._address, *arrived, timeout)
         finally:
             self._streams.discard(client)
             client.stop_stream(cancel_requests=True)

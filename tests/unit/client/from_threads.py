@@ -26,6 +26,12 @@ class FromThreads:
     def infer(self, *arguments):
         return self.call(self.transport.infer, *arguments)
 
+    def stream(self, *arguments):
+        return self.call(self.collected, *arguments)
+
+    async def collected(self, *arguments):
+        return [outputs async for outputs in self.transport.stream(*arguments)]
+
     def describe(self, *arguments):
         return self.call(self.transport.describe, *arguments)
 

@@ -51,6 +51,11 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
         answer.raw_output_contents.append((7).to_bytes(4, "little"))
         return answer
 
+    def ModelStreamInfer(self, requests, context):
+        """Answer the first request, and end the stream without an error, as a proxy may."""
+        answer = self.ModelInfer(next(requests), context)
+        yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+
     def ModelConfig(self, request, context):
         status = self.script.play(request.name, 0)
         if status:

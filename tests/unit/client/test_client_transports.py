@@ -271,3 +271,10 @@ def test_several_servers_take_turns_and_one_may_go(opened):
         assert outcomes.count(None) == 1 and any(isinstance(error, Unavailable) for error in outcomes)
         for _ in range(10):
             transport.infer("fine", TENSORS, 5)
+
+
+def test_a_stream_that_ends_without_an_error_ends(opened):
+    """As behind a proxy that stops: what has come is yielded, and more is not waited for."""
+    with scripted_server("grpc") as (_, url):
+        answers = [outputs["NUM_TOKENS"].tolist() for outputs in opened(url).stream("fine", TENSORS, None)]
+    assert answers == [[7]]
