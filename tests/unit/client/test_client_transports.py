@@ -274,7 +274,7 @@ def test_several_servers_take_turns_and_one_may_go(opened):
 
 
 def test_a_stream_that_ends_without_an_error_ends(opened):
-    """As behind a proxy that stops: what has come is yielded, and more is not waited for."""
+    """A proxy that stops may end it so: what has come is yielded, and more is not waited for."""
     with scripted_server("grpc") as (_, url):
         answers = [outputs["NUM_TOKENS"].tolist() for outputs in opened(url).stream("fine", TENSORS, None)]
     assert answers == [[7]]
