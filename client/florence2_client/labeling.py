@@ -24,6 +24,7 @@ from florence2_client.objects import Found, coco_dataset, numbered, supervision_
 from florence2_client.ontology import LOG, WITHOUT_CLASSES, Ontology, Tolerance
 from florence2_client.request import Options, require_share
 from florence2_client.results import Results
+from florence2_client.resuming import model_differences
 from florence2_client.sources import EXTRAS, ImagePaths, require_distinct, require_writable, stamp_of, why_absent
 from florence2_client.transports import DEFAULT_URL
 
@@ -136,8 +137,8 @@ class _Run:
         if entry.key not in self._keys:
             return False
         request = dict(entry.request or {})
-        served = request.pop("served", None) or self._served
-        same = request == self._request(self._stamp(entry.key[0])) and (served == self._served or not self._served)
+        differing = model_differences(request.pop("served", None) or {}, self._served)
+        same = request == self._request(self._stamp(entry.key[0])) and not differing
         return entry.error is not None or not same
 
     def send(self, journal: Journal, concurrency: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from florence2.errors import InvalidRequest
 
+# What each export has now. Exports of early versions may lack one; that does not make them another model.
+ALWAYS_KNOWN = frozenset({"weights_sha256", "vision_precision", "language_precision", "image_size"})
 LONGEST_SHOWN = 12  # characters of a hash
 
 
@@ -20,13 +22,17 @@ def option_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     return [f"--{name.replace('_', '-')} {_shown(old)} instead of {_shown(new)}" for name, old, new in flags]
 
 
-def require_same_model(kept: Iterable[Mapping[str, str]], now: Mapping[str, str], out: Path) -> None:
-    """Raise InvalidRequest if one of the kept answers is of another model than the one that is served now.
+def model_differences(was: Mapping[str, str], now: Mapping[str, str]) -> list[tuple[str, str | None, str | None]]:
+    """Return where two models differ, as names and values. Each is what `identity_of` returns, empty if not known."""
+    if not (was and now):
+        return []
+    return [each for each in _differing(was, now) if each[0] not in ALWAYS_KNOWN or None not in each[1:]]
 
-    A model is what `identity_of` returns, empty if it is not known.
-    """
+
+def require_same_model(kept: Iterable[Mapping[str, str]], now: Mapping[str, str], out: Path) -> None:
+    """Raise InvalidRequest if one of the kept answers is of another model than the one that is served now."""
     for was in kept:
-        if was and now and (differing := list(_differing(was, now))):
+        if differing := model_differences(was, now):
             facts = [f"{name} {_shown(old, LONGEST_SHOWN)} instead of {_shown(new, LONGEST_SHOWN)}"
                      for name, old, new in differing]  # fmt: skip
             raise InvalidRequest(
