@@ -33,10 +33,10 @@ from florence2_client.cli.console import ANSWERS, INPUTS, json_line, table, task
 from florence2_client.description import Description, description_of
 from florence2_client.methods import DEFAULT_MODEL
 from florence2_client.transports import Address, parse_url
+from florence2_client.transports.errors import RESTRICTED, not_shown
 from florence2_client.transports.grpc import connection_arguments, translated
 from florence2_client.transports.http import fetch, refusal
 
-RESTRICTED = "is restricted"  # Triton's words over both protocols
 FIRST = "checkpoint revision weights_sha256 layout adapter adapter_revision adapter_sha256".split()
 LAST = "exported florence2 torch transformers onnx onnxscript safetensors".split()  # settings come before these
 TASKS_EXAMPLES = """\
@@ -172,7 +172,7 @@ def _configs_over_grpc(address: Address, unlisted: str, timeout: float) -> list[
         return [client.get_model_config(name, **call)["config"] for name in names]
     except InferenceServerException as error:
         if RESTRICTED in error.message():
-            raise InvalidRequest(f"{address} does not show what it serves") from error
+            raise not_shown(address) from error
         raise translated(address, error, timeout) from error
     finally:
         client.close()
@@ -189,7 +189,7 @@ def _configs_over_http(address: Address, unlisted: str, timeout: float) -> list[
 def _read_json(address: Address, method: str, path: str, timeout: float) -> Any:
     status, content = fetch(address, method, path, timeout)
     if status == 403:
-        raise InvalidRequest(f"{address} does not show what it serves")
+        raise not_shown(address)
     try:
         if status == 200:
             return json.loads(content)

@@ -54,6 +54,7 @@ NO_CONNECTION = re.compile(
 )
 # What another gRPC server says to a request for Triton.
 NOT_TRITON = re.compile("method not found|unknown (service|method)", re.IGNORECASE)
+RESTRICTED = "is restricted"  # Triton's words for an API that is closed, over both protocols
 UNKNOWN, TIMED_OUT = "unknown host", "timed out"
 # What Triton writes before the message of a model.
 PREFIXES = re.compile(
@@ -78,6 +79,11 @@ def server_error(status: str | None, message: str) -> Florence2Error:
 def deadline_exceeded(timeout: float) -> DeadlineExceeded:
     """Return the error for a response that did not arrive in time."""
     return DeadlineExceeded(f"no answer within {timeout:g} seconds")
+
+
+def not_shown(address: Address) -> InvalidRequest:
+    """Return the error for a server or proxy that shows no configuration; it may answer requests all the same."""
+    return InvalidRequest(f"{address} does not show what it serves")
 
 
 def connection_failed(address: Address, reason: object) -> ConnectionFailed:

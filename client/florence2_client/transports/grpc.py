@@ -25,8 +25,10 @@ from florence2_client.transports.base import Address, Outputs, triton_timeout
 from florence2_client.transports.errors import (
     NO_CONNECTION,
     NOT_TRITON,
+    RESTRICTED,
     connection_failed,
     deadline_exceeded,
+    not_shown,
     server_error,
 )
 from florence2_client.transports.listener import PORTS
@@ -93,7 +95,7 @@ class GrpcTransport:
         try:
             told = self._client.get_model_config(model, as_json=True, client_timeout=timeout, headers=headers)
         except InferenceServerException as error:
-            raise translated(self._address, error, timeout) from error
+            raise _not_described(self._address, error, timeout) from error
         except ValueError as error:  # as in `infer`
             raise Cancelled("the client was closed") from error
         return description_of(told.get("config"))
@@ -152,7 +154,7 @@ class AsyncGrpcTransport:
             with self._ended_by_closing():
                 told = await self._client.get_model_config(model, as_json=True, client_timeout=timeout, headers=headers)
         except InferenceServerException as error:
-            raise await asyncio.to_thread(translated, self._address, error, timeout) from error
+            raise await asyncio.to_thread(_not_described, self._address, error, timeout) from error
         return description_of(told.get("config"))
 
     async def close(self) -> None:
@@ -166,7 +168,8 @@ class AsyncGrpcTransport:
         try:
             yield
         except (asyncio.CancelledError, grpc.aio.UsageError) as error:
-            if not self._closed:
+            cancelling = getattr(asyncio.current_task(), "cancelling", int)  # Python 3.10 does not tell
+            if not self._closed or (isinstance(error, asyncio.CancelledError) and cancelling()):
                 raise
             raise Cancelled("the client was closed") from error
 
@@ -212,6 +215,13 @@ def _inputs(tensors: Tensors) -> list[triton.InferInput]:
 
 def _outputs(result: triton.InferResult) -> Outputs:
     return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+
+def _not_described(address: Address, error: InferenceServerException, timeout: float) -> Florence2Error:
+    """Return the exception for a failed `describe`. What is closed stays closed, although Triton says UNAVAILABLE."""
+    if RESTRICTED in error.message() or NOT_TRITON.search(error.message()):
+        return not_shown(address)
+    return translated(address, error, timeout)
 
 
 def translated(address: Address, error: InferenceServerException, timeout: float | None) -> Florence2Error:

@@ -21,12 +21,7 @@ from urllib.parse import quote
 
 import aiohttp
 import numpy as np
-from tritonclient.utils import (
-    deserialize_bytes_tensor,
-    np_to_triton_dtype,
-    serialize_byte_tensor,
-    triton_to_np_dtype,
-)
+from tritonclient.utils import deserialize_bytes_tensor, np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
 from florence2.errors import Cancelled, ConnectionFailed, Florence2Error, InternalError, InvalidOption
 from florence2_client.description import Description, description_of
@@ -36,6 +31,7 @@ from florence2_client.transports.errors import (
     HTTP_STATUS,
     connection_failed,
     deadline_exceeded,
+    not_shown,
     server_error,
 )
 from florence2_client.transports.listener import wrong_listener
@@ -85,6 +81,8 @@ class AsyncHttpTransport:
         """Return what the export recorded about a model."""
         async with self._sent(f"models/{quote(model)}/config", None, {}, timeout) as response:
             content = await response.read()
+            if response.status in NOT_A_ROUTE:
+                raise not_shown(self._address)  # a proxy may forward only requests
             if response.status != 200:
                 raise await asyncio.to_thread(refusal, self._address, response.status, content)
         try:

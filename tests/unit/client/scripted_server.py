@@ -20,6 +20,15 @@ CODES = {  # of gRPC and of Triton's HTTP
 }
 
 
+CLOSED = {  # what refuses to show a configuration: Triton and proxies, over gRPC and HTTP
+    "restricted": (
+        (grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header 'triton-grpc-protocol-disabled'"),
+        (403, b'{"error":"This API is restricted, expecting header \'disabled\'"}'),
+    ),
+    "no_route": ((grpc.StatusCode.UNIMPLEMENTED, "Method not found!"), (404, b"")),
+}
+
+
 class Script:
     """What a server does with a request, by the name of the model, and what it saw."""
 
@@ -57,6 +66,8 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
         yield service_pb2.ModelStreamInferResponse(infer_response=answer)
 
     def ModelConfig(self, request, context):
+        if request.name in CLOSED:
+            context.abort(*CLOSED[request.name][0])
         status = self.script.play(request.name, 0)
         if status:
             context.abort(CODES[status][0], "the reason")
@@ -86,6 +97,8 @@ def http_handler(script):
 
         def do_GET(self):
             model = self.path.split("/")[3]
+            if model in CLOSED:
+                return self.reply(*CLOSED[model][1])
             status = script.play(model, 0)
             config = {"platform": "ensemble", "parameters": {"image_size": {"string_value": "64x64"}}}
             answer = {"error": "the reason"} if status else config
