@@ -14,7 +14,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
 
-from bench.compare.loads import BEAMS, CAPTION, Answer, Ask
+from bench.compare.loads import BEAMS, Answer, Ask
 from bench.harness import embedded_server
 from bench.static_batch import generate
 from florence2_client import Client
@@ -44,12 +44,12 @@ def served(repository: Path) -> Iterator[Ask]:
 
 @contextlib.contextmanager
 def streaming(repository: Path) -> Iterator[Ask]:
-    """Answer with the first part of a stream."""
+    """Answer with streams, read to their ends: the server would finish one that is left, next to the next request."""
     with embedded_server(repository, stream=True) as server, Client(server.grpc_url) as client:
 
         def ask(image: bytes, prompt: str, limit: int) -> Answer:
-            with contextlib.closing(client.stream(image, prompt, max_new_tokens=CAPTION.tokens)) as results:
-                return Answer(next(results).text, 1)
+            *_, last = client.stream(image, prompt, max_new_tokens=limit)
+            return Answer(last.text, last.num_tokens)
 
         yield ask
 
