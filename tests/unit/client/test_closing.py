@@ -40,15 +40,21 @@ def test_closing_ends_requests_under_way(protocol):
         assert time.monotonic() - start < 0.9
 
 
+async def request_under_way(script, url):
+    """Return a transport, and the task of a request that the server has."""
+    transport = open_async_transport(parse_url(url))
+    waiting = asyncio.create_task(transport.infer("slow", TENSORS, None))
+    while not script.timeouts:
+        await asyncio.sleep(0.01)
+    return transport, waiting
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_closing_ends_requests_of_asyncio(protocol):
     """A task that waits for an answer, or comes too late, is told so; it is not cancelled itself."""
 
     async def close_under_way(script, url):
-        transport = open_async_transport(parse_url(url))
-        waiting = asyncio.create_task(transport.infer("slow", TENSORS, None))
-        while not script.timeouts:  # until the server has the request
-            await asyncio.sleep(0.01)
+        transport, waiting = await request_under_way(script, url)
         await transport.close()
         return await asyncio.gather(waiting, transport.infer("fine", TENSORS, 5.0), return_exceptions=True)
 
@@ -63,10 +69,7 @@ def test_a_task_that_is_canceled_before_closing_stays_canceled(protocol):
     """The code that canceled it expects that."""
 
     async def cancel(script, url):
-        transport = open_async_transport(parse_url(url))
-        waiting = asyncio.create_task(transport.infer("slow", TENSORS, None))
-        while not script.timeouts:  # until the server has the request
-            await asyncio.sleep(0.01)
+        transport, waiting = await request_under_way(script, url)
         waiting.cancel()
         await transport.close()
         return await asyncio.gather(waiting, return_exceptions=True)
